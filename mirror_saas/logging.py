@@ -1,0 +1,100 @@
+"""Logging: one JSON object a line, and stream keys masked wherever they turn up.
+
+A stream key is the one secret that may stand in a path (`/stream/<slug>/<key>`, `/plivo/<slug>/<key>/…`), and paths
+end up in log lines of Django, Twisted and Channels. The mask is a filter on the handler, so it sees every record,
+whoever wrote it, including exception texts.
+"""
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+MASK = "***"
+
+# The key after a stream or plivo path, whatever it looks like (a wrong key is somebody's mistyped right key), and
+# our own tokens anywhere: stream keys `sk_…`, API keys `mk_<prefix>_<secret>`.
+_PATH_KEY = re.compile(r"(/(?:stream|plivo)/[^/\s\"'?#]+/)[^/\s\"'?#]+")
+_CALL_TOKEN = re.compile(r"([?&]mt=)[^&\s\"'#]+")
+_STREAM_KEY = re.compile(r"\bsk_[A-Za-z0-9_-]{16,}")
+_API_KEY = re.compile(r"\b(mk_[A-Za-z0-9]+_)[A-Za-z0-9_-]+")
+_URL_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^:/@\s]*:)[^@/\s]+(@)")
+
+# What every LogRecord has; anything else came in through `extra=` and is logged as a field.
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with stream keys, call tokens, API keys and passwords in URLs replaced by `***`."""
+    text = _PATH_KEY.sub(rf"\1{MASK}", text)
+    text = _CALL_TOKEN.sub(rf"\1{MASK}", text)
+    text = _STREAM_KEY.sub(MASK, text)
+    text = _API_KEY.sub(rf"\1{MASK}", text)
+    return _URL_PASSWORD.sub(rf"\1{MASK}\2", text)
+
+
+class MaskSecrets(logging.Filter):
+    """Masks the message, its arguments, the exception's text and every extra field of a record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):
+            # A wrong format string must not hide the line; the arguments are shown beside it.
+            message = f"{record.msg} {record.args!r}"
+        record.msg = mask_secrets(message)
+        record.args = None
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = mask_secrets(record.exc_text)
+        if record.stack_info:
+            record.stack_info = mask_secrets(record.stack_info)
+        for name, value in record.__dict__.items():
+            if name not in _STANDARD and isinstance(value, str):
+                record.__dict__[name] = mask_secrets(value)
+        return True
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: `at` (UTC), `level`, `logger`, `message`, `error` (traceback) and the extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        # Django attaches whole requests; their fields are not ours to log.
+        line |= {
+            name: value
+            for name, value in record.__dict__.items()
+            if name not in _STANDARD and isinstance(value, str | int | float | bool | None)
+        }
+        error = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else None)
+        if error:
+            line["error"] = error
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def logging_config(*, level: str = "INFO") -> dict[str, Any]:
+    """A dictConfig: everything goes to stderr through the mask. Access lines with paths are off."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"mask": {"()": "mirror_saas.logging.MaskSecrets"}},
+        "formatters": {"json": {"()": "mirror_saas.logging.JSONFormatter"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["mask"]}},
+        "root": {"handlers": ["stderr"], "level": level},
+        "loggers": {
+            # Django's own handlers would print unmasked lines a second time.
+            "django": {"handlers": [], "level": level, "propagate": True},
+            "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
+            "daphne": {"level": "WARNING"},
+            "asyncio": {"level": "WARNING"},
+            "httpx": {"level": "WARNING"},
+            "httpcore": {"level": "WARNING"},
+        },
+    }

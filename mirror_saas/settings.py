@@ -1,0 +1,145 @@
+"""Django's settings, all from the environment (mirror_saas.env); `MIRROR` is the checked environment itself."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mirror_saas.databases import database_settings, database_url_for
+from mirror_saas.embedded import servers_read
+from mirror_saas.env import Environment, environment_parse
+from mirror_saas.keys import keys_load_or_create
+from mirror_saas.logging import logging_config
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+MIRROR: Environment = environment_parse(os.environ, base_dir=BASE_DIR)
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+if MIRROR.secret_key is not None and MIRROR.encryption_key is not None:
+    SECRET_KEY: str = MIRROR.secret_key
+    MIRROR_ENCRYPTION_KEY: bytes = MIRROR.encryption_key
+else:
+    _keys = keys_load_or_create(MIRROR.home)
+    SECRET_KEY = MIRROR.secret_key or _keys.secret_key
+    MIRROR_ENCRYPTION_KEY = MIRROR.encryption_key or _keys.encryption_key
+
+# -- servers ------------------------------------------------------------------------------------------------------
+
+DATABASE_NAME = "mirror"
+if MIRROR.database_url is not None and MIRROR.redis_url is not None:
+    DATABASE_URL: str = MIRROR.database_url
+    DATABASE_OWNER_URL: str | None = MIRROR.database_owner_url
+    DATABASE_ADMIN_URL: str | None = MIRROR.database_admin_url
+    REDIS_URL: str = MIRROR.redis_url
+else:
+    _servers = servers_read(MIRROR.home)
+    DATABASE_ADMIN_URL = _servers.database_admin_url
+    DATABASE_URL = database_url_for(_servers.database_admin_url, user="mirror_app", database=DATABASE_NAME)
+    DATABASE_OWNER_URL = database_url_for(_servers.database_admin_url, user="mirror_owner", database=DATABASE_NAME)
+    REDIS_URL = _servers.redis_url
+
+_role_url = DATABASE_OWNER_URL if MIRROR.database_role == "owner" and DATABASE_OWNER_URL else DATABASE_URL
+DATABASES: dict[str, dict[str, Any]] = {"default": database_settings(_role_url)}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# Media of calls never goes through the layer; it carries announcements ("call.changed") to console sockets.
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.core.RedisChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL], "prefix": "mirror:asgi", "expiry": 30, "capacity": 1000},
+    },
+}
+
+CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_TRANSPORT_OPTIONS = {"global_keyprefix": "mirror:celery:", "visibility_timeout": 3600}
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TIMEZONE = "UTC"
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BEAT_SCHEDULE_FILENAME = str(MIRROR.home / "celerybeat-schedule")
+
+# -- the application ----------------------------------------------------------------------------------------------
+
+DEBUG = False
+ALLOWED_HOSTS = list(MIRROR.allowed_hosts)
+ROOT_URLCONF = "mirror_saas.urls"
+ASGI_APPLICATION = "mirror_saas.asgi.application"
+AUTH_USER_MODEL = "tenants.User"
+
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "mirror_saas",
+    "tenants",
+    "supervision",
+    "webui",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+STATIC_URL = "/static/"
+STATIC_ROOT = str(MIRROR.home / "static")
+# Files are served straight from the packages, so nothing has to be collected before a start.
+SERVESTATIC_USE_FINDERS = True
+SERVESTATIC_AUTOREFRESH = False
+
+LANGUAGE_CODE = "en"
+USE_I18N = False
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+# -- browsers -----------------------------------------------------------------------------------------------------
+
+_https = MIRROR.public_url.startswith("https://")
+SESSION_COOKIE_SECURE = _https
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SECURE = _https
+# TLS usually ends at a proxy in front of us: the public address is what browsers put into Origin.
+CSRF_TRUSTED_ORIGINS = [MIRROR.public_url]
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+# Uploads and API bodies; the stream has its own limit in the server.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+LOGGING = logging_config(level=MIRROR.log_level)
