@@ -1,0 +1,178 @@
+"""How a call is supervised: `MirrorConfig`, checked when it is made, so that a wrong value never waits for a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
+
+from supervision.engine.llm.protocol import LLMClient
+
+Severity = Literal["low", "medium", "high"]
+
+DEFAULT_IRREVERSIBLE_TOOLS: tuple[str, ...] = (
+    "place_order",
+    "charge_card",
+    "book_flight",
+    "book_flights",
+    "cancel_subscription",
+    "send_email",
+    "send_sms",
+    "process_payment",
+    "transfer_funds",
+)
+
+# Long enough for the longest policies seen (a hundred rules), short enough that no policy can fill a judge's context.
+MAX_RULES = 500
+MAX_RULE_CHARS = 4_000
+MAX_PROMPT_CHARS = 100_000
+MAX_BUFFER_TEXT_CHARS = 80
+
+# Numbers are taken as numbers: `True` is not a threshold, and "0.7" is a string that somebody forgot to parse.
+Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Millis = Annotated[int, Field(strict=True)]
+
+
+class Rule(BaseModel):
+    """One rule of a policy, in plain language: `text`, and how bad it is to break it (`severity`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    text: str = Field(max_length=MAX_RULE_CHARS)
+    severity: Severity = "medium"
+
+    @field_validator("text")
+    @classmethod
+    def _text_says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("the rule is blank; write what the agent must or must not do, or remove it")
+        return text.strip()
+
+
+class PolicyConfig(BaseModel):
+    """Everything about supervision that a policy's author decides: `MirrorConfig` without the model and the tenant.
+
+    This is what is stored with a policy version. Raises `pydantic.ValidationError`, which names the field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+    policies: tuple[Rule, ...] = Field(default=(), max_length=MAX_RULES)
+    """The rules, as strings or `Rule`s. At least one, unless there is a `judging_prompt`."""
+    judging_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
+    """A judging prompt of one's own instead of `policies`. `{customer_text}`, `{primary_response}`,
+    `{tool_calls_json}` and `{history_summary}` become the names of the fields in which the judge finds them."""
+    intervention_threshold: Seconds = Field(default=0.7, gt=0, le=1)
+    """A score at or above this calls for an intervention (0 < threshold ≤ 1)."""
+    cooldown_s: Seconds = Field(default=10.0, ge=0, le=3600)
+    """Seconds after an intervention in which the same rule, unless its severity is `high`, does not act again."""
+    semantic_review_timeout_s: Seconds = Field(default=4.0, gt=0, le=60)
+    """Seconds that judging a turn may take."""
+    tool_gate_enabled: bool = Field(default=True, strict=True)
+    """Whether tools that are not irreversible are judged too. Irreversible ones always are."""
+    irreversible_tools: tuple[str, ...] = DEFAULT_IRREVERSIBLE_TOOLS
+    """Names of tools that cannot be undone; compared without regard to case."""
+    tool_gate_on_failure: Literal["block", "allow"] = "block"
+    """What becomes of an irreversible tool call that could not be judged. Others are allowed then."""
+    tool_gate_timeout_ms: Millis = Field(default=3000, ge=100, le=60_000)
+    """Milliseconds within which the tool gate answers."""
+    mode: Literal["live", "shadow"] = "live"
+    """`shadow` judges and records, and never acts."""
+    max_interventions_per_call: Millis = Field(default=3, ge=0, le=100)
+    """After this many interventions in one call none follows."""
+    buffer_text: str | None = Field(default=None, max_length=MAX_BUFFER_TEXT_CHARS)
+    """Spoken first while a correction is prepared, at most 1.6 seconds of speech; None: the engine's own lines."""
+    judge_max_tokens: Millis = Field(default=400, ge=50, le=8_000)
+    """The longest answer that the judge may give to one question, in tokens."""
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _policies_from_strings(cls, value: Any) -> Any:
+        if isinstance(value, str | bytes | Mapping):
+            raise ValueError('give a list of rules, for instance policies=["Never confirm a refund."]')
+        if not isinstance(value, Sequence):
+            return value
+        return tuple({"text": rule} if isinstance(rule, str) else rule for rule in value)
+
+    @field_validator("judging_prompt")
+    @classmethod
+    def _judging_prompt_says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the prompt is blank; write one, or leave it out and give policies")
+        return value
+
+    @field_validator("buffer_text")
+    @classmethod
+    def _buffer_text_says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the line is blank; write one, or leave it out for the engine's own lines")
+        return value
+
+    @field_validator("irreversible_tools", mode="before")
+    @classmethod
+    def _irreversible_tools_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError('give a list of tool names, for instance ["place_order"]')
+        return value
+
+    @field_validator("irreversible_tools")
+    @classmethod
+    def _irreversible_tools_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not name.strip() for name in value):
+            raise ValueError("a tool name is blank; remove it")
+        return tuple(name.strip() for name in value)
+
+    @model_validator(mode="after")
+    def _rules_or_prompt(self) -> Self:
+        if self.policies and self.judging_prompt is not None:
+            raise ValueError("policies and judging_prompt exclude each other; give one of them")
+        if not self.policies and self.judging_prompt is None:
+            raise ValueError("policies is empty: give at least one rule (or a judging_prompt), else nothing is judged")
+        return self
+
+
+class MirrorConfig(PolicyConfig):
+    """The only configuration of the engine: a policy, the model that judges by it, and whose it is.
+
+        MirrorConfig(llm=OpenAIClient(api_key=..., model=...), policies=["Never confirm a refund."])
+
+    Raises `pydantic.ValidationError`, which names the field and says what is wrong with it.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    llm: Annotated[LLMClient, SkipValidation]
+    """The model that judges and writes corrections. `Supervisor.aclose` closes it."""
+    tenant_id: str | None = None
+    """Whose calls these are; passed on in `SupervisorContext`."""
+
+    @field_validator("llm", mode="before")
+    @classmethod
+    def _llm_can_be_asked(cls, value: Any) -> Any:
+        if isinstance(value, type) or not isinstance(value, LLMClient):
+            raise ValueError(
+                "give an LLM client, an object with `async complete_json(...)` and `async aclose()`, "
+                f'such as OpenAIClient(api_key=..., model="gpt-4o-mini"); got {type(value).__name__}'
+            )
+        return value
+
+    @classmethod
+    def from_stored(
+        cls,
+        rules: Sequence[str | Mapping[str, Any]],
+        config: Mapping[str, Any],
+        llm: LLMClient,
+        *,
+        tenant_id: str | None = None,
+    ) -> Self:
+        """Builds the configuration of a stored policy version.
+
+        `rules` are strings or `{"text", "severity"}`, `config` the other fields of `PolicyConfig`. Raises
+        `pydantic.ValidationError` (a `ValueError`) like the constructor, and `ValueError` when `config` brings its
+        own `llm`, `policies` or `tenant_id`.
+        """
+        taken = {"llm", "tenant_id", "policies"} & set(config)
+        if taken:
+            raise ValueError(f"a stored config cannot set {', '.join(sorted(taken))}")
+        return cls(**{**config, "policies": tuple(rules), "llm": llm, "tenant_id": tenant_id})

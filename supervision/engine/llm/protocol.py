@@ -1,0 +1,72 @@
+"""What the engine asks of a language model: one JSON object for a system and a user message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from supervision.engine.context import NO_USAGE, Usage
+
+
+class LLMError(Exception):
+    """The model could not be asked, or did not answer. The message is fit to show to the policy's owner.
+
+    Messages never contain keys, nor anything that was said in a call.
+    """
+
+
+class LLMTimeout(LLMError):
+    """No answer within the time that was given."""
+
+
+class LLMUnreachable(LLMError):
+    """The endpoint could not be connected to, or the connection broke before the answer was whole."""
+
+
+class LLMRejected(LLMError):
+    """The endpoint answered with an HTTP error. `status` is its code (400 to 599)."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LLMBadAnswer(LLMError):
+    """The endpoint answered 200 with something that is not a chat completion with text in it."""
+
+
+class LLMClosed(LLMError):
+    """`aclose` was called before this question was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LLMResult:
+    """A model's answer: `text` as it came (meant to be one JSON object, but not yet checked) and its token usage."""
+
+    text: str
+    usage: Usage = NO_USAGE
+
+
+@runtime_checkable
+class LLMClient(Protocol):
+    """A language model that answers in JSON. Bring your own by implementing these two methods.
+
+    Instances are shared by all calls of a process and must allow any number of concurrent questions.
+    """
+
+    async def complete_json(
+        self, *, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, timeout_s: float
+    ) -> LLMResult:
+        """Asks once and returns the model's text.
+
+        `schema` is a JSON Schema of the wanted object, `schema_name` its name (`mirror_turn`, `mirror_tools`,
+        `mirror_correction`), `max_tokens` the longest answer wanted. The answer has to be there within `timeout_s`
+        seconds; the engine stops waiting then, cancels the call, and never acts on a later answer.
+
+        Raises `LLMError` (or a subclass) when there is no answer.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Releases connections. Questions under way are answered first; later ones raise `LLMClosed`. Idempotent."""
+        ...
