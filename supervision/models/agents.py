@@ -1,0 +1,106 @@
+"""A tenant's voice agents, the keys that Plivo dials them with, and the providers that judge and speak."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+
+from supervision.models.fields import tenant_key, word_column
+from tenants.managers import TenantManager, TenantModel
+
+
+class Mode(models.TextChoices):
+    """Whether Mirror acts on what it finds."""
+
+    LIVE = "live", "Live: judges and steps in"
+    SHADOW = "shadow", "Shadow: judges and never acts"
+
+
+class ProviderCredential(TenantModel):
+    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`)."""
+
+    class Kind(models.TextChoices):
+        LLM = "llm", "Language model"
+        TTS = "tts", "Text to speech"
+
+    name = models.CharField(max_length=200)
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    base_url = models.CharField(max_length=2000)
+    model = models.CharField(max_length=200)
+    # Sealed by tenants.sealing with field `supervision_providercredential.api_key_sealed:<id>`.
+    api_key_sealed = models.BinaryField()
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects: ClassVar[TenantManager[ProviderCredential]] = TenantManager()
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="providercredential_tenant_id"),
+            models.CheckConstraint(condition=models.Q(kind__in=["llm", "tts"]), name="providercredential_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Agent(TenantModel):
+    """A voice agent of the tenant: where it listens, how it is dialled, which policy its turns are judged by."""
+
+    name = models.CharField(max_length=200)
+    upstream_url = models.CharField(max_length=2000)
+    # `X-Mirror-Signature`'s secret; sealed with field `supervision_agent.signing_secret_sealed:<id>`.
+    signing_secret_sealed = models.BinaryField()
+    # The tenant's headers for the handshake with the agent: a sealed JSON object, field
+    # `supervision_agent.headers_sealed:<id>`; NULL when there are none.
+    headers_sealed = models.BinaryField(null=True, blank=True)
+    mode = models.CharField(max_length=8, choices=Mode.choices, default=Mode.LIVE, db_default="live")
+    language = models.CharField(max_length=35, default="en", db_default="en")
+    voice = word_column(200)
+    policy = tenant_key("supervision.Policy", related_name="agents", null=True)
+    tts_credential = tenant_key("supervision.ProviderCredential", related_name="tts_agents", null=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+    # Calls point at their agent for as long as they are kept, so an agent is archived, never deleted.
+    archived_at = models.DateTimeField(null=True, blank=True)
+
+    objects: ClassVar[TenantManager[Agent]] = TenantManager()
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="agent_tenant_id"),
+            models.CheckConstraint(condition=models.Q(mode__in=Mode.values), name="agent_mode"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["tenant", "policy"], name="agent_tenant_policy"),
+            models.Index(fields=["tenant", "tts_credential"], name="agent_tenant_tts"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class StreamKey(TenantModel):
+    """A key that may stand in a stream URL: 256 random bits, kept as their SHA-256 only."""
+
+    agent = tenant_key("supervision.Agent", related_name="stream_keys")
+    key_hash = models.BinaryField(max_length=32)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects: ClassVar[TenantManager[StreamKey]] = TenantManager()
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="streamkey_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "key_hash"], name="streamkey_tenant_hash"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["tenant", "agent"], name="streamkey_tenant_agent"),
+        ]
+
+    def __str__(self) -> str:
+        return f"key of agent {self.agent_id}"

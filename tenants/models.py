@@ -1,0 +1,134 @@
+"""Who may do what: people, the tenants they belong to, and the keys that programs use."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from mirror_saas.ids import uuid7
+from tenants.context import tenant_id_required
+from tenants.managers import TenantManager, TenantModel
+from tenants.roles import Role
+
+SLUG_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+
+
+class UserManager(BaseUserManager["User"]):
+    """People are found by e-mail address, whatever its case."""
+
+    def get_by_natural_key(self, username: str | None) -> User:
+        return self.get(email=(username or "").strip().lower())
+
+    def create_user(self, *, email: str, password: str | None = None, name: str = "") -> User:
+        """A new person who can sign in with `password`; without one, sign-in by password is off."""
+        user = self.model(email=email.strip().lower(), name=name)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+
+class User(AbstractBaseUser):
+    """A person. People belong to no tenant; memberships say what they may see."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    email = models.EmailField(unique=True)
+    name = models.CharField(max_length=200, blank=True, default="")
+    is_active = models.BooleanField(default=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects: ClassVar[UserManager] = UserManager()
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.CheckConstraint(condition=models.Q(email=Lower("email")), name="user_email_is_lower_case"),
+        ]
+
+    def clean(self) -> None:
+        super().clean()
+        self.email = self.email.strip().lower()
+
+    def __str__(self) -> str:
+        return self.email
+
+
+class CurrentTenantManager(models.Manager["Tenant"]):
+    """The current tenant's own row, and no other."""
+
+    def get_queryset(self) -> models.QuerySet[Tenant]:
+        return super().get_queryset().filter(id=tenant_id_required("A query of Tenant"))
+
+
+class Tenant(models.Model):
+    """A company whose calls are supervised. Row-level security shows each tenant its own row only."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    slug = models.CharField(
+        max_length=63,
+        unique=True,
+        validators=[
+            RegexValidator(SLUG_PATTERN, "Use 1 to 63 lower-case letters, digits and hyphens, no hyphen at the ends.")
+        ],
+    )
+    name = models.CharField(max_length=200)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects: ClassVar[CurrentTenantManager] = CurrentTenantManager()
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class Membership(TenantModel):
+    """A person in a tenant, with the one role they have there."""
+
+    # The constraint, with its cascade, is SQL in the migration: row-level security hides other tenants'
+    # memberships from Django when a person is deleted, but not from the foreign key.
+    user = models.ForeignKey(User, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+")
+    role = models.CharField(max_length=16, choices=Role.choices)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects: ClassVar[TenantManager[Membership]] = TenantManager()
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="membership_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "user"], name="membership_tenant_user"),
+            models.CheckConstraint(condition=models.Q(role__in=Role.values), name="membership_role"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.role}"
+
+
+class ApiKey(TenantModel):
+    """A key `mk_<prefix>_<secret>` of a program. Only a hash of the secret is kept; the key is shown once."""
+
+    name = models.CharField(max_length=200)
+    prefix = models.CharField(max_length=16, db_index=True)
+    secret_hash = models.BinaryField(max_length=32)
+    scopes: models.Field[Any, list[str]] = ArrayField(models.CharField(max_length=32), default=list)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    objects: ClassVar[TenantManager[ApiKey]] = TenantManager()
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="apikey_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "prefix"], name="apikey_tenant_prefix"),
+        ]
+
+    def __str__(self) -> str:
+        return f"mk_{self.prefix}_…"
