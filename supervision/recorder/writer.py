@@ -1,0 +1,382 @@
+"""The thread that writes the journal: everything recorded while one commit was under way is the next commit.
+
+The call path only appends to a queue. The thread encodes, writes and tells the event loop; an event that nobody waits
+for joins the next commit within `linger_s`, one that somebody waits for is committed at once.
+
+When the journal fails or fills, events wait in memory up to `max_backlog_bytes`. Detail (events.DETAIL_KINDS) is given
+up first, then the newest of the rest; both are counted, and whoever waits for a commit is told JournalUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from supervision.recorder.events import DETAIL_KINDS, RecordEvent
+from supervision.recorder.journal import Journal, JournalUnavailable, Row, row_of, set_aside_damaged
+
+logger = logging.getLogger(__name__)
+
+Redact = Callable[[RecordEvent], RecordEvent]
+
+_ROWS_PER_COMMIT: Final = 2000
+_RETRY_FIRST_S: Final = 0.25
+_RETRY_MOST_S: Final = 5.0
+# Commits of a call that lost an event are refused this long after it: whoever recorded the event asks within that time.
+_LOSS_MEMORY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLimits:
+    """What a journal may cost. From `detail_fullness`, a share of `max_bytes`, detail is not written any more."""
+
+    max_bytes: int = 1 << 30
+    detail_fullness: float = 0.8
+    max_queued_events: int = 20_000
+    max_backlog_bytes: int = 64 << 20
+    max_quarantined: int = 10_000
+    linger_s: float = 0.02
+
+
+@dataclass(slots=True)
+class WriterCounts:
+    """Counters since the process started."""
+
+    recorded: int = 0
+    written: int = 0
+    commits: int = 0
+    detail_dropped: int = 0
+    lost: int = 0
+    unredacted: int = 0
+    quarantined: int = 0
+    failures: int = 0
+
+
+class JournalWriter:
+    """Owns the journal file of this process. `record`, `commit` and `close` belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        limits: JournalLimits,
+        redact: Redact,
+        loop: asyncio.AbstractEventLoop,
+        on_written: Callable[[], None],
+    ) -> None:
+        """`on_written` is called on `loop` after each commit that wrote events."""
+        self._directory = directory
+        self._limits = limits
+        self._redact = redact
+        self._loop = loop
+        self._on_written = on_written
+        self.counts = WriterCounts()
+        # Shared with the thread; deque operations are atomic.
+        self._queue: deque[RecordEvent] = deque()
+        self._drained: deque[Sequence[int]] = deque()
+        self._refused: deque[tuple[int, str]] = deque()
+        self._awake = False
+        self._stopping = False
+        self._wake = threading.Event()
+        self._flush = threading.Event()
+        # The loop's side.
+        self._waiters: deque[tuple[int, UUID | None, asyncio.Future[None]]] = deque()
+        self._queued = 0
+        self._written_upto = 0
+        self._lost: dict[UUID, float] = {}
+        self._closed: asyncio.Future[None] = loop.create_future()
+        # The thread's side.
+        self._journal: Journal | None = None
+        self._backlog: deque[tuple[int, Row | None]] = deque()
+        self._backlog_bytes = 0
+        self._taken = 0
+        # A journal that replaces a damaged one numbers on, so that no position ever names two events.
+        self._last_position = 0
+        self._failing = False
+        self._retry_s = _RETRY_FIRST_S
+        self._thread = threading.Thread(target=self._run, name="mirror-journal", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def journal_path(self) -> Path | None:
+        """The file of this process, None until it could be made."""
+        journal = self._journal
+        return journal.path if journal is not None else None
+
+    # On the event loop
+
+    def record(self, event: RecordEvent) -> None:
+        """Queue `event`. Never blocks and never raises."""
+        self.counts.recorded += 1
+        if len(self._queue) >= self._limits.max_queued_events:
+            self._overflow(event)
+            return
+        self._queue.append(event)
+        self._queued += 1
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
+
+    def _overflow(self, event: RecordEvent) -> None:
+        if event.kind in DETAIL_KINDS:
+            self.counts.detail_dropped += 1
+        else:
+            self._lose([event.call_id], "the journal is not keeping up")
+
+    def _lose(self, calls: Sequence[UUID], reason: str) -> None:
+        """An event of each of `calls` will never be written: their commits fail, those under way and the next ones."""
+        self.counts.lost += len(calls)
+        logger.error("%d events of the record lost, %d so far: %s", len(calls), self.counts.lost, reason)
+        now = self._loop.time()
+        self._lost = {call: at for call, at in self._lost.items() if now - at < _LOSS_MEMORY_S}
+        self._lost.update(dict.fromkeys(calls, now))
+        for _, call, waiter in self._waiters:
+            if not waiter.done() and (call is None or call in self._lost):
+                waiter.set_exception(JournalUnavailable(f"an event was lost: {reason}"))
+
+    def _has_lost(self, call_id: UUID | None) -> bool:
+        if not self._lost:
+            return False
+        now = self._loop.time()
+        return any(now - at < _LOSS_MEMORY_S for call, at in self._lost.items() if call_id is None or call == call_id)
+
+    async def commit(self, call_id: UUID | None = None) -> None:
+        """Return when all that was recorded before this call is on disk; raises JournalUnavailable.
+
+        With `call_id`, a loss of another call's event does not matter.
+        """
+        if self._has_lost(call_id):
+            raise JournalUnavailable("an event of the record was lost")
+        if self._written_upto >= self._queued:
+            return
+        if self._stopping:
+            raise JournalUnavailable("the recorder is closing")
+        written: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append((self._queued, call_id, written))
+        self._flush.set()
+        self._wake.set()
+        await written
+
+    def forget(self, positions: Sequence[int]) -> None:
+        """Delete events that PostgreSQL has, with one of the next commits."""
+        self._drained.append(positions)
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
+
+    def quarantine(self, position: int, reason: str) -> None:
+        """Set an event aside that PostgreSQL refuses, with one of the next commits."""
+        self._refused.append((position, reason))
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
+
+    async def close(self) -> None:
+        """Write what is queued and close the file; it is removed when nothing is left in it."""
+        self._stopping = True
+        self._flush.set()
+        self._wake.set()
+        await self._closed
+
+    def _settle(self, upto: int, problem: str | None) -> None:
+        if problem is None:
+            self._written_upto = max(self._written_upto, upto)
+        while self._waiters and self._waiters[0][0] <= upto:
+            _, _, waiter = self._waiters.popleft()
+            if waiter.done():
+                continue
+            if problem is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(JournalUnavailable(problem))
+
+    # In the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._wake.wait(timeout=self._retry_s if self._failing else None)
+                self._flush.wait(timeout=self._limits.linger_s)
+                self._cycle()
+            self._cycle()
+            self._close_journal()
+        except Exception:
+            # Without the thread nothing is recorded any more: whoever waits must know.
+            logger.exception("the journal writer stopped")
+            self._tell(self._settle, 1 << 62, "the journal writer stopped")
+        finally:
+            self._tell(self._thread_ended)
+
+    def _thread_ended(self) -> None:
+        self._stopping = True
+        self._settle(1 << 62, "the recorder is closed")
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def _cycle(self) -> None:
+        """One commit of everything that came in; when it fails, everything stays for the next."""
+        self._wake.clear()
+        self._flush.clear()
+        # From here on a record() wakes the thread again; what came before is in the queue already.
+        self._awake = False
+        self._take_queue()
+        try:
+            journal = self._open()
+            self._write_drained(journal)
+            while self._backlog:
+                self._write_some(journal)
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+            return
+        if self._failing:
+            self._failing = False
+            self._retry_s = _RETRY_FIRST_S
+            logger.warning("the journal works again")
+        self._tell(self._settle, self._taken, None)
+
+    def _take_queue(self) -> None:
+        queue = self._queue
+        while queue:
+            event = queue.popleft()
+            self._taken += 1
+            row = self._encode(event)
+            if row is not None:
+                self._backlog_bytes += row.size
+            self._backlog.append((self._taken, row))
+        if self._backlog_bytes > self._limits.max_backlog_bytes:
+            self._shrink_backlog()
+
+    def _encode(self, event: RecordEvent) -> Row | None:
+        # A hook or a value that fails costs its own event: writing it unredacted is worse than not having it.
+        step = "redacted"
+        try:
+            redacted = self._redact(event)
+            step = "stored"
+            return row_of(redacted)
+        except Exception as error:
+            problem = f"an event of kind {event.kind} cannot be {step} ({type(error).__name__})"
+            if step == "redacted":
+                self.counts.unredacted += 1
+            if event.kind in DETAIL_KINDS:
+                self.counts.detail_dropped += 1
+                logger.error("%s and is left out", problem)
+            else:
+                self._tell(self._lose, [event.call_id], problem)
+            return None
+
+    def _shrink_backlog(self) -> None:
+        self._drop_detail_of_backlog()
+        lost = []
+        while self._backlog and self._backlog_bytes > self._limits.max_backlog_bytes:
+            _, row = self._backlog.pop()
+            if row is not None:
+                self._backlog_bytes -= row.size
+                lost.append(UUID(bytes=row.call))
+        if lost:
+            self._tell(self._lose, lost, "the journal has not been writable for too long")
+
+    def _drop_detail_of_backlog(self) -> None:
+        kept: deque[tuple[int, Row | None]] = deque()
+        for ticket, row in self._backlog:
+            if row is not None and row.kind in DETAIL_KINDS:
+                self._backlog_bytes -= row.size
+                self.counts.detail_dropped += 1
+            else:
+                kept.append((ticket, row))
+        self._backlog = kept
+
+    def _open(self) -> Journal:
+        if self._journal is None:
+            self._journal = Journal.create(
+                self._directory, max_bytes=self._limits.max_bytes, last_position=self._last_position
+            )
+        return self._journal
+
+    def _write_drained(self, journal: Journal) -> None:
+        """Deletions go first: in a full journal they make the room for what is to be written."""
+        while self._refused:
+            position, reason = self._refused[0]
+            journal.quarantine(position, reason, keep=self._limits.max_quarantined)
+            self.counts.quarantined += 1
+            self._refused.popleft()
+        if self._drained and (self._failing or not self._backlog):
+            journal.forget([position for positions in self._drained for position in positions])
+            self._drained.clear()
+
+    def _write_some(self, journal: Journal) -> None:
+        if journal.fullness >= self._limits.detail_fullness:
+            self._drop_detail_of_backlog()
+        group = [self._backlog[n] for n in range(min(len(self._backlog), _ROWS_PER_COMMIT))]
+        rows = [row for _, row in group if row is not None]
+        drained = [position for positions in self._drained for position in positions]
+        if rows or drained:
+            journal.append(rows, drained=drained)
+            self.counts.commits += 1
+            self.counts.written += len(rows)
+        self._drained.clear()
+        for _, row in group:
+            self._backlog.popleft()
+            if row is not None:
+                self._backlog_bytes -= row.size
+        if group:
+            self._tell(self._settle, group[-1][0], None)
+        if rows:
+            self._tell(self._on_written)
+
+    def _failed(self, error: Exception) -> None:
+        self.counts.failures += 1
+        problem = f"the journal cannot be written: {type(error).__name__}: {error}"
+        if not self._failing:
+            logger.error("%s; events wait in memory", problem)
+        else:
+            self._retry_s = min(self._retry_s * 2, _RETRY_MOST_S)
+        self._failing = True
+        self._drop_detail_of_backlog()
+        # Python raises the base class itself for a corrupt file or one that is no database.
+        if type(error) is sqlite3.DatabaseError:
+            self._abandon_damaged()
+        self._tell(self._settle, self._taken, problem)
+
+    def _abandon_damaged(self) -> None:
+        """SQLite cannot read the file any more: keep it for a person and go on with a new one."""
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        journal.close()
+        self._last_position = journal.last_position
+        self._drained.clear()
+        self._refused.clear()
+        try:
+            logger.error("the journal is damaged; it is kept as %s", set_aside_damaged(journal.path).name)
+        except OSError as error:
+            logger.error("the damaged journal could not be renamed: %s", error)
+
+    def _close_journal(self) -> None:
+        journal = self._journal
+        if journal is None:
+            return
+        try:
+            remove = not self._backlog and journal.is_empty
+        except sqlite3.Error:
+            remove = False
+        if self._backlog:
+            logger.error("%d events could not be written to the journal before the process ends", len(self._backlog))
+        journal.close(remove=remove)
+
+    def _tell(self, call: Callable[..., None], *args: object) -> None:
+        # A loop that was closed without closing the recorder has nobody left to tell.
+        if not self._loop.is_closed():
+            try:
+                self._loop.call_soon_threadsafe(call, *args)
+            except RuntimeError:
+                logger.debug("the event loop closed before the journal did")
