@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from django.db import models
 
@@ -25,8 +24,8 @@ class TenantModel(models.Model):
     """A row of a tenant. The tables' foreign keys, row-level security and grants are in the migrations:
     Django knows neither composite foreign keys nor policies."""
 
-    id: models.UUIDField[uuid.UUID, uuid.UUID] = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    tenant: models.ForeignKey[models.Model, models.Model] = models.ForeignKey(
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tenant: models.ForeignKey[Any, Any] = models.ForeignKey(
         "tenants.Tenant",
         on_delete=models.DO_NOTHING,
         db_constraint=False,
@@ -35,6 +34,8 @@ class TenantModel(models.Model):
         editable=False,
         related_name="+",
     )
+
+    objects: ClassVar[TenantManager[Self]] = TenantManager()
 
     class Meta:
         abstract = True

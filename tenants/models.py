@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from mirror_saas.ids import uuid7
 from tenants.context import tenant_id_required
-from tenants.managers import TenantManager, TenantModel
+from tenants.managers import TenantModel
 from tenants.roles import Role
 
 SLUG_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
@@ -97,8 +97,6 @@ class Membership(TenantModel):
     role = models.CharField(max_length=16, choices=Role.choices)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects: ClassVar[TenantManager[Membership]] = TenantManager()
-
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="membership_tenant_id"),
@@ -121,8 +119,6 @@ class ApiKey(TenantModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
-
-    objects: ClassVar[TenantManager[ApiKey]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [

@@ -37,7 +37,7 @@ def tenant_wall(table: str, *, column: str = "tenant_id") -> RunSQL:
             f"ALTER TABLE {table} ADD CONSTRAINT {table}_tenant_fk FOREIGN KEY (tenant_id) "
             "REFERENCES tenants_tenant (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED",
         )
-    return RunSQL(statements, reverse_sql=RunSQL.noop)
+    return RunSQL(tuple(statements), reverse_sql=RunSQL.noop)
 
 
 def tenant_foreign_key(table: str, column: str, references: str, *, on_delete: OnDelete) -> RunSQL:

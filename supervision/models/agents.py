@@ -8,7 +8,7 @@ from django.db import models
 from django.utils import timezone
 
 from supervision.models.fields import tenant_key, word_column
-from tenants.managers import TenantManager, TenantModel
+from tenants.managers import TenantModel
 
 
 class Mode(models.TextChoices):
@@ -33,8 +33,6 @@ class ProviderCredential(TenantModel):
     api_key_sealed = models.BinaryField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
-
-    objects: ClassVar[TenantManager[ProviderCredential]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -66,8 +64,6 @@ class Agent(TenantModel):
     # Calls point at their agent for as long as they are kept, so an agent is archived, never deleted.
     archived_at = models.DateTimeField(null=True, blank=True)
 
-    objects: ClassVar[TenantManager[Agent]] = TenantManager()
-
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="agent_tenant_id"),
@@ -90,8 +86,6 @@ class StreamKey(TenantModel):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
-
-    objects: ClassVar[TenantManager[StreamKey]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [

@@ -19,7 +19,7 @@ from supervision.models.fields import (
     text_column,
     word_column,
 )
-from tenants.managers import TenantManager, TenantModel
+from tenants.managers import TenantModel
 
 
 class Call(TenantModel):
@@ -81,8 +81,6 @@ class Call(TenantModel):
     duration_ms = ms_column()
     dropped_media_ms = models.BigIntegerField(default=0, db_default=0)
 
-    objects: ClassVar[TenantManager[Call]] = TenantManager()
-
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="call_tenant_id"),
@@ -108,8 +106,6 @@ class CallEvent(TenantModel):
     at = models.DateTimeField()
     kind = models.CharField(max_length=64)
     data: models.JSONField[Any, Any] = models.JSONField(default=dict, db_default=models.Value({}, models.JSONField()))
-
-    objects: ClassVar[TenantManager[CallEvent]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -144,8 +140,6 @@ class Turn(TenantModel):
     heard_basis = word_column(16)
     heard_at_ms = ms_column()
 
-    objects: ClassVar[TenantManager[Turn]] = TenantManager()
-
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="turn_tenant_id"),
@@ -178,8 +172,6 @@ class Verdict(TenantModel):
     late = flag_column()
     detail = text_column()
     at_ms = models.BigIntegerField()
-
-    objects: ClassVar[TenantManager[Verdict]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -226,8 +218,6 @@ class ToolDecision(TenantModel):
     cancelled = flag_column()
     done_at_ms = ms_column()
 
-    objects: ClassVar[TenantManager[ToolDecision]] = TenantManager()
-
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="tooldecision_tenant_id"),
@@ -267,8 +257,6 @@ class Intervention(TenantModel):
     gap_ms_buffer_to_correction = ms_column()
     detail = text_column()
 
-    objects: ClassVar[TenantManager[Intervention]] = TenantManager()
-
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="intervention_tenant_id"),
@@ -298,8 +286,6 @@ class AgentNote(TenantModel):
     dropped = list_column()
     expires_turns = models.IntegerField(null=True, blank=True)
     at_ms = models.BigIntegerField()
-
-    objects: ClassVar[TenantManager[AgentNote]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [

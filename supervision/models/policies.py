@@ -8,7 +8,7 @@ from django.db import models
 from django.utils import timezone
 
 from supervision.models.fields import tenant_key
-from tenants.managers import TenantManager, TenantModel
+from tenants.managers import TenantModel
 
 
 class Policy(TenantModel):
@@ -17,8 +17,6 @@ class Policy(TenantModel):
     name = models.CharField(max_length=200)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     archived_at = models.DateTimeField(null=True, blank=True)
-
-    objects: ClassVar[TenantManager[Policy]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -49,8 +47,6 @@ class PolicyVersion(TenantModel):
     llm_credential = tenant_key("supervision.ProviderCredential", related_name="policy_versions", null=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     published_at = models.DateTimeField(null=True, blank=True)
-
-    objects: ClassVar[TenantManager[PolicyVersion]] = TenantManager()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [

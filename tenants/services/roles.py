@@ -139,9 +139,7 @@ def _grant_membership(admin: psycopg.Connection[tuple[object, ...]], role: str, 
         return
     # PostgreSQL 15 has no INHERIT option of a grant; there mirror_owner inherits the look-ups' read policies.
     options = "WITH INHERIT FALSE, SET TRUE" if admin.info.server_version >= 160_000 else ""
-    admin.execute(
-        sql.SQL("GRANT {} TO {} {}").format(sql.Identifier(role), sql.Identifier(member), sql.SQL(options))
-    )
+    admin.execute(sql.SQL("GRANT {} TO {} {}").format(sql.Identifier(role), sql.Identifier(member), sql.SQL(options)))
 
 
 def _one(admin: psycopg.Connection[tuple[object, ...]], query: str, *parameters: object) -> object:

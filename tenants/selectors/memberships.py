@@ -1,0 +1,63 @@
+"""Which tenants a person belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import connection
+
+from tenants.context import tenant_context
+from tenants.models import Membership
+from tenants.roles import ROLE_SCOPES
+from tenants.selectors.tenants import TenantRef, tenant_current
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipRef:
+    """A person's place in one tenant."""
+
+    membership_id: UUID
+    user_id: UUID
+    role: str
+    tenant: TenantRef
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """What the role may do, in the words of API scopes; nothing for a role that is not known."""
+        return ROLE_SCOPES.get(self.role, frozenset())
+
+
+def membership_list(*, user_id: UUID) -> list[MembershipRef]:
+    """The person's memberships, oldest first."""
+    found = (_membership(user_id, tenant_id) for tenant_id in _tenant_ids(user_id))
+    return [membership for membership in found if membership is not None]
+
+
+def membership_get(*, user_id: UUID, tenant_id: UUID | None = None) -> MembershipRef | None:
+    """The person's membership in `tenant_id`; if they are no member there, or none is named, their oldest one.
+
+    None for a person who belongs to no tenant.
+    """
+    tenant_ids = _tenant_ids(user_id)
+    if not tenant_ids:
+        return None
+    return _membership(user_id, tenant_id if tenant_id in tenant_ids else tenant_ids[0])
+
+
+def _tenant_ids(user_id: UUID) -> list[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT tenant_id FROM membership_lookup(%s)", [user_id])
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _membership(user_id: UUID, tenant_id: UUID | None) -> MembershipRef | None:
+    if tenant_id is None:
+        return None
+    with tenant_context(tenant_id):
+        # Gone between the look-up and here: no member any more.
+        membership = Membership.objects.filter(user_id=user_id).first()
+        if membership is None:
+            return None
+        tenant = tenant_current()
+    return MembershipRef(membership_id=membership.id, user_id=user_id, role=membership.role, tenant=tenant)
