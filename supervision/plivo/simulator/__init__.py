@@ -1,0 +1,34 @@
+"""A stand-in for Plivo's audio streaming: dials a stream as Plivo does and records what the caller heard."""
+
+from .call import CallEnded, CallFailed, SimulatedCall
+from .playout import Cleared, HeardSegment, Playout, Reached
+from .record import CallRecord, Event, Found, Heard, RawFrame, Silence
+from .sound import L16_8K, L16_16K, MULAW_8K, FormatError, WireFormat, read_wav, tone, write_wav
+from .switches import ABSENT, PlivoSwitches, SwitchError
+
+__all__ = [
+    "ABSENT",
+    "L16_8K",
+    "L16_16K",
+    "MULAW_8K",
+    "CallEnded",
+    "CallFailed",
+    "CallRecord",
+    "Cleared",
+    "Event",
+    "FormatError",
+    "Found",
+    "Heard",
+    "HeardSegment",
+    "Playout",
+    "PlivoSwitches",
+    "RawFrame",
+    "Reached",
+    "Silence",
+    "SimulatedCall",
+    "SwitchError",
+    "WireFormat",
+    "read_wav",
+    "tone",
+    "write_wav",
+]
