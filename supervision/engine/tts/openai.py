@@ -145,7 +145,7 @@ class OpenAITTS:
     def _too_late(self) -> TTSError:
         return TTSError(
             TTSFailure.TIMEOUT,
-            f"OpenAI TTS: no complete answer in time (timeout_s is {self._timeout_s:g}); use a faster model or wait longer",
+            f"OpenAI TTS: no complete answer in time (timeout_s is {self._timeout_s:g}); use a faster model",
         )
 
     def _host(self) -> str:
