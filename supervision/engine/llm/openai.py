@@ -1,0 +1,400 @@
+"""OpenAI's chat completions, and everything that speaks like them: any `base_url` will do.
+
+The `openai` package is imported when the first client is made, not when this module is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from supervision.engine.context import NO_USAGE, Usage
+from supervision.engine.llm.protocol import (
+    LLMBadAnswer,
+    LLMClosed,
+    LLMRejected,
+    LLMResult,
+    LLMTimeout,
+    LLMUnreachable,
+)
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+logger = logging.getLogger(__name__)
+
+# A call is one question at a time, a node has thousands of calls: the SDK's own limit of 1,000 would queue them.
+MAX_CONNECTIONS = 10_000
+# Longer than the pause between two turns of a call, so that the next turn finds a warm connection.
+KEEPALIVE_S = 60.0
+# First retry at once: a pooled connection that the server closed meanwhile fails exactly once.
+RETRY_AFTER_S = (0.0, 0.2)
+# A retry that has less time than this left cannot be answered any more.
+MIN_ANSWER_S = 0.1
+RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+ADAPTABLE_STATUSES = frozenset({400, 404, 422})
+# How long an endpoint that no client uses any more keeps its warm connections.
+IDLE_ENDPOINT_S = 300.0
+
+_HINTS = {
+    400: "it did not accept the request",
+    401: "check the API key",
+    403: "the API key may not use this model",
+    404: "check base_url and the model's name",
+    429: "rate limit or quota reached",
+}
+
+
+@dataclass
+class _Dialect:
+    """What a model on an endpoint turned out to want other than the usual. Learnt once, kept as long as the pool."""
+
+    json_object: bool = False
+    token_field: str = "max_tokens"  # noqa: S105 - a field of the request
+    temperature: bool = True
+
+    def __or__(self, changes: Mapping[str, Any]) -> _Dialect:
+        return _Dialect(
+            **{
+                "json_object": self.json_object,
+                "token_field": self.token_field,
+                "temperature": self.temperature,
+                **changes,
+            }
+        )
+
+
+@dataclass
+class _Endpoint:
+    """One (base_url, key) with its connections; shared by the clients that use it."""
+
+    sdk: openai.AsyncOpenAI
+    owned: bool
+    dialects: dict[str, _Dialect] = field(default_factory=dict)
+    clients: int = 0
+    idle_since: float = 0.0
+
+    async def close(self) -> None:
+        if self.owned:
+            await self.sdk.close()
+
+
+class _Rejected(LLMRejected):
+    """An HTTP error with what the client needs to decide about another try; none of it is shown to anybody."""
+
+    def __init__(self, message: str, *, status: int, retry_after_s: float, about: str) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_s = retry_after_s
+        self.about = about
+
+
+def _endpoint(
+    api_key: str, base_url: str | None, http_client: httpx2.AsyncClient | None, max_connections: int
+) -> _Endpoint:
+    if not isinstance(api_key, str) or not api_key.strip():
+        raise ValueError("api_key is blank; for a server that wants none, give any word")
+    if base_url is not None and not re.match(r"https?://[^/]", base_url):
+        raise ValueError("base_url has to start with http:// or https:// and name a host")
+    try:
+        import httpx2
+        import openai
+    except ImportError as error:
+        raise ImportError("OpenAIClient needs the openai package: install mirror[openai]") from error
+
+    owned = http_client is None
+    if http_client is None:
+        http_client = openai.DefaultAioHttpClient(
+            limits=httpx2.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
+            follow_redirects=False,
+        )
+    # The deadline of a question is ours, over connecting, waiting and reading together; the SDK's timeouts are per
+    # read, and its retries know nothing of the deadline.
+    sdk = openai.AsyncOpenAI(api_key=api_key, base_url=base_url, http_client=http_client, max_retries=0, timeout=None)
+    return _Endpoint(sdk, owned)
+
+
+class OpenAIClient:
+    """An `LLMClient` for one model behind an OpenAI-compatible endpoint.
+
+        OpenAIClient(api_key="sk-…", model="gpt-4o-mini")
+        OpenAIClient(api_key="any", model="qwen", base_url="http://127.0.0.1:8080/v1")
+
+    Without `base_url`, OpenAI's own, or what `OPENAI_BASE_URL` says. `http_client` takes the place of the client that
+    is made otherwise, and is not closed by `aclose`. `extra_body` is added to every request (e.g. `{"seed": 1}`).
+
+    Answers are asked for as `json_schema`; an endpoint that refuses that (HTTP 400, 404 or 422) gets `json_object` with
+    the schema in the prompt from then on. Connection errors and HTTP 408, 409, 429 and 5xx are retried at most twice,
+    inside the question's deadline. Raises `ValueError` on a blank key or model, or a base_url that is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        model: str,
+        base_url: str | None = None,
+        http_client: httpx2.AsyncClient | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self._set_up(_endpoint(api_key, base_url, http_client, max_connections), model, extra_body)
+
+    def _set_up(self, endpoint: _Endpoint, model: str, extra_body: Mapping[str, Any] | None) -> None:
+        if not isinstance(model, str) or not model.strip():
+            raise ValueError('model is blank; name one, for instance "gpt-4o-mini"')
+        self.model = model
+        self._endpoint = endpoint
+        self._extra_body = dict(extra_body or {})
+        self._on_close: Callable[[_Endpoint], Any] | None = None
+        self._closed = False
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        endpoint.clients += 1
+
+    def __repr__(self) -> str:
+        return f"OpenAIClient(model={self.model!r}, base_url={str(self._endpoint.sdk.base_url)!r})"
+
+    async def complete_json(
+        self, *, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, timeout_s: float
+    ) -> LLMResult:
+        """See `LLMClient.complete_json`. Cancelling it closes its connection."""
+        if self._closed:
+            raise LLMClosed("this LLM client is closed")
+        self._running += 1
+        self._idle.clear()
+        try:
+            deadline = asyncio.get_running_loop().time() + timeout_s
+            return await self._ask(system, user, schema_name, schema, max_tokens, deadline)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def aclose(self) -> None:
+        """See `LLMClient.aclose`. Connections that other clients of a pool share stay open for them."""
+        already, self._closed = self._closed, True
+        await self._idle.wait()
+        if already:
+            return
+        self._endpoint.clients -= 1
+        if self._on_close is not None:
+            self._on_close(self._endpoint)
+        else:
+            await self._endpoint.close()
+
+    async def _ask(
+        self, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, deadline: float
+    ) -> LLMResult:
+        known = self._endpoint.dialects.get(self.model, _Dialect())
+        dialect, tries = known, 0
+        refusal: _Rejected | None = None
+        while True:
+            body = self._body(dialect, system, user, schema_name, schema, max_tokens)
+            try:
+                answer = await self._post(body, deadline)
+            except _Rejected as error:
+                changed = _adapted(dialect, error) if error.status in ADAPTABLE_STATUSES else None
+                if changed is not None:
+                    # Kept for the message: what went wrong at first says more than what the last guess led to.
+                    refusal = refusal or error
+                    dialect = changed
+                    continue
+                wait = max(error.retry_after_s, RETRY_AFTER_S[-1] / 2)
+                if error.status not in RETRIED_STATUSES or not await self._may_retry(tries, deadline, wait):
+                    raise (refusal or error) from error.__cause__
+                tries += 1
+            except LLMUnreachable:
+                if not await self._may_retry(tries, deadline, 0.0):
+                    raise
+                tries += 1
+            else:
+                if dialect is not known:
+                    self._endpoint.dialects[self.model] = dialect
+                    logger.info("model %s is asked differently from now on: %s", self.model, dialect)
+                return _result(answer, max_tokens)
+
+    async def _may_retry(self, tries: int, deadline: float, at_least_s: float) -> bool:
+        """Waits for the next try. False when there is none, or no time for it."""
+        if tries >= len(RETRY_AFTER_S):
+            return False
+        wait = max(RETRY_AFTER_S[tries], at_least_s)
+        if asyncio.get_running_loop().time() + wait + MIN_ANSWER_S > deadline:
+            return False
+        await asyncio.sleep(wait)
+        return True
+
+    def _body(
+        self, dialect: _Dialect, system: str, user: str, name: str, schema: dict[str, Any], max_tokens: int
+    ) -> dict[str, Any]:
+        if dialect.json_object:
+            # After the policy, so that the provider's prompt cache still finds the policy where it was.
+            system = (
+                f"{system}\n\nAnswer with one JSON object, nothing before or after it, that is valid under the JSON "
+                f"Schema {name}:\n{json.dumps(schema, ensure_ascii=False)}"
+            )
+            wanted: dict[str, Any] = {"type": "json_object"}
+        else:
+            wanted = {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+            "response_format": wanted,
+            dialect.token_field: max_tokens,
+        }
+        if dialect.temperature:
+            body["temperature"] = 0
+        return {**body, **self._extra_body}
+
+    async def _post(self, body: dict[str, Any], deadline: float) -> Any:
+        import openai
+
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._endpoint.sdk.post("/chat/completions", body=body, cast_to=object)
+        except TimeoutError as error:
+            raise LLMTimeout("the model did not answer in time") from error
+        except openai.APIStatusError as error:
+            raise _rejected(error) from error
+        except openai.APIConnectionError as error:
+            # Includes APITimeoutError: the timeout is ours, so what the SDK calls one is a connection that broke.
+            raise LLMUnreachable("the model's endpoint cannot be reached, or broke the connection off") from error
+        except openai.OpenAIError as error:
+            raise LLMBadAnswer(
+                f"the model's endpoint answered with something unexpected ({type(error).__name__})"
+            ) from error
+        except ValueError as error:
+            raise LLMBadAnswer("the model's endpoint did not answer with JSON") from error
+
+
+def _rejected(error: openai.APIStatusError) -> _Rejected:
+    status = error.status_code
+    # The server's own message may repeat the key or the conversation, so only its code is passed on.
+    code = error.code or error.type or ""
+    named = f", {code}" if re.fullmatch(r"[a-z0-9_.-]{1,60}", code) else ""
+    hint = _HINTS.get(status, "the model's endpoint has a problem" if status >= 500 else "see the provider's manual")
+    return _Rejected(
+        f"the model's endpoint answered HTTP {status}{named}: {hint}",
+        status=status,
+        retry_after_s=_retry_after_s(error.response.headers),
+        about=f"{error.param or ''} {code} {error.message}".lower(),
+    )
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        return max(0.0, float(headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _adapted(dialect: _Dialect, error: _Rejected) -> _Dialect | None:
+    """The next thing to try with an endpoint that refused a request, or None when nothing is left."""
+    if "model_not_found" in error.about:
+        return None
+    if "max_tokens" in error.about and dialect.token_field == "max_tokens":  # noqa: S105 - a field of the request
+        return dialect | {"token_field": "max_completion_tokens"}
+    if "temperature" in error.about and dialect.temperature:
+        return dialect | {"temperature": False}
+    if not dialect.json_object:
+        return dialect | {"json_object": True}
+    return None
+
+
+def _result(answer: Any, max_tokens: int) -> LLMResult:
+    try:
+        choice = answer["choices"][0]
+        content = choice["message"]["content"]
+        finish = choice.get("finish_reason")
+        refused = choice["message"].get("refusal")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise LLMBadAnswer("the model's endpoint answered with something that is no chat completion") from error
+    if finish == "length":
+        raise LLMBadAnswer(f"the model's answer was cut off at {max_tokens} tokens; allow it more")
+    if refused:
+        raise LLMBadAnswer("the model declined to answer")
+    if not isinstance(content, str) or not content.strip():
+        raise LLMBadAnswer("the model's answer was empty")
+    return LLMResult(content, _usage(answer.get("usage")))
+
+
+def _usage(usage: Any) -> Usage:
+    if not isinstance(usage, dict):
+        return NO_USAGE
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+class OpenAIPool:
+    """OpenAI clients for a process that serves many policies: one set of connections per (base_url, key).
+
+        pool = OpenAIPool()
+        llm = pool.client(api_key=..., model=..., base_url=...)   # cheap; as many as there are calls
+        await llm.aclose()                                        # its questions end; the connections stay warm
+        await pool.aclose()
+
+    An endpoint that no open client uses is closed after `idle_s` seconds, when the pool is next used. `http_client`
+    makes the HTTP client of a new endpoint; the pool closes it.
+    """
+
+    def __init__(
+        self, *, http_client: Callable[[], httpx2.AsyncClient] | None = None, idle_s: float = IDLE_ENDPOINT_S
+    ) -> None:
+        self._make_http_client = http_client
+        self._idle_s = idle_s
+        self._endpoints: dict[tuple[str | None, str], _Endpoint] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def client(
+        self, *, api_key: str, model: str, base_url: str | None = None, extra_body: Mapping[str, Any] | None = None
+    ) -> OpenAIClient:
+        """A client on the shared connections of (base_url, key). Needs a running event loop. Errors as OpenAIClient."""
+        self._close_idle()
+        key = (base_url, api_key)
+        endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            http_client = self._make_http_client() if self._make_http_client else None
+            endpoint = _endpoint(api_key, base_url, http_client, MAX_CONNECTIONS)
+            endpoint.owned = True
+            self._endpoints[key] = endpoint
+        client = OpenAIClient.__new__(OpenAIClient)
+        client._set_up(endpoint, model, extra_body)
+        client._on_close = self._released
+        return client
+
+    async def aclose(self) -> None:
+        """Closes every endpoint. Close the clients first: questions under way would break off."""
+        endpoints = list(self._endpoints.values())
+        self._endpoints.clear()
+        for endpoint in endpoints:
+            await endpoint.close()
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def _released(self, endpoint: _Endpoint) -> None:
+        endpoint.idle_since = asyncio.get_running_loop().time()
+
+    def _close_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        for key, endpoint in list(self._endpoints.items()):
+            if not endpoint.clients and loop.time() - endpoint.idle_since >= self._idle_s:
+                del self._endpoints[key]
+                task = loop.create_task(endpoint.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
