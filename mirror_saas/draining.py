@@ -1,4 +1,4 @@
-"""A stopping server lets running calls finish: what is open, and whether new work is still taken."""
+"""A stopping server lets running calls and requests finish: what is open, and whether new calls are still taken."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,34 +15,32 @@ ANSWER_SUFFIX = "/answer"
 
 
 class Drain:
-    """Whether this process is draining, and how many stream sockets it still carries. Used from the loop's thread."""
+    """Whether this process is stopping, and what it still carries. Used from the event loop's thread only."""
 
     def __init__(self) -> None:
         self.draining = False
-        self._streams = 0
+        self.streams = 0
+        """Stream sockets open now, in handshake or in a call."""
+        self.requests = 0
+        """HTTP requests being answered now."""
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def streams(self) -> int:
-        """Stream sockets open now, in handshake or in a call."""
-        return self._streams
-
     def begin(self) -> None:
-        """Take no new calls from now on: /readyz answers 503, so do answer URLs, stream handshakes are refused."""
+        """Take no new calls from now on: /readyz and answer URLs give 503, stream handshakes are refused."""
         self.draining = True
 
     async def idle(self) -> None:
-        """Return once no stream socket is open."""
+        """Return once no stream socket is open and no request is being answered."""
         await self._idle.wait()
 
-    def opened(self) -> None:
-        self._streams += 1
-        self._idle.clear()
-
-    def closed(self) -> None:
-        self._streams -= 1
-        if self._streams == 0:
+    def count(self, *, streams: int = 0, requests: int = 0) -> None:
+        """Add to what is open (negative: something closed)."""
+        self.streams += streams
+        self.requests += requests
+        if self.streams or self.requests:
+            self._idle.clear()
+        else:
             self._idle.set()
 
 
@@ -51,7 +49,10 @@ drain = Drain()
 
 
 def draining_application(app: ASGIApp, state: Drain) -> ASGIApp:
-    """`app` behind `state`: counts stream sockets, and turns new calls away while draining."""
+    """`app` behind `state`: counts calls and requests, and turns new calls away while draining.
+
+    Console sockets are not counted: browsers reconnect, and an open page must not hold up a stop.
+    """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
@@ -60,16 +61,22 @@ def draining_application(app: ASGIApp, state: Drain) -> ASGIApp:
                 await receive()
                 await send({"type": "websocket.close", "code": 1012})
                 return
-            state.opened()
+            state.count(streams=1)
             try:
                 await app(scope, receive, send)
             finally:
-                state.closed()
-            return
-        if state.draining and path.startswith(ANSWER_PREFIX) and path.rstrip("/").endswith(ANSWER_SUFFIX):
-            await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"5")]})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await app(scope, receive, send)
+                state.count(streams=-1)
+        elif scope["type"] == "http":
+            if state.draining and path.startswith(ANSWER_PREFIX) and path.rstrip("/").endswith(ANSWER_SUFFIX):
+                await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"5")]})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            state.count(requests=1)
+            try:
+                await app(scope, receive, send)
+            finally:
+                state.count(requests=-1)
+        else:
+            await app(scope, receive, send)
 
     return application

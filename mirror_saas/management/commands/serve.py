@@ -1,0 +1,124 @@
+"""`manage.py serve`: the one way to start Mirror's processes."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from mirror_saas.env import Environment
+from mirror_saas.processes import ProcessGroup
+from mirror_saas.stack import StackError, beat_spec, manage, migrate_spec, stack_run, web_spec, worker_spec
+
+PARTS = ("all", "web", "stream", "worker", "beat", "migrate")
+
+
+class Command(BaseCommand):
+    help = (
+        "Start Mirror: console, API and calls on one server, a Celery worker and beat; with no DATABASE_URL and"
+        " REDIS_URL also PostgreSQL and Valkey. Migrates first. --only runs one process in the foreground."
+    )
+    # Each process checks what it needs itself, and a start must not wait for the database.
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--only",
+            choices=PARTS,
+            help="run one process: web (console, API), stream (calls), all (both on one server), worker, beat;"
+            " or migrate, which makes the database roles (with DATABASE_ADMIN_URL), migrates and ends",
+        )
+        parser.add_argument("--no-migrate", action="store_true", help="do not migrate before starting")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        environment: Environment = settings.MIRROR
+        try:
+            match options["only"]:
+                case None:
+                    self._everything(environment, migrate=not options["no_migrate"])
+                case "all" | "web" | "stream" as part:
+                    self._server(environment, part)
+                case "worker":
+                    _exec_celery("worker", "--concurrency=2", "--hostname=mirror@%h", "--without-gossip")
+                case "beat":
+                    _exec_celery("beat", "--pidfile=")
+                case "migrate":
+                    migrate_exec()
+        except StackError as error:
+            raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    def _everything(self, environment: Environment, *, migrate: bool) -> None:
+        env = {"MIRROR_HOME": str(environment.home)}
+
+        async def body(group: ProcessGroup) -> None:
+            if migrate:
+                await group.run(migrate_spec(env))
+            await group.start(web_spec(environment, env))
+            await group.start(worker_spec(env))
+            await group.start(beat_spec(env))
+            self._write(f"Mirror runs: {environment.public_url}/")
+
+        stack_run(environment, body, write=self._write)
+
+    def _server(self, environment: Environment, part: Any) -> None:
+        from mirror_saas.asgi import application
+        from mirror_saas.serving import ListenError, server_run
+
+        try:
+            server_run(
+                application, host=environment.bind, port=environment.port, part=part, drain_s=environment.drain_s
+            )
+        except ListenError as error:
+            raise CommandError(str(error)) from error
+
+    def _write(self, line: str) -> None:
+        self.stdout.write(line)
+        self.stdout.flush()
+
+
+def migrate_exec() -> None:
+    """Make the roles where we may, then become `manage.py migrate` as the owner. Does not return."""
+    from tenants.services.roles import RolesNotCreated, roles_create
+
+    if settings.DATABASE_ADMIN_URL:
+        try:
+            roles_create(
+                admin_url=settings.DATABASE_ADMIN_URL,
+                database=database_name(settings.DATABASE_URL),
+                owner_password=url_password(settings.DATABASE_OWNER_URL or ""),
+                app_password=url_password(settings.DATABASE_URL),
+            )
+        except RolesNotCreated as error:
+            raise CommandError(str(error)) from error
+    command = manage("migrate", "--no-input", "--skip-checks")
+    os.execve(command[0], command, {**os.environ, "MIRROR_DATABASE_ROLE": "owner"})  # noqa: S606  (no shell wanted)
+
+
+def url_password(url: str) -> str | None:
+    """The password in a database URL, decoded."""
+    password = urlsplit(url).password
+    return unquote(password) if password else None
+
+
+def database_name(url: str) -> str:
+    """The database that a URL names; `mirror` when it names none."""
+    return unquote(urlsplit(url).path.strip("/")) or "mirror"
+
+
+def _exec_celery(kind: str, *arguments: str) -> None:
+    """Become Celery's own process, so that signals reach it and nothing else."""
+    command = (
+        sys.executable,
+        "-m",
+        "celery",
+        "--app=mirror_saas.celery",
+        kind,
+        f"--loglevel={settings.MIRROR.log_level}",
+        *arguments,
+    )
+    os.execv(command[0], command)  # noqa: S606  (no shell wanted)
