@@ -1,0 +1,92 @@
+"""Policies and their versions: drafting and publishing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import pydantic
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from supervision.engine.config import PolicyConfig
+from supervision.models import Policy, PolicyVersion, ProviderCredential
+
+
+def policy_create(*, name: str) -> Policy:
+    """A new policy without a version. Raises ValidationError (field `name`) when the name is blank or taken."""
+    policy = Policy(name=name.strip())
+    policy.full_clean(exclude=["tenant"], validate_unique=False, validate_constraints=False)
+    if Policy.objects.filter(name=policy.name).exists():
+        raise ValidationError({"name": f"There is a policy called {policy.name!r} already; choose another name."})
+    policy.save(force_insert=True)
+    return policy
+
+
+def policy_version_create(
+    *,
+    policy_id: UUID,
+    rules: Sequence[str | Mapping[str, Any]],
+    config: Mapping[str, Any] | None = None,
+    llm_credential: ProviderCredential | None = None,
+) -> PolicyVersion:
+    """A draft with the next number.
+
+    `rules` are strings or {"text", "severity"}; `config` holds fields of the engine's PolicyConfig other than the
+    rules. Raises Policy.DoesNotExist, or ValidationError naming the field that the engine would refuse.
+    """
+    stored_rules, stored_config = _checked(rules, config or {})
+    with transaction.atomic():
+        policy = Policy.objects.select_for_update().get(id=policy_id)
+        latest = PolicyVersion.objects.filter(policy=policy).order_by("-number").first()
+        return PolicyVersion.objects.create(
+            policy=policy,
+            number=latest.number + 1 if latest else 1,
+            rules=stored_rules,
+            config=stored_config,
+            llm_credential=llm_credential,
+        )
+
+
+def policy_version_publish(*, policy_id: UUID, number: int) -> PolicyVersion:
+    """Make a draft what new calls get; the version that was live retires.
+
+    Raises PolicyVersion.DoesNotExist, or ValidationError when the version is no draft.
+    """
+    with transaction.atomic():
+        # Publishing twice at once: the second waits here and then sees what the first did.
+        Policy.objects.select_for_update().get(id=policy_id)
+        version = PolicyVersion.objects.get(policy_id=policy_id, number=number)
+        if version.status != PolicyVersion.Status.DRAFT:
+            raise ValidationError(
+                {"status": f"Version {number} is {version.status}; only a draft can be published. Make a new version."}
+            )
+        PolicyVersion.objects.filter(policy_id=policy_id, status=PolicyVersion.Status.LIVE).update(
+            status=PolicyVersion.Status.RETIRED
+        )
+        version.status = PolicyVersion.Status.LIVE
+        version.published_at = timezone.now()
+        version.save(update_fields=["status", "published_at"])
+        return version
+
+
+def _checked(
+    rules: Sequence[str | Mapping[str, Any]], config: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rules and config as they are stored: what the engine accepts, in its own form, without its defaults."""
+    if "policies" in config:
+        raise ValidationError({"config": "The rules have a field of their own; leave `policies` out of the config."})
+    try:
+        checked = PolicyConfig(**{**config, "policies": tuple(rules)})
+    except pydantic.ValidationError as error:
+        messages: dict[str, list[str]] = {}
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "config"
+            field = "rules" if where.startswith("policies") else where
+            place = where.removeprefix("policies").removeprefix(".") if field == "rules" else ""
+            messages.setdefault(field, []).append(f"{place}: {problem['msg']}" if place else problem["msg"])
+        raise ValidationError(messages) from error
+    stored = checked.model_dump(mode="json", include=set(config))
+    return [rule.model_dump(mode="json") for rule in checked.policies], stored
