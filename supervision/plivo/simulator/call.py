@@ -151,6 +151,7 @@ class SimulatedCall:
         self._cleared_count = 0
         self._degraded = 0
         self._hearing_since: float | None = None
+        self._noted_bytes = 0
         self._heard_at_view = -1
 
     # -- for the test or script that drives the call
@@ -747,7 +748,7 @@ class SimulatedCall:
         self._collect()
         until = self._playout.audible_until
         if self._hearing_since is None:
-            if self._playout.heard_bytes and until > self.now:
+            if self._playout.heard_bytes > self._noted_bytes:
                 self._hearing_since = self._playout.playing_since
                 self._note("call", "hears", {}, self._hearing_since)
         elif until < self.now - _HEARING_GAP_S:
@@ -757,6 +758,7 @@ class SimulatedCall:
         if self._hearing_since is not None:
             since, until = self._hearing_since, self._playout.audible_until
             self._hearing_since = None
+            self._noted_bytes = self._playout.heard_bytes
             self._note("call", "heard", {"since": since, "seconds": until - since}, until)
 
     def _view(self) -> CallRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from typing import Generic, TypeVar
 from picows import WSCloseCode, WSError, WSFrame, WSHandshakeError, WSListener, WSMsgType, WSTransport, ws_connect
 
 __all__ = ["Closed", "Connection", "DelayLine", "DialFailed", "Message", "dial"]
+
+_log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 
@@ -240,6 +243,8 @@ async def dial(
     ssl_context: ssl.SSLContext | None,
 ) -> None:
     """Connect `connection` to a `ws://` or `wss://` URL. Redirects are refused. Raises `DialFailed`."""
+    if _log.level == logging.NOTSET:
+        _log.setLevel(logging.WARNING)  # picows tells of every connection it opens and closes
     try:
         async with asyncio.timeout(timeout_s):
             await ws_connect(
@@ -251,7 +256,7 @@ async def dial(
                 max_frame_size=MAX_MESSAGE_BYTES,
                 extra_headers=dict(headers),
                 max_redirects=0,
-                logger_name=None,
+                logger_name=_log,
             )
     except WSHandshakeError as error:
         status = None if error.response is None else int(error.response.status)
