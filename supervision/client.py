@@ -6,9 +6,7 @@
     handler = PlivoFastAPIStreamingHandler(mirror.websocket)  # the framework reads from here instead
 
     await mirror.turn("Two pizzas, right?", customer_text="…")   # before the turn's audio
-    decision = await mirror.tool("place_order", {"item": "pizza", "quantity": 2}, customer_text="…")
-    if decision.allow:
-        await mirror.tool_done(decision.id, ok=True, result=place_order())
+    result = await mirror.run_tool("place_order", {"item": "pizza", "quantity": 2}, place_order, customer_text="…")
     note = mirror.take_note()                               # into the next prompt, if there is one
 
 Mirror dials agents with the header ``X-Mirror-Signature``. Without it (Plivo itself is on the other end) the client
@@ -34,7 +32,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -711,15 +709,65 @@ class MirrorClient:
             return ToolDecision(tool_id, name, allow=True, code="ok", supervised=False)
         return await self._ask(tool_id, name, irreversible, encoded, timeout_ms)
 
-    async def tool_done(self, id: str, ok: bool = True, result: JSON = None, *, cancelled: bool = False) -> None:
-        """Say that an allowed tool call ran. `ok` False frees its key, so that it can be tried again; `cancelled`:
-        it was not run after all. `result` is JSON; it grounds later verdicts and answers duplicates."""
-        frame: dict[str, JSON] = {"event": "mirror.tool_done", "id": id, "ok": ok, "result": result}
+    async def tool_done(
+        self, call: str | ToolDecision, ok: bool = True, result: JSON = None, *, cancelled: bool = False
+    ) -> None:
+        """Say that an allowed tool call ran. call: its id or its decision (one that was not allowed is not reported).
+
+        ok: False frees its key, so that it can be tried again. cancelled: it was not run after all. result: JSON; it
+        grounds later verdicts and answers duplicates.
+        """
+        tool_id = call.id if isinstance(call, ToolDecision) else call
+        frame: dict[str, JSON] = {"event": "mirror.tool_done", "id": tool_id, "ok": ok, "result": result}
         if cancelled:
             frame["cancelled"] = True
-        encoded = _encode(frame, f"result of tool call {id}")
-        if self.supervised:
+        encoded = _encode(frame, f"result of tool call {tool_id}")
+        if self.supervised and (isinstance(call, str) or call.allow):
             await self._send(encoded)
+
+    async def run_tool(
+        self,
+        name: str,
+        args: Mapping[str, JSON] | str,
+        run: Callable[[], JSON | Awaitable[JSON]],
+        *,
+        irreversible: bool = False,
+        id: str | None = None,
+        turn_id: str | None = None,
+        customer_text: str | None = None,
+        key: str | None = None,
+        timeout_ms: int = TOOL_TIMEOUT_MS,
+    ) -> JSON:
+        """:meth:`tool`, `run()` if it is allowed, :meth:`tool_done`: the tool's result as the LLM should see it.
+
+        run: a function or coroutine function that does it and returns JSON. A duplicate gives the first run's result.
+        Anything else that is not allowed gives `{"not_done": code, "reason": …, "instruction": …}`. An exception of
+        `run` is reported (`ok` False) and raised. Cancelled while it runs, nothing is reported: whether it took
+        effect is then unknown, and Mirror answers its repeat with `in_doubt`.
+        """
+        decision = await self.tool(
+            name,
+            args,
+            irreversible=irreversible,
+            id=id,
+            turn_id=turn_id,
+            customer_text=customer_text,
+            key=key,
+            timeout_ms=timeout_ms,
+        )
+        if not decision:
+            if decision.code == "duplicate":
+                return decision.stored_result
+            return {"not_done": decision.code, "reason": decision.reason, "instruction": decision.instruction}
+        try:
+            result = run()
+            if inspect.isawaitable(result):
+                result = await result
+        except Exception as error:
+            await self.tool_done(decision, ok=False, result={"error": type(error).__name__})
+            raise
+        await self.tool_done(decision, ok=True, result=result)
+        return result
 
     async def transcript(self, text: str, final: bool = True, *, language: str | None = None) -> None:
         """What the caller said, by the agent's own transcription; `final` False for an interim result."""

@@ -1,4 +1,4 @@
-"""Real servers for agents under test: uvicorn for ASGI apps, `websockets` for handlers. Ports are the system's choice."""
+"""Real servers for agents under test: uvicorn for ASGI apps, `websockets` for handlers, on free ports."""
 
 from __future__ import annotations
 
