@@ -141,6 +141,7 @@ class CallHello(EventData):
     language: str
     wants: Json = field(default_factory=list)
     marks: bool = False
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

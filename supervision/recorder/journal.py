@@ -58,6 +58,14 @@ class JournalLocked(Exception):
     """Another process has this journal."""
 
 
+class JournalDamaged(Exception):
+    """SQLite cannot read a journal. The message is the name under which it is kept."""
+
+
+class JournalFormatUnknown(Exception):
+    """Another version of Mirror wrote this journal."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """An event as the journal stores it. `position` orders the file; 0 until it is written."""
@@ -122,11 +130,7 @@ class Journal:
         self._lock = lock
         self._lock_pid = os.getpid()
         self._max_pages = max(max_bytes // _PAGE_SIZE, 16)
-        try:
-            self._db = _connect(path, self._max_pages)
-        except BaseException:
-            _release(lock)
-            raise
+        self._db = _connect(path, self._max_pages)
         self.last_position: int = self._db.execute(
             "SELECT max(coalesce((SELECT max(position) FROM event), 0),"
             " coalesce((SELECT max(position) FROM quarantine), 0), ?)",
@@ -149,18 +153,43 @@ class Journal:
             # Whoever looks for orphans can take the lock between our open and our flock; then this name is theirs.
             with suppress(JournalLocked):
                 lock = _take_lock(path)
-                return cls(path, lock, max_bytes=max_bytes, last_position=last_position)
+                try:
+                    return cls(path, lock, max_bytes=max_bytes, last_position=last_position)
+                except BaseException:
+                    _unlink(_lock_path(path))
+                    _release(lock)
+                    raise
 
     @classmethod
     def adopt(cls, path: Path, *, max_bytes: int) -> Journal:
-        """The journal of a dead process. Raises JournalLocked when its process lives or somebody else was quicker,
-        sqlite3.DatabaseError when the file is damaged."""
+        """The journal of a dead process, with the calls ended that it carried, and what was set aside tried once more.
+
+        Raises JournalLocked when its process lives or somebody else was quicker, JournalFormatUnknown, JournalDamaged
+        when SQLite cannot read the file (it is renamed and kept), and other sqlite3.Error or OSError.
+        """
         lock = _take_lock(path)
-        if not path.exists():
-            _unlink(_lock_path(path))
+        try:
+            if not path.exists():
+                _unlink(_lock_path(path))
+                raise JournalLocked(path.name)
+            journal = cls(path, lock, max_bytes=max_bytes)
+            try:
+                journal._retry_quarantined()
+                journal._end_open_calls()
+            except BaseException:
+                journal._db.close()
+                raise
+            return journal
+        except sqlite3.Error as error:
+            try:
+                if is_damage(error):
+                    raise JournalDamaged(_set_aside(path).name) from error
+                raise
+            finally:
+                _release(lock)
+        except BaseException:
             _release(lock)
-            raise JournalLocked(path.name)
-        return cls(path, lock, max_bytes=max_bytes)
+            raise
 
     def append(self, rows: Sequence[Row], *, drained: Iterable[int] = ()) -> None:
         """Write `rows` and forget the positions in `drained`, in one transaction that is on disk when this returns.
@@ -209,8 +238,8 @@ class Journal:
         """Delete events that PostgreSQL has."""
         self.append((), drained=positions)
 
-    def quarantine(self, position: int, reason: str, *, keep: int) -> None:
-        """Set an event aside that PostgreSQL refuses; `reason` holds no content. The newest `keep` are held."""
+    def quarantine(self, position: int, reason: str) -> None:
+        """Set an event aside that PostgreSQL refuses; `reason` holds no content."""
         with _Transaction(self._db):
             self._db.execute(
                 "INSERT OR REPLACE INTO quarantine"
@@ -218,39 +247,29 @@ class Journal:
                 (reason, position),
             )
             self._db.execute("DELETE FROM event WHERE position = ?", (position,))
-            self._db.execute(
-                "DELETE FROM quarantine WHERE position <="
-                " (SELECT position FROM quarantine ORDER BY position DESC LIMIT 1 OFFSET ?)",
-                (keep,),
-            )
+
+    def thin_quarantine(self) -> int:
+        """Delete the older half of the events set aside, to make room for others; their number."""
+        with _Transaction(self._db):
+            return self._db.execute(
+                "DELETE FROM quarantine WHERE position IN (SELECT position FROM quarantine ORDER BY position"
+                " LIMIT (SELECT (count(*) + 1) / 2 FROM quarantine))"
+            ).rowcount
 
     def quarantined(self) -> list[tuple[Row, str]]:
         """The events set aside, oldest first, each with its reason."""
         rows = self._db.execute("SELECT * FROM quarantine ORDER BY position").fetchall()
         return [(Row(*row[:-1]), row[-1]) for row in rows]
 
-    def retry_quarantined(self) -> int:
-        """Put the events set aside back in their places, for a version that may know how to store them; their number."""
+    def _retry_quarantined(self) -> int:
+        """Put the events set aside back in their places, for a version that may know them; their number."""
         with _Transaction(self._db):
             self._db.execute(
                 "INSERT INTO event SELECT position, id, tenant, call, seq, at_us, kind, data FROM quarantine"
             )
             return self._db.execute("DELETE FROM quarantine").rowcount
 
-    def take_quarantine_of(self, other: Journal) -> None:
-        """Set the events aside here that `other` has set aside; they are durable here when this returns."""
-        set_aside = other.quarantined()
-        position = self.last_position
-        with _Transaction(self._db):
-            for row, reason in set_aside:
-                position += 1
-                self._db.execute(
-                    "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (position, row.id, row.tenant, row.call, row.seq, row.at_us, row.kind, row.data, reason),
-                )
-        self.last_position = position
-
-    def end_open_calls(self) -> int:
+    def _end_open_calls(self) -> int:
         """End the calls whose process died, as failed and by Mirror, at the time of their last event; their number."""
         rows = []
         for call, state in self._open.items():
@@ -307,6 +326,14 @@ class Journal:
         free: int = self._db.execute("PRAGMA freelist_count").fetchone()[0]
         return (used - free) / self._max_pages
 
+    def set_aside(self) -> str:
+        """Close a damaged journal and keep it under another name, which is returned."""
+        self._db.close()
+        try:
+            return _set_aside(self.path).name
+        finally:
+            _release(self._lock)
+
     def close(self, *, remove: bool = False) -> None:
         """Close the file and free its lock; `remove` deletes both, the lock last."""
         self._db.close()
@@ -338,7 +365,12 @@ def orphans(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"*{SUFFIX}"))
 
 
-def set_aside_damaged(path: Path) -> Path:
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite says that the file is corrupt or no database: it raises the base class itself for both."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _set_aside(path: Path) -> Path:
     """Rename a journal that SQLite cannot read, so that a person can look at it; nothing is deleted."""
     kept = path.with_name(path.name + ".damaged")
     for suffix in ("-wal", "-shm"):
@@ -394,7 +426,7 @@ def _connect(path: Path, max_pages: int) -> sqlite3.Connection:
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {FORMAT}")
         elif version != FORMAT:
-            raise sqlite3.DatabaseError(f"journal format {version}, this version of Mirror reads {FORMAT}")
+            raise JournalFormatUnknown(f"{path.name} has format {version}, this version of Mirror reads {FORMAT}")
     except BaseException:
         db.close()
         raise

@@ -11,22 +11,27 @@ One recorder per process and event loop.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
+import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 from uuid import UUID
 
+from supervision.recorder.drain import Announce, Drain, DrainCounts
 from supervision.recorder.events import RecordEvent
 from supervision.recorder.journal import JournalUnavailable
-from supervision.recorder.writer import JournalLimits, JournalWriter, Redact
+from supervision.recorder.writer import JournalLimits, JournalWriter, Redact, WriterCounts
 
-__all__ = ["Announce", "JournalUnavailable", "Recorder"]
+__all__ = ["Announce", "JournalLimits", "JournalUnavailable", "Recorder", "RecorderCounts"]
 
-# Called after a batch with the newest `seq` of a call that reached PostgreSQL.
-Announce = Callable[[UUID, UUID, int], Awaitable[None]]
+logger = logging.getLogger(__name__)
 
-_EARLY_EVENTS: Final = 1000
+
+@dataclass(frozen=True, slots=True)
+class RecorderCounts:
+    """Counters since the process started, for metrics and health."""
+
+    writer: WriterCounts
+    drain: DrainCounts
 
 
 def _as_it_is(event: RecordEvent) -> RecordEvent:
@@ -53,42 +58,45 @@ class Recorder:
         self._redact = redact
         self._limits = limits or JournalLimits()
         self._writer: JournalWriter | None = None
-        self._early: deque[RecordEvent] = deque(maxlen=_EARLY_EVENTS)
+        self._drain: Drain | None = None
 
     async def start(self) -> None:
         """Start the journal and the drain on the running loop. A second call does nothing.
 
         A journal or database that does not work yet is no error here: both are tried again, and `commit` tells.
         """
-        self._start()
+        self._started()
 
-    def _start(self) -> JournalWriter:
-        if self._writer is None:
-            self._writer = JournalWriter(
+    def _started(self) -> JournalWriter:
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = JournalWriter(
                 directory=self._directory,
                 limits=self._limits,
                 redact=self._redact,
                 loop=asyncio.get_running_loop(),
                 on_written=self._written,
             )
-            self._writer.start()
-            while self._early:
-                self._writer.record(self._early.popleft())
-        return self._writer
+            self._drain = Drain(
+                writer=writer,
+                directory=self._directory,
+                limits=self._limits,
+                dsn=self._dsn,
+                announce=self._announce,
+            )
+            writer.start()
+            self._drain.start()
+        return writer
 
     def _written(self) -> None:
-        pass
+        if self._drain is not None:
+            self._drain.wake()
 
     def record(self, event: RecordEvent) -> None:
-        """Queue `event` for the journal. Never blocks and never raises."""
+        """Queue `event` for the journal. Never blocks and never raises on a running loop, where it belongs."""
         writer = self._writer
         if writer is None:
-            try:
-                writer = self._start()
-            except RuntimeError:
-                # No loop runs yet: kept until one does.
-                self._early.append(event)
-                return
+            writer = self._started()
         writer.record(event)
 
     async def commit(self, call_id: UUID | None = None) -> None:
@@ -96,14 +104,35 @@ class Recorder:
 
         A lost event makes commits fail for a second: those of its own call, and those that name no call.
         """
-        await self._start().commit(call_id)
+        await self._started().commit(call_id)
 
     async def drained(self, timeout_s: float) -> None:
-        """Return when everything recorded so far is in PostgreSQL or set aside; raises TimeoutError."""
-        raise NotImplementedError
+        """Return when PostgreSQL has, or refused for good, everything recorded so far and what dead processes left.
+
+        Raises TimeoutError after `timeout_s`, JournalUnavailable when not even the journal has it.
+        """
+        writer = self._started()
+        async with asyncio.timeout(timeout_s):
+            await writer.commit()
+            if self._drain is not None:
+                await self._drain.drained()
 
     async def aclose(self, timeout_s: float = 10.0) -> None:
         """Bring what `timeout_s` allows to PostgreSQL and close; the rest stays in the journal for the next start."""
-        if self._writer is not None:
-            await self._writer.close()
-            self._writer = None
+        writer, drain = self._writer, self._drain
+        if writer is None or drain is None:
+            return
+        try:
+            await self.drained(timeout_s)
+        except (TimeoutError, JournalUnavailable) as problem:
+            logger.warning("the recorder closes before everything is in PostgreSQL: %s", problem or "no time left")
+        await drain.aclose()
+        await writer.close()
+        self._writer = self._drain = None
+
+    @property
+    def counts(self) -> RecorderCounts:
+        """What was recorded, written, stored, dropped and refused so far."""
+        if self._writer is None or self._drain is None:
+            return RecorderCounts(WriterCounts(), DrainCounts())
+        return RecorderCounts(self._writer.counts, self._drain.counts)

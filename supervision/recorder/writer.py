@@ -21,7 +21,7 @@ from typing import Final
 from uuid import UUID
 
 from supervision.recorder.events import DETAIL_KINDS, RecordEvent
-from supervision.recorder.journal import Journal, JournalUnavailable, Row, row_of, set_aside_damaged
+from supervision.recorder.journal import Journal, JournalUnavailable, Row, is_damage, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ class JournalLimits:
     detail_fullness: float = 0.8
     max_queued_events: int = 20_000
     max_backlog_bytes: int = 64 << 20
-    max_quarantined: int = 10_000
     linger_s: float = 0.02
 
 
@@ -57,6 +56,7 @@ class WriterCounts:
     lost: int = 0
     unredacted: int = 0
     quarantined: int = 0
+    quarantine_discarded: int = 0
     failures: int = 0
 
 
@@ -91,6 +91,7 @@ class JournalWriter:
         self._waiters: deque[tuple[int, UUID | None, asyncio.Future[None]]] = deque()
         self._queued = 0
         self._written_upto = 0
+        self.last_position = 0
         self._lost: dict[UUID, float] = {}
         self._closed: asyncio.Future[None] = loop.create_future()
         # The thread's side.
@@ -188,9 +189,11 @@ class JournalWriter:
         self._wake.set()
         await self._closed
 
-    def _settle(self, upto: int, problem: str | None) -> None:
+    def _settle(self, upto: int, problem: str | None, position: int = 0) -> None:
         if problem is None:
             self._written_upto = max(self._written_upto, upto)
+            # The position of the newest event on disk.
+            self.last_position = max(self.last_position, position)
         while self._waiters and self._waiters[0][0] <= upto:
             _, _, waiter = self._waiters.popleft()
             if waiter.done():
@@ -306,7 +309,7 @@ class JournalWriter:
         """Deletions go first: in a full journal they make the room for what is to be written."""
         while self._refused:
             position, reason = self._refused[0]
-            journal.quarantine(position, reason, keep=self._limits.max_quarantined)
+            journal.quarantine(position, reason)
             self.counts.quarantined += 1
             self._refused.popleft()
         if self._drained and (self._failing or not self._backlog):
@@ -316,6 +319,7 @@ class JournalWriter:
     def _write_some(self, journal: Journal) -> None:
         if journal.fullness >= self._limits.detail_fullness:
             self._drop_detail_of_backlog()
+            self._thin_quarantine(journal)
         group = [self._backlog[n] for n in range(min(len(self._backlog), _ROWS_PER_COMMIT))]
         rows = [row for _, row in group if row is not None]
         drained = [position for positions in self._drained for position in positions]
@@ -329,9 +333,15 @@ class JournalWriter:
             if row is not None:
                 self._backlog_bytes -= row.size
         if group:
-            self._tell(self._settle, group[-1][0], None)
+            self._tell(self._settle, group[-1][0], None, journal.last_position)
         if rows:
             self._tell(self._on_written)
+
+    def _thin_quarantine(self, journal: Journal) -> None:
+        thinned = journal.thin_quarantine()
+        if thinned:
+            self.counts.quarantine_discarded += thinned
+            logger.error("the journal is nearly full: %d events that were set aside are deleted", thinned)
 
     def _failed(self, error: Exception) -> None:
         self.counts.failures += 1
@@ -342,8 +352,7 @@ class JournalWriter:
             self._retry_s = min(self._retry_s * 2, _RETRY_MOST_S)
         self._failing = True
         self._drop_detail_of_backlog()
-        # Python raises the base class itself for a corrupt file or one that is no database.
-        if type(error) is sqlite3.DatabaseError:
+        if is_damage(error):
             self._abandon_damaged()
         self._tell(self._settle, self._taken, problem)
 
@@ -352,12 +361,11 @@ class JournalWriter:
         journal, self._journal = self._journal, None
         if journal is None:
             return
-        journal.close()
         self._last_position = journal.last_position
         self._drained.clear()
         self._refused.clear()
         try:
-            logger.error("the journal is damaged; it is kept as %s", set_aside_damaged(journal.path).name)
+            logger.error("the journal is damaged; it is kept as %s", journal.set_aside())
         except OSError as error:
             logger.error("the damaged journal could not be renamed: %s", error)
 
