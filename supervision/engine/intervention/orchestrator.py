@@ -1,0 +1,223 @@
+"""One intervention, step by step: silence, buffer line, correction, hand-back.
+
+The order is what the caller must hear and what the agent must know, in time: nothing of the agent after the cut, the
+buffer line at once, the note to the agent before the correction's first sample, the correction seamlessly behind the
+buffer line. Waits never depend on an acknowledgement alone: each is bounded by the audio that is still owed.
+
+Where the audio goes is a :class:`PlaybackSink`; time is the running loop's, so tests run on virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Literal, Protocol
+
+CORRECTION_BEFORE_END_S: Final = 0.15  # the correction is queued at the latest this long before the buffer line ends
+ACK_GRACE_S: Final = 1.5  # how much longer than the audio still owed an acknowledgement is waited for
+
+SilenceProof = Literal["cleared", "fence", "unproven", "not_needed"]
+
+
+class Plan(StrEnum):
+    """What is done about a violating turn; it follows from what the caller can hear of it at that moment."""
+
+    REPLACE_HELD = "replace_held"
+    """Nothing of it has left Mirror: it is discarded, and no clear is needed."""
+    CUT_WHEN_REACHED = "cut_when_reached"
+    """It waits at Plivo behind innocent audio: the clear goes out when it would begin to play."""
+    CUT_NOW = "cut_now"
+    """It is audible: clear at once."""
+    RETRACT = "retract"
+    """All of it has just played, and nobody has spoken since: take it back."""
+    NOTE_ONLY = "note_only"
+    """Too late, not armed, or the caller speaks: the agent is told, nothing is said."""
+
+
+class Outcome(StrEnum):
+    """How an intervention ended."""
+
+    COMPLETED = "completed"
+    INTERRUPTED = "interrupted"
+    CALLER_GONE = "caller_gone"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Words and their audio, in the call's codec and at the agent's level."""
+
+    text: str
+    audio: bytes
+    source: Literal["llm", "template"] = "template"
+
+
+class Playing(Protocol):
+    """Audio on its way to the caller."""
+
+    @property
+    def starts_at(self) -> float:
+        """Loop time at which its first sample plays (estimated until it is sent)."""
+        ...
+
+    @property
+    def ends_at(self) -> float:
+        """Loop time at which its last sample has played (estimated)."""
+        ...
+
+    async def played(self) -> None:
+        """Return when the far end acknowledged that all of it has played. May never return."""
+        ...
+
+
+class PlaybackSink(Protocol):
+    """Where an intervention's audio goes."""
+
+    async def clear(self) -> SilenceProof:
+        """Silence what is queued for the caller and return how that was proved; bounded in time."""
+        ...
+
+    def play(self, line: Line, label: str) -> Playing:
+        """Queue ``line`` behind what is already playing. Raises when the far end is gone."""
+        ...
+
+
+class Observer(Protocol):
+    """Learns what the intervention does, when it does it. Must be quick and must not raise."""
+
+    def phase(self, phase: str, text: str = "") -> None:
+        """A phase of `mirror.intervention` begins."""
+
+    def step(self, step: str, detail: str = "") -> None:
+        """Something happened that is worth a time in the record."""
+
+    def note(self, line: Line) -> None:
+        """The words of the correction are fixed: tell the agent now, before they are heard."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What an intervention came to. Gaps are in ms, by the play clock."""
+
+    outcome: Outcome = Outcome.FAILED
+    buffer: Line | None = None
+    correction: Line | None = None
+    silence_proof: SilenceProof = "not_needed"
+    gap_cut_to_buffer_ms: int | None = None
+    gap_buffer_to_correction_ms: int | None = None
+    buffer_playing: Playing | None = None
+    correction_playing: Playing | None = None
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Intervention:
+    """One intervention. `run` once; `stop` ends it early.
+
+    ``buffer`` is spoken at once, ``fallback`` is the template that speaks when ``correct`` has nothing clean in time.
+    ``correct`` generates, checks, judges and renders the correction, and returns None when it has none.
+    ``begins_at`` is the loop time to wait for with ``CUT_WHEN_REACHED``.
+    """
+
+    plan: Plan
+    sink: PlaybackSink
+    observer: Observer
+    buffer: Line
+    fallback: Line
+    correct: Callable[[], Awaitable[Line | None]]
+    begins_at: float | None = None
+    report: Report = field(default_factory=Report)
+    _stopped: asyncio.Future[Outcome] | None = None
+
+    def stop(self, outcome: Outcome) -> None:
+        """End the intervention now: the caller interrupted it, or hung up. Later calls change nothing."""
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(outcome)
+
+    async def run(self) -> Report:
+        """Carry the intervention out. Returns how it ended; raises only when it is cancelled."""
+        loop = asyncio.get_running_loop()
+        self._stopped = loop.create_future()
+        work = asyncio.ensure_future(self._perform())
+        try:
+            await asyncio.wait({work, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped.done() and not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+                self.report.outcome = self._stopped.result()
+                if self.report.outcome is Outcome.INTERRUPTED:
+                    await self._silence_ourselves()
+            elif (problem := work.exception()) is not None:
+                self.report.outcome = Outcome.FAILED
+                self.report.detail = f"{type(problem).__name__}: {problem}"
+        finally:
+            work.cancel()
+        self.observer.phase(self.report.outcome.value)
+        return self.report
+
+    async def _silence_ourselves(self) -> None:
+        try:
+            self.observer.step("clear_sent", "interrupted")
+            await self.sink.clear()
+        except Exception as problem:
+            self.report.detail = f"could not clear after the interruption: {type(problem).__name__}: {problem}"
+
+    async def _perform(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.observer.phase("started")
+        correcting = asyncio.ensure_future(self.correct())
+        try:
+            cut_at = await self._cut()
+            buffer = self.sink.play(self.buffer, "buffer")
+            self.report.buffer, self.report.buffer_playing = self.buffer, buffer
+            self.observer.step("buffer_sent")
+            self.observer.phase("buffer", self.buffer.text)
+            if cut_at is not None:
+                self.report.gap_cut_to_buffer_ms = round(max(0.0, buffer.starts_at - cut_at) * 1000)
+            line = await self._correction(correcting, until=buffer.ends_at - CORRECTION_BEFORE_END_S)
+        finally:
+            correcting.cancel()
+        self.observer.step("correction_ready", line.source)
+        self.report.correction = line
+        self.observer.note(line)
+        correction = self.sink.play(line, "correction")
+        self.report.correction_playing = correction
+        self.observer.step("correction_sent")
+        self.observer.phase("correction", line.text)
+        self.report.gap_buffer_to_correction_ms = round(max(0.0, correction.starts_at - buffer.ends_at) * 1000)
+        try:
+            async with asyncio.timeout(max(0.0, correction.ends_at - loop.time()) + ACK_GRACE_S):
+                await correction.played()
+            self.observer.step("correction_played")
+        except TimeoutError:
+            # The words have had the time to play. Waiting on would leave the caller in silence.
+            self.observer.step("correction_unacknowledged")
+        self.report.outcome = Outcome.COMPLETED
+
+    async def _cut(self) -> float | None:
+        """Make the agent silent as the plan says; returns when that was proved, None when nothing had to be cut."""
+        loop = asyncio.get_running_loop()
+        if self.plan is Plan.CUT_WHEN_REACHED and self.begins_at is not None:
+            await asyncio.sleep(max(0.0, self.begins_at - loop.time()))
+        if self.plan not in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
+            return None
+        self.observer.step("clear_sent")
+        self.report.silence_proof = await self.sink.clear()
+        self.observer.step(
+            "silence_unproven" if self.report.silence_proof == "unproven" else "silence_proved",
+            self.report.silence_proof,
+        )
+        return loop.time()
+
+    async def _correction(self, correcting: asyncio.Future[Line | None], *, until: float) -> Line:
+        loop = asyncio.get_running_loop()
+        done, _ = await asyncio.wait({correcting}, timeout=max(0.0, until - loop.time()))
+        if not done:
+            self.observer.step("correction_late", "no correction in time; the template speaks")
+            return self.fallback
+        if (problem := correcting.exception()) is not None:
+            self.observer.step("correction_failed", type(problem).__name__)
+            return self.fallback
+        return correcting.result() or self.fallback

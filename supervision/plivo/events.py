@@ -1,0 +1,76 @@
+"""Plivo's stream events, read and written.
+
+Frames of media are recognised without parsing them: a call carries a hundred a second, and all that the relay needs
+of them is how long their audio lasts. Everything else is parsed by the caller.
+
+Source: Plivo's "Stream Event Protocol"; field types are those that every known client accepts (integer
+``sequenceNumber``, string ``streamId``, all fields present).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+# Only a frame that opens with its event is taken for media unparsed; any other key order is parsed like other frames.
+_MEDIA: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"media"\s*[,}]')
+_PLAY_AUDIO: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"playAudio"\s*[,}]')
+_PAYLOAD: Final = re.compile(r'"payload"\s*:\s*"')
+
+
+def is_media(text: str) -> bool:
+    """Whether ``text`` is a media event of Plivo (caller's audio), told from its first bytes."""
+    return _MEDIA.match(text) is not None
+
+
+def is_play_audio(text: str) -> bool:
+    """Whether ``text`` is a playAudio event of an agent, told from its first bytes."""
+    return _PLAY_AUDIO.match(text) is not None
+
+
+def payload_span(text: str) -> tuple[int, int]:
+    """Start and end index of the base64 payload inside a media or playAudio frame; ``(0, 0)`` when there is none."""
+    found = _PAYLOAD.search(text)
+    if found is None:
+        return 0, 0
+    start = found.end()
+    end = text.find('"', start)
+    return (start, end) if end > start else (0, 0)
+
+
+def base64_length(text: str, start: int, end: int) -> int:
+    """Number of bytes that the base64 in ``text[start:end]`` decodes to, without decoding it."""
+    padding = 2 if text.startswith("==", end - 2) else 1 if text.startswith("=", end - 1) else 0
+    return max(0, (end - start) * 3 // 4 - padding)
+
+
+def dump(frame: dict[str, Any]) -> str:
+    """A frame as compact JSON text."""
+    return json.dumps(frame, separators=(",", ":"), ensure_ascii=False)
+
+
+def play_audio(payload: str, *, content_type: str, sample_rate: int, stream_id: str) -> str:
+    """A playAudio frame around base64 ``payload``."""
+    media = {"contentType": content_type, "sampleRate": sample_rate, "payload": payload}
+    return dump({"event": "playAudio", "media": media, "streamId": stream_id})
+
+
+def checkpoint(name: str, *, stream_id: str) -> str:
+    """A checkpoint frame: Plivo answers ``playedStream`` with this name when all audio before it has played."""
+    return dump({"event": "checkpoint", "streamId": stream_id, "name": name})
+
+
+def clear_audio(*, stream_id: str) -> str:
+    """A clearAudio frame: Plivo drops all that is queued and answers ``clearedAudio``."""
+    return dump({"event": "clearAudio", "streamId": stream_id})
+
+
+def played_stream(name: str, *, stream_id: str, sequence: int) -> str:
+    """The acknowledgement of a checkpoint, in the form that every known client accepts."""
+    return dump({"event": "playedStream", "sequenceNumber": sequence, "streamId": stream_id, "name": name})
+
+
+def cleared_audio(*, stream_id: str, sequence: int) -> str:
+    """The acknowledgement of a clearAudio, in the form that every known client accepts."""
+    return dump({"event": "clearedAudio", "sequenceNumber": sequence, "streamId": stream_id})

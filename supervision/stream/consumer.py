@@ -1,0 +1,115 @@
+"""Where Plivo connects: who may, and which agent it is for.
+
+The consumer runs its own receive loop. Channels' dispatch would cost a coroutine, a dictionary of handlers and a thread
+hop's worth of bookkeeping for each of a hundred frames a second; a call needs none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from channels.consumer import AsyncConsumer
+
+from supervision.stream.directory import AgentBinding, DirectoryUnavailable
+from supervision.stream.plivo_leg import Send
+from supervision.stream.runtime import StreamRuntime, stream_runtime
+from supervision.stream.session import CallSession, CallStart, Receive, StartInvalid, now_unix
+from supervision.stream.token import FIRST_USE_S, CallToken, TokenInvalid, query_split, token_read
+
+logger = logging.getLogger(__name__)
+
+START_WITHIN_S: Final = 15.0
+BEFORE_START: Final = 100  # frames kept that come before `start`
+DISCONNECTED: Final = object()
+
+
+class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no types
+    """One Plivo stream: checks its key, waits for `start`, and hands it to a :class:`CallSession`."""
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            return
+        arguments = scope["url_route"]["kwargs"]
+        runtime = await stream_runtime()
+        admitted = await _admit(runtime, arguments["slug"], arguments["key"], scope)
+        if admitted is None:
+            # Unknown tenant, unknown key, revoked key, another tenant's key, forged token: all alike, a plain 403.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        binding, token, query = admitted
+        offered = list(scope.get("subprotocols") or [])
+        await runtime.start()
+        await send({"type": "websocket.accept", "subprotocol": offered[0] if offered else None})
+        before: list[str] = []
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                start = await _wait_for_start(receive, before)
+        except TimeoutError:
+            logger.info("A stream socket sent no start within %d s", START_WITHIN_S)
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if start is None:
+            return
+        if token is not None and not _token_fits(token, start):
+            logger.warning("A call token was used for another call, or too late")
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        session = CallSession(
+            runtime=runtime,
+            binding=binding,
+            start=start,
+            send=send,
+            query=query,
+            subprotocols=offered,
+            from_number=token.from_number if token is not None else "",
+            to_number=token.to_number if token is not None else "",
+        )
+        await session.run(receive, before)
+
+
+async def _admit(
+    runtime: StreamRuntime, slug: str, key: str, scope: dict[str, Any]
+) -> tuple[AgentBinding, CallToken | None, str] | None:
+    try:
+        binding = await runtime.directory.lookup(slug, key)
+    except DirectoryUnavailable:
+        logger.error("A stream was refused: the database is down and its key is not known from the last hour")
+        return None
+    if binding is None:
+        return None
+    written, query = query_split(scope.get("query_string", b"").decode("latin-1"))
+    if written is None:
+        return binding, None, query
+    try:
+        return binding, token_read(written, tenant_id=binding.tenant_id, agent_id=binding.agent_id), query
+    except TokenInvalid as problem:
+        logger.warning("A stream was refused: %s", problem)
+        return None
+
+
+def _token_fits(token: CallToken, start: CallStart) -> bool:
+    if token.call_id and token.call_id != start.call_id:
+        return False
+    return now_unix() - token.made_at <= FIRST_USE_S
+
+
+async def _wait_for_start(receive: Receive, before: list[str]) -> CallStart | None:
+    """The `start` event, or None when Plivo closed first. Other text frames are kept in ``before``."""
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        text = message.get("text")
+        if text is None:
+            continue
+        try:
+            start = CallStart.parse(text)
+        except StartInvalid as problem:
+            logger.warning("A start event cannot be used: %s", problem)
+            continue
+        if start is not None:
+            return start
+        if len(before) < BEFORE_START:
+            before.append(text)

@@ -1,0 +1,278 @@
+"""The agent leg: one WebSocket to the tenant's agent.
+
+A slow agent must never slow Plivo: what it does not read waits in a bounded queue, and past the bound its oldest media
+is dropped, counted, and shown. The same queue holds what Plivo says while the agent is being dialled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from picows import (
+    WSAutoPingStrategy,
+    WSCloseCode,
+    WSError,
+    WSFrame,
+    WSListener,
+    WSMsgType,
+    WSTransport,
+    ws_connect,
+)
+
+from mirror_saas.egress import EgressRefused, egress_socket
+from supervision.plivo.events import is_media
+
+logger = logging.getLogger(__name__)
+
+DIAL_TIMEOUT_S: Final = 5.0
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+PING_AFTER_S: Final = 20.0
+PONG_WITHIN_S: Final = 120.0  # a busy agent answers late; Plivo would not hang up on it for that
+WRITE_HIGH: Final = 256 * 1024  # bytes in the socket's buffer from which frames wait in our own queue
+BACKLOG_MEDIA: Final = 500  # media frames of 20 ms that wait for a slow agent: 10 s, then the oldest go
+BACKLOG_BYTES: Final = 8 * 1024 * 1024
+
+
+class AgentUnreachable(Exception):
+    """The agent could not be connected to. The message says why, without secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentClosed:
+    """How the agent's socket ended: ``code`` as in RFC 6455 (1006 when it just broke)."""
+
+    code: int
+    reason: str
+
+    @property
+    def normal(self) -> bool:
+        """Whether the agent said goodbye, rather than failed."""
+        return self.code in (1000, 1001, 1005)
+
+
+def upstream_url(base: str, query: str) -> str:
+    """The agent's URL with Plivo's query string (less Mirror's own token) behind its own."""
+    if not query:
+        return base
+    parts = urlsplit(base)
+    return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
+
+
+def signature(secret: str, call_id: str, url: str, now_s: int) -> str:
+    """`X-Mirror-Signature` for a handshake: HMAC-SHA256 over ``t.call_id.path?query``, hex."""
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    digest = hmac.new(secret.encode(), f"{now_s}.{call_id}.{target}".encode(), hashlib.sha256).hexdigest()
+    return f"t={now_s},v1={digest}"
+
+
+class AgentLeg:
+    """The agent's socket, from before it is dialled until after it closed.
+
+    ``on_text`` and ``on_binary`` get whole messages as they arrive, ``on_closed`` is called once; ``on_dropped`` gets
+    the number of media frames lost to a slow agent.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_text: Callable[[str], None],
+        on_binary: Callable[[bytes], None],
+        on_closed: Callable[[AgentClosed], None],
+        on_dropped: Callable[[int], None],
+        on_garbled: Callable[[str], None],
+    ) -> None:
+        self._on_text = on_text
+        self._on_binary = on_binary
+        self._on_closed = on_closed
+        self._on_dropped = on_dropped
+        self._on_garbled = on_garbled
+        self._transport: WSTransport | None = None
+        self._paused = True  # until connected
+        self._backlog: deque[tuple[WSMsgType, bytes, bool]] = deque()
+        self._backlog_bytes = 0
+        self._backlog_media = 0
+        self._closed: AgentClosed | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames can reach the agent now."""
+        return self._transport is not None and self._closed is None
+
+    async def dial(self, url: str, *, headers: Mapping[str, str], subprotocols: list[str]) -> None:
+        """Connect within 5 s and send what waited. Raises :class:`AgentUnreachable`."""
+        extra = dict(headers)
+        if subprotocols:
+            extra["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                transport, _ = await ws_connect(
+                    lambda: _Listener(self),
+                    url,
+                    extra_headers=extra,
+                    websocket_handshake_timeout=DIAL_TIMEOUT_S,
+                    enable_auto_ping=True,
+                    auto_ping_idle_timeout=PING_AFTER_S,
+                    auto_ping_reply_timeout=PONG_WITHIN_S,
+                    auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
+                    max_frame_size=MAX_MESSAGE,
+                    max_redirects=0,
+                    socket_factory=_socket,
+                    use_aiofastnet=False,
+                )
+        except TimeoutError as problem:
+            raise AgentUnreachable(f"no connection within {DIAL_TIMEOUT_S:.0f} s") from problem
+        except EgressRefused as problem:
+            raise AgentUnreachable(str(problem)) from problem
+        except WSError as problem:
+            raise AgentUnreachable(f"the handshake failed: {type(problem).__name__}") from problem
+        except OSError as problem:
+            raise AgentUnreachable(f"the connection failed: {problem.strerror or type(problem).__name__}") from problem
+        except ValueError as problem:
+            raise AgentUnreachable("the agent's URL cannot be dialled") from problem
+        if self._closed is None:
+            transport.underlying_transport.set_write_buffer_limits(high=WRITE_HIGH)
+            self._transport = transport
+            self._resume()
+
+    def send_text(self, text: str) -> None:
+        """Send a text frame as it is, or queue it while the agent is dialled or slow."""
+        if self._paused:
+            self._wait(WSMsgType.TEXT, text.encode("utf-8", "surrogatepass"), is_media(text))
+        elif self._transport is not None:
+            self._transport.send(WSMsgType.TEXT, text.encode("utf-8", "surrogatepass"))
+
+    def send_binary(self, data: bytes) -> None:
+        """Send a binary frame as it is."""
+        if self._paused:
+            self._wait(WSMsgType.BINARY, data, False)
+        elif self._transport is not None:
+            self._transport.send(WSMsgType.BINARY, data)
+
+    def close(self, code: int = 1000) -> None:
+        """Say goodbye with ``code``; a peer that does not answer is cut off by the socket's own timeouts."""
+        self._closed = self._closed or AgentClosed(code, "closed by Mirror")
+        self._backlog.clear()
+        self._paused = True
+        if self._transport is not None:
+            self._transport.send_close(WSCloseCode(code))
+            self._transport.disconnect()
+
+    def _wait(self, kind: WSMsgType, data: bytes, media: bool) -> None:
+        if self._closed is not None:
+            return
+        self._backlog.append((kind, data, media))
+        self._backlog_bytes += len(data)
+        self._backlog_media += media
+        if self._backlog_media > BACKLOG_MEDIA or self._backlog_bytes > BACKLOG_BYTES:
+            self._drop_oldest_media()
+
+    def _drop_oldest_media(self) -> None:
+        for index, (_, data, media) in enumerate(self._backlog):
+            if media:
+                del self._backlog[index]
+                self._backlog_bytes -= len(data)
+                self._backlog_media -= 1
+                self._on_dropped(1)
+                return
+
+    def _resume(self) -> None:
+        self._paused = False
+        while self._backlog and not self._paused and self._transport is not None:
+            kind, data, media = self._backlog.popleft()
+            self._backlog_bytes -= len(data)
+            self._backlog_media -= media
+            self._transport.send(kind, data)
+
+    def _ended(self, closed: AgentClosed) -> None:
+        if self._closed is None:
+            self._closed = closed
+            self._on_closed(closed)
+        self._paused = True
+        self._backlog.clear()
+
+
+class _Listener(WSListener):  # type: ignore[misc]  # picows is compiled: its base class has no type for mypy
+    """Puts the frames of the agent's socket together to messages."""
+
+    def __init__(self, leg: AgentLeg) -> None:
+        self._leg = leg
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._kind = WSMsgType.TEXT
+        self._close = AgentClosed(1006, "the connection broke")
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind is WSMsgType.TEXT and frame.fin:
+            self._text(frame.get_payload_as_bytes())
+        elif kind is WSMsgType.BINARY and frame.fin:
+            self._leg._on_binary(frame.get_payload_as_bytes())
+        elif kind is WSMsgType.CLOSE:
+            code = frame.get_close_code()
+            number = int(code.value if isinstance(code, WSCloseCode) else code)
+            self._close = AgentClosed(number or 1005, "closed by the agent")
+            transport.send_close(WSCloseCode.OK)
+            transport.disconnect()
+        elif kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+            self._fragment(transport, frame)
+
+    def _fragment(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type is not WSMsgType.CONTINUATION:
+            self._kind, self._parts, self._size = frame.msg_type, [], 0
+        payload = frame.get_payload_as_bytes()
+        self._size += len(payload)
+        if self._size > MAX_MESSAGE:
+            self._close = AgentClosed(1009, f"a message longer than {MAX_MESSAGE} bytes")
+            transport.send_close(WSCloseCode.MESSAGE_TOO_BIG)
+            transport.disconnect()
+            return
+        self._parts.append(payload)
+        if frame.fin:
+            whole, self._parts = b"".join(self._parts), []
+            if self._kind is WSMsgType.TEXT:
+                self._text(whole)
+            else:
+                self._leg._on_binary(whole)
+
+    def _text(self, payload: bytes) -> None:
+        try:
+            text = payload.decode("utf-8")
+        except UnicodeDecodeError:
+            # Not a text frame by RFC 6455; Plivo could not be given it as one.
+            self._leg._on_garbled("a text frame that is not UTF-8 was dropped")
+            return
+        self._leg._on_text(text)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._leg._ended(self._close)
+
+    def pause_writing(self) -> None:
+        self._leg._paused = True
+
+    def resume_writing(self) -> None:
+        self._leg._resume()
+
+
+async def _socket(url: Any) -> Any:
+    return await egress_socket(url.host, url.port)
+
+
+def handshake_headers(*, secret: str, call_id: str, url: str, tenant_headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of the agent's handshake: the tenant's own, the call's id, and the signature over both."""
+    headers = {name: value for name, value in tenant_headers.items() if not name.lower().startswith("sec-websocket")}
+    headers["X-Mirror-Call"] = call_id
+    headers["X-Mirror-Signature"] = signature(secret, call_id, url, int(time.time()))
+    return headers
+
+
+Dial = Callable[..., Awaitable[None]]

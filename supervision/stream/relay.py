@@ -1,0 +1,640 @@
+"""The relay of one call, without I/O: frames and time go in, frames come out through two callables.
+
+It knows whose checkpoint and whose clearAudio is whose, what is queued at Plivo, which audio belongs to which turn, and
+which agent audio is muted or held. It never decides to intervene: the session does, and tells the relay what to do.
+
+Rules are those of the call path's design: text passes byte for byte; only Mirror's own acknowledgements and `mirror.*`
+frames are taken out; until an agent says `mirror.hello` nothing is delayed. Times are seconds of the running loop.
+"""
+
+from __future__ import annotations
+
+import binascii
+import secrets
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import orjson
+
+from supervision.audio.format import MediaFormat
+from supervision.plivo import events
+from supervision.stream.playout import AudioRuns, PlayClock
+
+MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
+REFILL_S: Final = 0.06  # how much of that lead is topped up at a time: fewer wake-ups, still no underrun
+TURN_GAP_S: Final = 0.2  # this long without agent speech, and the next reported turn's audio begins
+CLEAR_EXPIRES_S: Final = 2.0  # an unanswered clearAudio stops waiting, so that a lost answer shifts nothing
+OWED_LATE_S: Final = 10.0  # a withheld acknowledgement goes out at the latest this long after it was due
+LATE_ACK_S: Final = 10.0  # a genuine acknowledgement that comes within this time of our synthetic one is swallowed
+HOLD_MAX_S: Final = 30.0
+HOLD_MAX_BYTES: Final = 8 * 1024 * 1024
+QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes unpaced: nothing of it is ever lost
+AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
+INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
+SPEECH_PEAK: Final = 330  # of 32,768 (-40 dBFS): quieter agent audio is a pause
+
+
+@dataclass(slots=True, eq=False)
+class TurnAudio:
+    """The audio of one agent turn, from its report to its last sample."""
+
+    turn_id: UUID
+    ref: str
+    reported_at: float
+    seen: str | None = None
+    text: str = ""
+    runs: AudioRuns = field(default_factory=AudioRuns)
+    audio: bytearray = field(default_factory=bytearray)
+    received_s: float = 0.0
+    muted: bool = False
+    started: bool = False
+    ended: bool = False
+    anchored: bool = False
+    cut_low_s: float | None = None
+    cut_high_s: float | None = None
+    marks: list[tuple[float, int]] = field(default_factory=list)
+    heard_reported: bool = False
+
+    def heard_span(self, now: float) -> tuple[float, float]:
+        """Least and most seconds of this turn that the caller can have heard by ``now``."""
+        position = self.runs.position(now)
+        low = position if self.cut_low_s is None else min(position, self.cut_low_s)
+        high = position if self.cut_high_s is None else min(position, self.cut_high_s)
+        return low, max(low, high)
+
+
+@dataclass(slots=True)
+class _Queued:
+    """An agent's frame that waits at Mirror."""
+
+    text: str
+    duration: float = 0.0
+    turn: TurnAudio | None = None
+    name: str | None = None  # of a checkpoint
+    arrived_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Injected:
+    """A frame of Mirror's own, waiting to be paced out."""
+
+    text: str
+    duration: float = 0.0
+    name: str | None = None
+    on_sent: Callable[[float], None] | None = None
+
+
+@dataclass(slots=True)
+class _Owed:
+    """An agent's checkpoint whose audio was cleared or muted: Mirror answers it at hand-back."""
+
+    name: str
+    due_at: float
+    answered: bool = False  # the genuine acknowledgement came meanwhile and was kept back
+
+
+class RelayListener(Protocol):
+    """What the relay tells its session. Called from inside frame handling: must be quick and must not raise."""
+
+    def mirror_frame(self, frame: dict[str, Any]) -> None:
+        """The agent sent a `mirror.*` frame."""
+
+    def mirror_garbled(self, message: str) -> None:
+        """The agent sent something that begins like a `mirror.*` frame and is not JSON."""
+
+    def turn_started(self, turn: TurnAudio) -> None:
+        """The first audio of a reported turn arrived."""
+
+    def turn_ended(self, turn: TurnAudio) -> None:
+        """No more audio of this turn will be played: it was followed by another, ended or cut."""
+
+    def caller_pressed(self) -> None:
+        """The caller pressed a key."""
+
+    def agent_cleared(self) -> None:
+        """The agent sent clearAudio."""
+
+    def media_dropped(self, direction: str, seconds: float) -> None:
+        """Audio was lost to a limit."""
+
+    def wake_at(self, when: float) -> None:
+        """Call :meth:`CallRelay.pump` at this loop time."""
+
+
+class CallRelay:
+    """The relay of one call. Not thread-safe: one event loop drives it."""
+
+    def __init__(
+        self,
+        *,
+        stream_id: str,
+        media_format: MediaFormat,
+        to_plivo: Callable[[str], None],
+        to_agent: Callable[[str], None],
+        listener: RelayListener,
+    ) -> None:
+        self.stream_id = stream_id
+        self.format = media_format
+        self.clock = PlayClock()
+        self.hello = False
+        self.marks = False
+        self.frames_from_plivo = 0
+        self.frames_from_agent = 0
+        self.recent_inbound: deque[str] = deque(maxlen=INBOUND_KEPT)
+        self.inbound_tap: Callable[[str], None] | None = None
+        self.turns: deque[TurnAudio] = deque(maxlen=32)
+        self.current: TurnAudio | None = None
+        self.agent_audio_at: float | None = None
+        self.last_payload = b""
+        self._to_plivo = to_plivo
+        self._to_agent = to_agent
+        self._listener = listener
+        self._bytes_per_s = media_format.bytes_per_ms * 1000
+        self._prefix = f"__mirror_{secrets.token_hex(12)}_"
+        self._names = 0
+        self._awaited: dict[str, tuple[float, Callable[[float], None]]] = {}
+        self._outstanding: deque[tuple[str, TurnAudio | None, float]] = deque(maxlen=512)
+        self._owed: deque[_Owed] = deque()
+        self._synthesised: deque[tuple[str, float]] = deque(maxlen=256)
+        self._clears: deque[tuple[str, float, Callable[[float], None] | None]] = deque()
+        self._mirror_cleared = False
+        self._queue: deque[_Queued] = deque()
+        self._queue_bytes = 0
+        self._queue_s = 0.0
+        self._injected: deque[_Injected] = deque()
+        self._injected_s = 0.0
+        self._pending: deque[TurnAudio] = deque()
+        self._gap = True
+        self._recent_agent: deque[tuple[str, float, float]] = deque(maxlen=12)
+        self._muted_end_at = 0.0
+        self.holding = False
+        self.speaking = False
+
+    # ------------------------------------------------------------------ from Plivo
+
+    def plivo_text(self, text: str, now: float) -> None:
+        """A text frame from Plivo: to the agent, unless it acknowledges something of Mirror's."""
+        self.frames_from_plivo += 1
+        if events.is_media(text):
+            self._to_agent(text)
+            if self.hello:
+                self.recent_inbound.append(text)
+                if self.inbound_tap is not None:
+                    self.inbound_tap(text)
+            return
+        try:
+            frame = orjson.loads(text)
+        except ValueError:
+            frame = None
+        if isinstance(frame, dict):
+            event = frame.get("event")
+            if event == "playedStream" and not self._forward_played(_played_name(frame), now):
+                return
+            if event == "clearedAudio" and not self._forward_cleared(now):
+                return
+            if event == "dtmf":
+                self._listener.caller_pressed()
+        self._to_agent(text)
+
+    def _forward_played(self, name: str | None, now: float) -> bool:
+        if name is None:
+            return True
+        if name.startswith(self._prefix):
+            awaited = self._awaited.pop(name, None)
+            if awaited is not None:
+                awaited[1](now)
+            return False
+        for owed in self._owed:
+            if owed.name == name and not owed.answered:
+                owed.answered = True
+                return False
+        for index, (late, until) in enumerate(self._synthesised):
+            if late == name and now <= until:
+                del self._synthesised[index]
+                return False
+        for index, (known, _, _) in enumerate(self._outstanding):
+            if known == name:
+                del self._outstanding[index]
+                break
+        return True
+
+    def _forward_cleared(self, now: float) -> bool:
+        while self._clears and now - self._clears[0][1] > CLEAR_EXPIRES_S:
+            self._clears.popleft()
+        if not self._clears:
+            # Nobody is known to wait. Before Mirror ever cleared, the relay is transparent; afterwards this is the
+            # late or doubled answer to a clearAudio of Mirror's, which the agent must not see.
+            return not self._mirror_cleared
+        owner, sent_at, proved = self._clears.popleft()
+        self.clock.measured(now - sent_at)
+        self._clear_proved(now)
+        if proved is not None:
+            proved(now)
+        return owner == "agent"
+
+    # ------------------------------------------------------------------ from the agent
+
+    def agent_text(self, text: str, now: float) -> None:
+        """A text frame from the agent: to Plivo, or into the queue, or to the session when it is Mirror's."""
+        self.frames_from_agent += 1
+        if events.is_play_audio(text):
+            self._agent_audio(text, now)
+            return
+        try:
+            frame = orjson.loads(text)
+        except ValueError:
+            if text.lstrip().startswith(('{"event":"mirror.', '{"event": "mirror.')):
+                self._listener.mirror_garbled("this frame begins like a mirror.* frame and is not valid JSON")
+                return
+            frame = None
+        event = frame.get("event") if isinstance(frame, dict) else None
+        if isinstance(event, str) and event.startswith("mirror."):
+            self._listener.mirror_frame(frame)
+        elif event == "playAudio":
+            self._agent_audio(text, now)
+        elif event == "checkpoint" and isinstance(frame.get("name"), str):
+            self._agent_checkpoint(text, frame["name"], now)
+        elif event == "clearAudio":
+            self._agent_clear(text, now)
+        elif self._queue or (self.holding and self.current is not None and not self.current.muted):
+            self._enqueue(_Queued(text, turn=self.current, arrived_at=now))
+        else:
+            self._to_plivo(text)
+
+    def _agent_audio(self, text: str, now: float) -> None:
+        start, end = events.payload_span(text)
+        duration = events.base64_length(text, start, end) / self._bytes_per_s if end else 0.0
+        self.agent_audio_at = now
+        if not self.hello:
+            self.clock.sent(duration, now)
+            self._to_plivo(text)
+            return
+        turn = self._whose(text, start, end, duration, now)
+        if turn is not None:
+            turn.received_s += duration
+            if not turn.muted and len(turn.audio) < AUDIO_KEPT_S * self._bytes_per_s:
+                turn.audio += _decoded(text, start, end)
+        if turn is not None and turn.muted:
+            self._muted_end_at = max(now, self._muted_end_at) + duration
+        elif self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
+            self._enqueue(_Queued(text, duration, turn, arrived_at=now))
+            self.pump(now)
+        else:
+            self._send_audio(text, duration, turn, now)
+
+    def _whose(self, text: str, start: int, end: int, duration: float, now: float) -> TurnAudio | None:
+        """The turn that this audio belongs to (`None`: audio that no turn reported)."""
+        if self.marks:
+            if self.current is not None and not self.current.started:
+                self._begin(self.current)
+            return self.current
+        if self._pending and (self._gap or self._silent_for(now) >= TURN_GAP_S):
+            if self.current is not None:
+                self._end(self.current)
+            self.current = self._pending.popleft()
+            self._begin(self.current)
+        self._gap = False
+        self._recent_agent.append((text[start:end], duration, now))
+        return self.current
+
+    def _silent_for(self, now: float) -> float:
+        """Seconds without agent speech: since the newest frame that holds any, or of quiet frames after it."""
+        quiet = 0.0
+        since = now
+        for payload, duration, arrived_at in reversed(self._recent_agent):
+            since = arrived_at
+            if self._speaks(payload):
+                break
+            quiet += duration
+        return max(quiet, now - since)
+
+    def _speaks(self, payload: str) -> bool:
+        samples = self.format.decode(_decoded(payload, 0, len(payload)))
+        return bool(samples.size) and int(abs(samples.astype("int32")).max()) > SPEECH_PEAK
+
+    def _begin(self, turn: TurnAudio) -> None:
+        turn.started = True
+        self._listener.turn_started(turn)
+
+    def _end(self, turn: TurnAudio) -> None:
+        if not turn.ended:
+            turn.ended = True
+            self._listener.turn_ended(turn)
+
+    def _send_audio(self, text: str, duration: float, turn: TurnAudio | None, now: float) -> None:
+        start = self.clock.sent(duration, now)
+        self._to_plivo(text)
+        if turn is not None:
+            first = turn.runs.starts_at is None
+            turn.runs.add(start, duration)
+            if first:
+                self._anchor(turn, turn.runs.total_s, now)
+
+    def _anchor(self, turn: TurnAudio, position_s: float, now: float) -> None:
+        """Ask Plivo when this much of the turn has played, and correct the play clock by the answer."""
+        expected = self.clock.end_at
+
+        def played(at: float) -> None:
+            delta = (at - self.clock.one_way_s) - expected
+            if abs(delta) < 5.0 and turn.cut_low_s is None:
+                turn.runs.shift(delta)
+                if self.clock.end_at >= expected:
+                    self.clock.anchored(delta)
+            turn.anchored = True
+
+        self.checkpoint("anchor", played, now)
+
+    def _agent_checkpoint(self, text: str, name: str, now: float) -> None:
+        turn = self.current
+        if turn is not None and turn.muted:
+            self._owe(name, max(now, self._muted_end_at), now)
+        elif self.hello and (self._queue or (self.holding and turn is not None) or self.speaking):
+            self._enqueue(_Queued(text, turn=turn, name=name, arrived_at=now))
+            self.pump(now)
+        else:
+            self._to_plivo(text)
+            self._outstanding.append((name, turn, self.clock.end_at))
+
+    def _agent_clear(self, text: str, now: float) -> None:
+        self._queue.clear()
+        self._queue_bytes, self._queue_s = 0, 0.0
+        ended, self.current, self._gap = self.current, None, True
+        if self.speaking:
+            # Mirror's own audio must not be cut: the agent is answered as Plivo would, and nothing is forwarded.
+            self._to_agent(events.cleared_audio(stream_id=self.stream_id, sequence=self._sequence()))
+        else:
+            self._clears.append(("agent", now, None))
+            self._to_plivo(text)
+            self._clear_sent(now)
+        for turn in self.turns:
+            if turn.started:
+                self._end(turn)
+        if ended is not None:
+            self._end(ended)
+        self._listener.agent_cleared()
+
+    # ------------------------------------------------------------------ turns
+
+    def turn_reported(self, turn: TurnAudio) -> None:
+        """A turn was reported: its audio follows."""
+        self.turns.append(turn)
+        if not self.marks and turn.text.strip():
+            self._pending.append(turn)
+
+    def audio_mark(self, turn: TurnAudio | None, state: str, chars: int | None, now: float) -> None:
+        """A `mirror.audio` frame: from here on audio belongs to ``turn`` (`start`), to nobody (`end`, `cut`), or
+        ``chars`` characters of its text have been spoken (`mark`)."""
+        if state == "start":
+            if self.current is not None and self.current is not turn:
+                self._end(self.current)
+            self.current = turn
+        elif state == "mark" and turn is not None and chars is not None:
+            turn.marks.append((turn.received_s, chars))
+            if not turn.muted and turn.runs.starts_at is not None and not self._queue and not self.speaking:
+                self._anchor(turn, turn.runs.total_s, now)
+        elif turn is not None:
+            if self.current is turn:
+                self.current = None
+            self._end(turn)
+
+    def adopt_unreported(self, turn: TurnAudio) -> None:
+        """Take audio that flows without a report as this turn's: its report came after its audio had begun."""
+        if turn in self._pending and self.current is None:
+            self._pending.remove(turn)
+            self.current = turn
+            self._begin(turn)
+
+    def mute(self, turn: TurnAudio, now: float) -> None:
+        """Discard this turn's audio and checkpoints from now on, however late they come."""
+        turn.muted = True
+        kept: deque[_Queued] = deque()
+        for item in self._queue:
+            if item.turn is not turn:
+                kept.append(item)
+                continue
+            self._queue_bytes -= len(item.text)
+            self._queue_s -= item.duration
+            if item.duration:
+                self._muted_end_at = max(now, self._muted_end_at) + item.duration
+            if item.name is not None:
+                self._owe(item.name, max(now, self._muted_end_at), now)
+        self._queue = kept
+
+    def queued(self, turn: TurnAudio) -> bool:
+        """Whether audio of this turn still waits at Mirror."""
+        return any(item.turn is turn and item.duration for item in self._queue)
+
+    def drop_unreported(self, before: float, now: float) -> float:
+        """Discard held audio that no turn reported and that arrived before ``before``; returns its seconds."""
+        kept: deque[_Queued] = deque()
+        dropped = 0.0
+        for item in self._queue:
+            if item.turn is not None or item.arrived_at >= before:
+                kept.append(item)
+                continue
+            dropped += item.duration
+            self._queue_bytes -= len(item.text)
+            self._queue_s -= item.duration
+            if item.name is not None:
+                self._owe(item.name, now, now)
+        self._queue = kept
+        return dropped
+
+    # ------------------------------------------------------------------ Mirror's own frames
+
+    def checkpoint(self, label: str, played: Callable[[float], None], now: float) -> str:
+        """Send a checkpoint of Mirror's own; ``played(time)`` is called when Plivo acknowledges it."""
+        name = self._name(label)
+        self._await(name, played, now)
+        self._to_plivo(events.checkpoint(name, stream_id=self.stream_id))
+        return name
+
+    def clear(self, proved: Callable[[str, float], None], now: float) -> None:
+        """Clear Plivo's queue, followed by a fence checkpoint: ``proved("cleared" | "fence", time)`` is called once,
+        with whichever acknowledgement comes first."""
+        done: list[str] = []
+
+        def once(kind: str, at: float) -> None:
+            if not done:
+                done.append(kind)
+                proved(kind, at)
+
+        def fenced(at: float) -> None:
+            # Plivo answers in order, so a clearAudio still waiting now was never acknowledged and never will be.
+            while self._clears and self._clears[0][1] <= now:
+                self._clears.popleft()
+            self._clear_proved(at)
+            once("fence", at)
+
+        self._mirror_cleared = True
+        self._injected.clear()
+        self._injected_s = 0.0
+        self._clears.append(("mirror", now, lambda at: once("cleared", at)))
+        self._to_plivo(events.clear_audio(stream_id=self.stream_id))
+        self._clear_sent(now)
+        while self._outstanding:
+            name, _, due_at = self._outstanding.popleft()
+            self._owe(name, due_at, now)
+        self.checkpoint("fence", fenced, now)
+
+    def inject(
+        self,
+        audio: bytes,
+        label: str,
+        *,
+        now: float,
+        on_sent: Callable[[float], None],
+        on_played: Callable[[float], None],
+    ) -> float:
+        """Queue Mirror's own ``audio`` (in the stream's codec) behind what it already said, paced, with a checkpoint
+        at its end. ``on_sent(start)`` tells when its first sample will play, ``on_played(time)`` that all of it has.
+        Returns the time at which it will have ended."""
+        step = self.format.bytes_per_ms * 20
+        remainder = len(audio) % step
+        if remainder:
+            audio += self.format.silence((step - remainder) // self.format.bytes_per_ms)
+        first = True
+        for offset in range(0, len(audio), step):
+            chunk = audio[offset : offset + step]
+            text = events.play_audio(
+                b64encode(chunk).decode("ascii"),
+                content_type=self.format.encoding,
+                sample_rate=self.format.sample_rate,
+                stream_id=self.stream_id,
+            )
+            self._injected.append(_Injected(text, len(chunk) / self._bytes_per_s, None, on_sent if first else None))
+            self._injected_s += len(chunk) / self._bytes_per_s
+            first = False
+        name = self._name(label)
+        self._await(name, on_played, now)
+        self._injected.append(_Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
+        self.pump(now)
+        return now + self.owed_s(now)
+
+    def owed_s(self, now: float) -> float:
+        """Seconds until all audio of Mirror's that is sent or queued has played."""
+        return max(0.0, self.clock.end_at - now) + self._injected_s
+
+    def hand_back(self, now: float) -> None:
+        """Mirror is done: answer the agent's cleared and muted checkpoints, then let held audio flow."""
+        self.speaking = False
+        self.holding = False
+        while self._owed:
+            self._pay(self._owed.popleft(), now)
+        self.pump(now)
+
+    def silence_unproven(self, now: float) -> None:
+        """Neither acknowledgement of Mirror's clear came in time: what was heard is bounded by now."""
+        self._clear_proved(now)
+
+    # ------------------------------------------------------------------ time
+
+    def pump(self, now: float) -> None:
+        """Send what may be sent now, and ask to be woken for the rest."""
+        while self._injected and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+            frame = self._injected.popleft()
+            if frame.duration:
+                start = self.clock.sent(frame.duration, now)
+                self._injected_s = max(0.0, self._injected_s - frame.duration)
+                if frame.on_sent is not None:
+                    frame.on_sent(start)
+            self._to_plivo(frame.text)
+        if not self._injected and not self.holding:
+            while self._queue and (not self._queue[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+                self._send_queued(self._queue.popleft(), now)
+        self._pay_late(now)
+        wake = None
+        if self._injected or (self._queue and not self.holding):
+            wake = max(now + 0.005, self.clock.end_at - self.clock.one_way_s - MAX_LEAD_S + REFILL_S)
+        if self._owed:
+            due = self._owed[0].due_at + (OWED_LATE_S if self.speaking else 0.0)
+            wake = due if wake is None else min(wake, due)
+        if wake is not None:
+            self._listener.wake_at(wake)
+
+    def _send_queued(self, item: _Queued, now: float) -> None:
+        self._queue_bytes -= len(item.text)
+        self._queue_s -= item.duration
+        if item.duration:
+            self._send_audio(item.text, item.duration, item.turn, now)
+        else:
+            self._to_plivo(item.text)
+            if item.name is not None:
+                self._outstanding.append((item.name, item.turn, self.clock.end_at))
+
+    def _enqueue(self, item: _Queued) -> None:
+        if self.holding and (
+            self._queue_s + item.duration > HOLD_MAX_S or self._queue_bytes + len(item.text) > HOLD_MAX_BYTES
+        ):
+            self._listener.media_dropped("agent", item.duration)
+            if item.name is not None:
+                self._owe(item.name, item.arrived_at, item.arrived_at)
+            return
+        self._queue.append(item)
+        self._queue_bytes += len(item.text)
+        self._queue_s += item.duration
+        if not self.holding and self._queue_bytes > QUEUE_MAX_BYTES:
+            while self._queue:
+                self._send_queued(self._queue.popleft(), item.arrived_at)
+
+    # ------------------------------------------------------------------ acknowledgements
+
+    def _clear_sent(self, now: float) -> None:
+        for turn in self.turns:
+            ends_at = turn.runs.ends_at
+            if ends_at is not None and ends_at > now and turn.cut_low_s is None:
+                turn.cut_low_s = turn.runs.position(now)
+        self.clock.cleared(now)
+
+    def _clear_proved(self, now: float) -> None:
+        for turn in self.turns:
+            if turn.cut_low_s is not None and turn.cut_high_s is None:
+                turn.cut_high_s = turn.runs.position(now)
+
+    def _owe(self, name: str, due_at: float, now: float) -> None:
+        self._owed.append(_Owed(name, due_at))
+        if not self.speaking:
+            self._listener.wake_at(max(now, due_at))
+
+    def _pay_late(self, now: float) -> None:
+        late = OWED_LATE_S if self.speaking else 0.0
+        while self._owed and self._owed[0].due_at + late <= now:
+            self._pay(self._owed.popleft(), now)
+
+    def _pay(self, owed: _Owed, now: float) -> None:
+        if not owed.answered:
+            self._synthesised.append((owed.name, now + LATE_ACK_S))
+        self._to_agent(events.played_stream(owed.name, stream_id=self.stream_id, sequence=self._sequence()))
+
+    def _await(self, name: str, played: Callable[[float], None], now: float) -> None:
+        self._awaited[name] = (now, played)
+        if len(self._awaited) > 256:  # never acknowledged ones must not add up over a long call
+            self._awaited.pop(next(iter(self._awaited)))
+
+    def _name(self, label: str) -> str:
+        self._names += 1
+        return f"{self._prefix}{label}_{self._names}"
+
+    def _sequence(self) -> int:
+        return self.frames_from_plivo + 1
+
+
+def _played_name(frame: dict[str, Any]) -> str | None:
+    name = frame.get("name")
+    if not isinstance(name, str):
+        nested = frame.get("playedStream")
+        name = nested.get("name") if isinstance(nested, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _decoded(text: str, start: int, end: int) -> bytes:
+    if not end:
+        return b""
+    try:
+        return binascii.a2b_base64(text[start:end])
+    except (binascii.Error, ValueError):
+        return b""  # forwarded as it is; there is no audio in it that anybody could hear

@@ -1,0 +1,143 @@
+"""What the calls of one process share: recorder, directory, models, voices.
+
+Made on the first handshake, on the loop that serves it: importing this opens nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import OrderedDict
+from importlib.util import find_spec
+from typing import Any, Final
+
+from django.conf import settings
+
+from mirror_saas.egress import egress_http_client
+from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, MirrorConfig
+from supervision.engine.context import SupervisorContext
+from supervision.engine.intervention import templates
+from supervision.engine.llm.openai import OpenAIPool
+from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.engine.tts.protocol import TTSProvider
+from supervision.recorder.recorder import Recorder
+from supervision.stream.directory import AgentBinding, StreamDirectory
+from supervision.stream.voice import LineCache
+
+logger = logging.getLogger(__name__)
+
+_SUPERVISORS: Final = 256  # policy versions in use at a time by one process
+
+
+class StreamRuntime:
+    """The shared parts of a stream process."""
+
+    def __init__(self) -> None:
+        self.node = f"{socket.gethostname()}:{os.getpid()}"
+        self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL)
+        self.directory = StreamDirectory(settings.DATABASE_URL)
+        self.lines = LineCache()
+        self.tts = _tts()
+        self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
+        self._llms = OpenAIPool(http_client=egress_http_client)
+
+    async def start(self) -> None:
+        """Open what calls need. A database that is down does not stop calls."""
+        await self.recorder.start()
+
+    def call_supervisor(self, binding: AgentBinding, call_id: str) -> CallSupervisor | None:
+        """The engine for one call under the agent's live policy; None when it has none that can be used."""
+        if binding.policy_version_id is None or binding.llm is None:
+            return None
+        key = (binding.policy_version_id, binding.llm)
+        supervisor = self._supervisors.get(key)
+        if supervisor is None:
+            try:
+                config = MirrorConfig.from_stored(
+                    [dict(rule) for rule in binding.rules],
+                    dict(binding.config),
+                    self._llms.client(
+                        api_key=binding.llm.api_key, model=binding.llm.model, base_url=binding.llm.base_url or None
+                    ),
+                    tenant_id=str(binding.tenant_id),
+                )
+            except ValueError:
+                logger.exception("Policy version %s cannot be used", binding.policy_version_id)
+                return None
+            supervisor = self._supervisors[key] = Supervisor(config)
+            while len(self._supervisors) > _SUPERVISORS:
+                self._supervisors.popitem(last=False)  # calls that run on it keep theirs
+        self._supervisors.move_to_end(key)
+        return supervisor.call(
+            SupervisorContext(
+                call_id=call_id,
+                tenant_id=str(binding.tenant_id),
+                agent_id=str(binding.agent_id),
+                policy_id=str(binding.policy_id),
+                policy_version=binding.policy_version,
+            )
+        )
+
+    def ready(self, binding: AgentBinding, call_id: str) -> dict[str, Any]:
+        """The fields of `mirror.ready`."""
+        config = dict(binding.config)
+        gated = config.get("irreversible_tools")
+        if gated is None:
+            gated = DEFAULT_IRREVERSIBLE_TOOLS
+        policy = None
+        if binding.policy_version_id is not None:
+            policy = {"id": str(binding.policy_id), "version": binding.policy_version}
+        return {
+            "v": 1,
+            "call_id": call_id,
+            "mode": binding.mode,
+            "policy": policy,
+            "gated_tools": list(gated),
+            "resumed": False,
+            "notes": [],
+        }
+
+    def arm_lines(self, binding: AgentBinding, language: str) -> dict[str, Any]:
+        """The lines that a call in ``language`` needs before it may intervene."""
+        own = dict(binding.config).get("buffer_text")
+        return {
+            "buffers": templates.buffer_lines(language, own),
+            "fallback": templates.fallback_line(language),
+            "opener": templates.retraction_opener(language),
+        }
+
+
+def _tts() -> TTSProvider | None:
+    kind = settings.MIRROR.tts
+    if kind is None:
+        kind = "offline" if find_spec("hibari_tts") is not None else "off"
+    if kind == "offline":
+        from supervision.engine.tts.offline import HibariTTS
+
+        return HibariTTS()
+    if kind == "openai":
+        from supervision.engine.tts.openai import OpenAITTS
+
+        return OpenAITTS(
+            api_key=settings.MIRROR.openai_tts_api_key or settings.MIRROR.openai_api_key or "",
+            model=settings.MIRROR.openai_tts_model,
+            voice=settings.MIRROR.openai_tts_voice,
+            base_url=settings.MIRROR.openai_tts_base_url,
+        )
+    return None
+
+
+_runtime: tuple[asyncio.AbstractEventLoop, StreamRuntime] | None = None
+
+
+async def stream_runtime() -> StreamRuntime:
+    """This process's runtime, made when the first call comes."""
+    global _runtime
+    loop = asyncio.get_running_loop()
+    if _runtime is None or _runtime[0] is not loop:
+        runtime = StreamRuntime()
+        _runtime = (loop, runtime)
+        await runtime.start()
+    return _runtime[1]

@@ -1,0 +1,344 @@
+"""One call: Plivo's socket, the agent's socket, and what runs between them.
+
+Reading order of a call: `consumer.py` (who calls) → here (what is open) → `relay.py` (which frame goes where) →
+`supervised.py` (what is judged and said) → the recorder (what is kept).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from mirror_saas.ids import uuid7
+from supervision.audio.format import MediaFormat, MediaFormatError
+from supervision.plivo import events as plivo_events
+from supervision.recorder import events as record
+from supervision.recorder.events import CallLog
+from supervision.recorder.recorder import JournalUnavailable
+from supervision.stream.dial import AgentClosed, AgentLeg, AgentUnreachable, handshake_headers, upstream_url
+from supervision.stream.directory import AgentBinding
+from supervision.stream.plivo_leg import PlivoLeg, Send
+from supervision.stream.relay import CallRelay, TurnAudio
+from supervision.stream.runtime import StreamRuntime
+from supervision.stream.supervised import SupervisedCall
+from supervision.stream.voice import CallVoice
+
+logger = logging.getLogger(__name__)
+
+AGENT_CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after the agent said goodbye
+DISCONNECT_WAITS_S: Final = 5.0  # for Plivo to answer our close
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class StartInvalid(ValueError):
+    """A `start` event that a call cannot be built on; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """Plivo's `start` event, checked; ``text`` is the frame as it came."""
+
+    text: str
+    call_id: str
+    stream_id: str
+    account_id: str
+    media_format: MediaFormat
+
+    @classmethod
+    def parse(cls, text: str) -> CallStart | None:
+        """The `start` event in ``text``, or None when it is another frame. Raises :class:`StartInvalid`."""
+        try:
+            frame = orjson.loads(text)
+        except ValueError:
+            return None
+        if not isinstance(frame, dict) or frame.get("event") != "start":
+            return None
+        start = frame.get("start")
+        if not isinstance(start, dict):
+            raise StartInvalid("start: must be an object")
+        ids = {}
+        for name in ("callId", "streamId"):
+            value = start.get(name)
+            if not isinstance(value, str) or not value or len(value) > 200:
+                raise StartInvalid(f"start.{name}: must be a string")
+            ids[name] = value
+        account_id = start.get("accountId")
+        try:
+            media_format = MediaFormat.from_start(start.get("mediaFormat"))
+        except MediaFormatError as problem:
+            raise StartInvalid(str(problem)) from problem
+        return cls(
+            text=text,
+            call_id=ids["callId"],
+            stream_id=ids["streamId"],
+            account_id=account_id[:200] if isinstance(account_id, str) else "",
+            media_format=media_format,
+        )
+
+
+class CallSession:
+    """A call from its `start` to its end. Build it, then :meth:`run` it."""
+
+    def __init__(
+        self,
+        *,
+        runtime: StreamRuntime,
+        binding: AgentBinding,
+        start: CallStart,
+        send: Send,
+        query: str,
+        subprotocols: list[str],
+        from_number: str,
+        to_number: str,
+    ) -> None:
+        self._runtime = runtime
+        self._binding = binding
+        self._start = start
+        self._query = query
+        self._subprotocols = subprotocols
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        self.call_id: UUID = uuid7()
+        self._log = CallLog(record=runtime.recorder.record, tenant_id=binding.tenant_id, call_id=self.call_id)
+        self._plivo = PlivoLeg(send)
+        self._agent = AgentLeg(
+            on_text=self._agent_text,
+            on_binary=self._plivo.send_binary,
+            on_closed=self._agent_closed,
+            on_dropped=self._agent_slow,
+            on_garbled=lambda message: self._rejected("bad_json", message),
+        )
+        self._relay = CallRelay(
+            stream_id=start.stream_id,
+            media_format=start.media_format,
+            to_plivo=self._plivo.send_text,
+            to_agent=self._agent.send_text,
+            listener=self,
+        )
+        supervisor = runtime.call_supervisor(binding, str(self.call_id))
+        self._supervised = SupervisedCall(
+            relay=self._relay,
+            supervisor=supervisor,
+            voice=CallVoice(
+                tts=runtime.tts,
+                cache=runtime.lines,
+                media_format=start.media_format,
+                language=binding.language or "en",
+                voice=binding.voice or None,
+            ),
+            log=self._log,
+            recorder=runtime.recorder,
+            mode=binding.mode,
+            ready=runtime.ready(binding, start.call_id),
+            arm_lines=lambda language: runtime.arm_lines(binding, language),
+            to_agent=lambda frame: self._agent.send_text(plivo_events.dump(frame)),
+            at_ms=self.at_ms,
+        )
+        self._wake: asyncio.TimerHandle | None = None
+        self._ended_by = "caller"
+        self._outcome = "completed"
+        self._close_code: int | None = None
+        self._reason = ""
+        self._dropped_s = 0.0
+        self._dropped_reported_s = 0.0
+        self._closing: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+        self._log.add(
+            record.CallStarted(
+                plivo_call_id=start.call_id,
+                stream_id=start.stream_id,
+                account_id=start.account_id,
+                agent_id=binding.agent_id,
+                policy_id=binding.policy_id,
+                policy_version_id=binding.policy_version_id,
+                policy_version=binding.policy_version,
+                mode=binding.mode,
+                delivery="stream_first",
+                encoding=start.media_format.encoding,
+                sample_rate=start.media_format.sample_rate,
+                from_number=from_number,
+                to_number=to_number,
+                node=runtime.node,
+            )
+        )
+
+    def at_ms(self) -> int:
+        """Milliseconds since the call's `start`, by a clock that never jumps."""
+        return round((self._loop.time() - self._started_at) * 1000)
+
+    # ------------------------------------------------------------------ the call's course
+
+    async def run(self, receive: Receive, before: list[str]) -> None:
+        """Relay until Plivo or the agent ends the call. ``before`` are frames that came before `start`, kept for the
+        agent because nothing is ever dropped for being unknown."""
+        self._agent.send_text(self._start.text)
+        for text in before:
+            self._relay.plivo_text(text, self._loop.time())
+        dialling = asyncio.create_task(self._dial())
+        try:
+            await self._read(receive)
+        finally:
+            dialling.cancel()
+            if self._closing is not None:
+                self._closing.cancel()
+            self._plivo.gone()
+            self._agent.close(1000)
+            if self._wake is not None:
+                self._wake.cancel()
+            await self._end()
+
+    async def _read(self, receive: Receive) -> None:
+        relay, now = self._relay, self._loop.time
+        while True:
+            message = await receive()
+            kind = message["type"]
+            if kind == "websocket.receive":
+                text = message.get("text")
+                if text is not None:
+                    relay.plivo_text(text, now())
+                elif message.get("bytes"):
+                    self._agent.send_binary(message["bytes"])
+            elif kind == "websocket.disconnect":
+                if self._close_code is None:
+                    self._close_code = message.get("code")
+                return
+
+    async def _dial(self) -> None:
+        url = upstream_url(self._binding.upstream_url, self._query)
+        began = self._loop.time()
+        try:
+            await self._agent.dial(
+                url,
+                headers=handshake_headers(
+                    secret=self._binding.signing_secret,
+                    call_id=self._start.call_id,
+                    url=url,
+                    tenant_headers=self._binding.headers,
+                ),
+                subprotocols=self._subprotocols,
+            )
+        except AgentUnreachable as problem:
+            self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason=str(problem)))
+            self._finish("agent", "failed", 1011, f"the agent could not be reached: {problem}")
+            return
+        self._log.add(record.AgentConnected(at_ms=self.at_ms(), dial_ms=round((self._loop.time() - began) * 1000)))
+
+    def _agent_closed(self, closed: AgentClosed) -> None:
+        if closed.normal:
+            self._closing = self._loop.create_task(self._close_after_intervention())
+            return
+        reason = f"the agent's socket ended with code {closed.code}"
+        self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason=reason))
+        self._finish("agent", "failed", 1011, reason)
+
+    async def _close_after_intervention(self) -> None:
+        try:
+            async with asyncio.timeout(AGENT_CLOSE_WAITS_S):
+                await self._supervised.intervention_over()
+        except TimeoutError:
+            logger.info("An intervention outlived its agent's goodbye; the call is closed")
+        self._finish("agent", "completed", 1000, "the agent closed the stream")
+
+    def _finish(self, ended_by: str, outcome: str, code: int, reason: str) -> None:
+        """Close towards Plivo; its disconnect ends :meth:`run`."""
+        if not self._plivo.closed:
+            self._ended_by, self._outcome, self._close_code, self._reason = ended_by, outcome, code, reason
+            self._plivo.close(code)
+
+    async def _end(self) -> None:
+        ended_ms = self.at_ms()
+        await self._supervised.end()
+        self._note_dropped()
+        counts = self._supervised.counts
+        states = {state.value: number for state, number in counts.states.items()}
+        coverage_state, coverage_reason, coverage = self._supervised.coverage()
+        self._log.add(
+            record.CallEnded(
+                outcome=self._outcome,
+                ended_by=self._ended_by,
+                close_code=self._close_code,
+                reason=self._reason,
+                coverage_state=coverage_state,
+                coverage_reason=coverage_reason,
+                coverage=coverage,
+                turns=counts.turns,
+                judged=states["judged"],
+                skipped=states["skipped"],
+                timed_out=states["timed_out"],
+                failed=states["failed"],
+                shed=states["shed"],
+                interventions=counts.interventions,
+                tools_blocked=counts.tools_blocked,
+                duration_ms=ended_ms,
+                dropped_media_ms=round(self._dropped_s * 1000),
+            )
+        )
+        try:
+            await self._runtime.recorder.commit(self.call_id)
+        except JournalUnavailable:
+            logger.error("The end of a call could not be journalled; its record is incomplete")
+
+    # ------------------------------------------------------------------ RelayListener
+
+    def _agent_text(self, text: str) -> None:
+        self._relay.agent_text(text, self._loop.time())
+
+    def mirror_frame(self, frame: dict[str, Any]) -> None:
+        self._supervised.frame(frame)
+
+    def mirror_garbled(self, message: str) -> None:
+        self._rejected("bad_json", message)
+
+    def turn_started(self, turn: TurnAudio) -> None:
+        pass
+
+    def turn_ended(self, turn: TurnAudio) -> None:
+        self._supervised.turn_ended(turn)
+
+    def caller_pressed(self) -> None:
+        self._supervised.caller_pressed()
+
+    def agent_cleared(self) -> None:
+        self._supervised.agent_cleared()
+
+    def media_dropped(self, direction: str, seconds: float) -> None:
+        """Count what was lost; shown once a second at most, so that a flood does not drown the record."""
+        self._dropped_s += seconds
+        if self._dropped_s - self._dropped_reported_s >= 1.0:
+            self._note_dropped("outbound" if direction == "agent" else "inbound")
+
+    def wake_at(self, when: float) -> None:
+        if self._wake is not None and not self._wake.cancelled() and self._wake.when() > self._loop.time():
+            if self._wake.when() <= when:
+                return
+            self._wake.cancel()
+        self._wake = self._loop.call_at(when, self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._relay.pump(self._loop.time())
+
+    def _agent_slow(self, frames: int) -> None:
+        self.media_dropped("caller", frames * 0.02)
+
+    def _note_dropped(self, direction: str = "inbound") -> None:
+        lost = self._dropped_s - self._dropped_reported_s
+        if lost > 0:
+            self._dropped_reported_s = self._dropped_s
+            self._log.add(record.MediaDropped(direction=direction, ms=round(lost * 1000), at_ms=self.at_ms()))
+
+    def _rejected(self, code: str, message: str) -> None:
+        self._supervised.rejected(code, message)
+
+
+def now_unix() -> int:
+    """Unix time in whole seconds."""
+    return int(time.time())

@@ -1,0 +1,1160 @@
+"""The supervised part of a call: turns and tools are judged, violating turns are replaced, the agent is told.
+
+Everything here runs beside the relay: whatever fails, audio goes on. Verdicts are bound to their turn, so a late one
+never acts on a newer one; one intervention runs at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+
+from mirror_saas.ids import uuid7
+from supervision.audio.levels import rms_dbfs
+from supervision.audio.vad import BargeIn
+from supervision.engine.context import (
+    JudgingState,
+    ToolCallIntent,
+    ToolCode,
+    ToolVerdict,
+    TurnPayload,
+    Verdict,
+)
+from supervision.engine.intervention.orchestrator import (
+    Intervention,
+    Line,
+    Outcome,
+    Plan,
+    Playing,
+    Report,
+    SilenceProof,
+)
+from supervision.engine.supervisor import CallSupervisor
+from supervision.plivo import events as plivo_events
+from supervision.recorder import events as record
+from supervision.recorder.events import CallLog, EventData
+from supervision.recorder.recorder import JournalUnavailable, Recorder
+from supervision.stream import frames
+from supervision.stream.heard import Heard, Mark, estimate_heard, span_times
+from supervision.stream.relay import CallRelay, TurnAudio
+from supervision.stream.voice import CallVoice
+
+logger = logging.getLogger(__name__)
+
+RETRACT_WITHIN_S: Final = 2.0  # a turn that ended longer ago is not taken back aloud
+STILL_COMING_S: Final = 0.5  # a turn whose last audio is this fresh may go on
+PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for, or twice the round trip
+BARGE_IN_MS: Final = 400
+BARGE_IN_WITH_CLEAR_MS: Final = 200
+RENDER_S: Final = 0.15  # kept free for rendering when the correction's deadline is set
+MAX_TURNS_KEPT: Final = 64
+MAX_TOOLS_KEPT: Final = 512
+LEVEL_FROM_S: Final = 3.0
+_QUOTED: Final = re.compile(r'"([^"]{2,400})"|“([^”]{2,400})”')
+
+
+@dataclass(slots=True, eq=False)
+class TurnState:
+    """A reported turn and what became of it."""
+
+    audio: TurnAudio
+    payload: TurnPayload
+    index: int
+    judged: asyncio.Future[Verdict]
+    flagged: bool = False  # its tools are denied and its audio is muted
+    verdict_id: UUID | None = None
+
+    @property
+    def turn_id(self) -> UUID:
+        """Our id; the agent's is `ref`."""
+        return self.audio.turn_id
+
+    @property
+    def ref(self) -> str:
+        """The agent's `turn_id`."""
+        return self.audio.ref
+
+
+@dataclass(slots=True)
+class ToolState:
+    """A tool call that was asked about."""
+
+    intent: ToolCallIntent
+    decision_id: UUID
+    decided: asyncio.Future[ToolVerdict]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the record of the call ends with."""
+
+    turns: int = 0
+    states: dict[JudgingState, int] = field(default_factory=lambda: dict.fromkeys(JudgingState, 0))
+    interventions: int = 0
+    tools_blocked: int = 0
+
+
+class SupervisedCall:
+    """The dialogue with an agent that said `mirror.hello`, and what Mirror does about its turns and tools."""
+
+    def __init__(
+        self,
+        *,
+        relay: CallRelay,
+        supervisor: CallSupervisor | None,
+        voice: CallVoice,
+        log: CallLog,
+        recorder: Recorder,
+        mode: str,
+        ready: dict[str, Any],
+        arm_lines: Callable[[str], dict[str, Any]],
+        to_agent: Callable[[dict[str, Any]], None],
+        at_ms: Callable[[], int],
+    ) -> None:
+        self.relay = relay
+        self.counts = Counts()
+        self.hello: frames.Hello | None = None
+        self.language = voice.language
+        self._supervisor = supervisor
+        self._voice = voice
+        self._log = log
+        self._recorder = recorder
+        self._mode = mode
+        self._ready = ready
+        self._arm_lines = arm_lines
+        self._to_agent = to_agent
+        self._at_ms = at_ms
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: dict[str, TurnState] = {}
+        self._tools: dict[str, ToolState] = {}
+        self._heard_customer: list[str] = []
+        self._running: _Running | None = None
+        self._last_rule: str | None = None
+        self._last_acted_at = float("-inf")
+        self._acted = 0
+        self._ended = False
+
+    # ------------------------------------------------------------------ frames from the agent
+
+    def frame(self, raw: dict[str, Any]) -> None:
+        """Take a decoded `mirror.*` frame. Never raises: what is wrong with it is told to the agent."""
+        try:
+            parsed = frames.parse(raw)
+            if self.hello is None and not isinstance(parsed, frames.Hello):
+                raise frames.FrameError("no_hello", "send mirror.hello first")
+            self._take(parsed)
+        except frames.FrameError as problem:
+            self.rejected(problem.code, problem.message, problem.ref)
+        except Exception:
+            # A defect of ours must not cost the caller the call.
+            logger.exception("A mirror.* frame could not be handled")
+
+    def rejected(self, code: str, message: str, ref: str | None = None) -> None:
+        """Tell the agent, and the record, that a frame was not taken."""
+        self._record(record.FrameRejected(code=code, message=message, at_ms=self._at_ms()))
+        self._to_agent({"event": "mirror.error", "code": code, "message": message, "ref": ref})
+
+    def _take(self, parsed: frames.AgentFrame) -> None:
+        if isinstance(parsed, frames.Hello):
+            self._take_hello(parsed)
+        elif isinstance(parsed, frames.Turn):
+            self._take_turn(parsed)
+        elif isinstance(parsed, frames.Tool):
+            self._take_tool(parsed)
+        elif isinstance(parsed, frames.ToolDone):
+            self._take_tool_done(parsed)
+        elif isinstance(parsed, frames.Audio):
+            self._take_audio(parsed)
+        else:
+            self._take_transcript(parsed)
+
+    def _take_hello(self, hello: frames.Hello) -> None:
+        first = self.hello is None
+        self.hello = hello
+        self.relay.hello = True
+        self.relay.marks = hello.marks
+        if hello.language:
+            self.language = self._voice.language = hello.language
+        if hello.voice:
+            self._voice.voice = hello.voice
+        self._to_agent({"event": "mirror.ready", **self._ready})
+        if not first:
+            return
+        self._record(
+            record.CallHello(sdk=hello.sdk, language=self.language, wants=sorted(hello.wants), marks=hello.marks)
+        )
+        self._spawn(self._voice.arm(**self._arm_lines(self.language)))
+        sent_at = self._loop.time()
+        self.relay.checkpoint("probe", lambda at: self._probed(at - sent_at), sent_at)
+
+    def _probed(self, seconds: float) -> None:
+        # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
+        if seconds < 1.0 and self.relay.clock.lead(self._loop.time()) == 0.0:
+            self.relay.clock.measured(seconds)
+
+    def _take_transcript(self, transcript: frames.Transcript) -> None:
+        self._record(
+            record.TranscriptNoted(
+                at_ms=self._at_ms(),
+                role="customer",
+                text=transcript.text,
+                final=transcript.final,
+                language=transcript.language or "",
+            )
+        )
+        if transcript.final and transcript.text.strip() and not self._is_echo(transcript.text):
+            self._heard_customer.append(transcript.text.strip())
+            del self._heard_customer[:-20]
+
+    def _is_echo(self, text: str) -> bool:
+        """Whether the caller's transcript repeats what Mirror is saying right now."""
+        said = self._running.spoken_words() if self._running is not None else set()
+        words = _words(text)
+        return len(words) >= 3 and bool(said) and len([w for w in words if w in said]) >= 0.8 * len(words)
+
+    def _take_turn(self, turn: frames.Turn) -> None:
+        if turn.ref in self._turns:
+            raise frames.FrameError("duplicate_turn", "turn_id: this turn was reported before", turn.ref)
+        customer = turn.customer_text.strip() or " ".join(self._heard_customer)
+        self._heard_customer.clear()
+        now = self._loop.time()
+        audio = TurnAudio(uuid7(), turn.ref, now, turn.seen, turn.text)
+        payload = TurnPayload(
+            customer_text=customer,
+            agent_text=turn.text,
+            tool_calls=turn.tool_calls,
+            history=self._supervisor.history if self._supervisor is not None else (),
+            turn_id=turn.ref,
+            language=turn.language or self.language,
+        )
+        self.counts.turns += 1
+        state = TurnState(audio, payload, self.counts.turns, self._loop.create_future())
+        self._turns[turn.ref] = state
+        while len(self._turns) > MAX_TURNS_KEPT:
+            self._turns.pop(next(iter(self._turns)))
+        self.relay.turn_reported(audio)
+        if self._supervisor is not None:
+            # After the payload was made: a turn's history never contains the turn.
+            if customer:
+                self._supervisor.note_customer(customer)
+            if turn.text.strip():
+                self._supervisor.note_agent(turn.text)
+        self._record(
+            record.TurnReported(
+                turn_id=audio.turn_id,
+                ref=turn.ref,
+                index=state.index,
+                customer_text=customer,
+                text=turn.text,
+                tool_calls=[_intent_json(call) for call in turn.tool_calls],
+                language=payload.language,
+                at_ms=self._at_ms(),
+            )
+        )
+        self._spawn(self._judge(state))
+        if turn.tool_calls:
+            tools = [self._tool_asked(intent) for intent in turn.tool_calls if intent.id not in self._tools]
+            for intent in turn.tool_calls:
+                if intent.id in self._tools and all(tool.intent is not intent for tool in tools):
+                    self._spawn(self._repeat_verdict(self._tools[intent.id]))
+            if tools:
+                self._spawn(
+                    self._gate(tools, state, customer, keys={}, timeout_ms=None),
+                )
+
+    def _take_audio(self, audio: frames.Audio) -> None:
+        if not self.relay.marks:
+            raise frames.FrameError("bad_field", "event: mirror.hello did not announce marks", audio.turn_ref)
+        state = self._turns.get(audio.turn_ref or "")
+        if state is None:
+            raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", audio.turn_ref)
+        self.relay.audio_mark(state.audio, audio.state, audio.chars, self._loop.time())
+
+    def _take_tool(self, tool: frames.Tool) -> None:
+        known = self._tools.get(tool.intent.id)
+        if known is not None:
+            self._spawn(self._repeat_verdict(known))
+            return
+        state = self._turns.get(tool.turn_ref or "")
+        if tool.turn_ref is not None and state is None:
+            raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", tool.intent.id)
+        customer = tool.customer_text or (state.payload.customer_text if state else " ".join(self._heard_customer))
+        keys = {tool.intent.id: tool.key} if tool.key is not None else {}
+        self._spawn(self._gate([self._tool_asked(tool.intent)], state, customer, keys, tool.timeout_ms))
+
+    def _tool_asked(self, intent: ToolCallIntent) -> ToolState:
+        asked = ToolState(intent, uuid7(), self._loop.create_future())
+        self._tools[intent.id] = asked
+        while len(self._tools) > MAX_TOOLS_KEPT:
+            self._tools.pop(next(iter(self._tools)))
+        return asked
+
+    def _take_tool_done(self, done: frames.ToolDone) -> None:
+        tool = self._tools.get(done.ref)
+        if tool is None:
+            raise frames.FrameError("unknown_id", "id: no such tool call was asked about", done.ref)
+        if self._supervisor is not None:
+            self._supervisor.tool_done(done.ref, done.ok, done.result, cancelled=done.cancelled)
+        self._record(
+            record.ToolDone(
+                decision_id=tool.decision_id,
+                ref=done.ref,
+                ok=done.ok,
+                result=done.result,
+                cancelled=done.cancelled,
+                at_ms=self._at_ms(),
+            )
+        )
+
+    # ------------------------------------------------------------------ judging
+
+    async def _judge(self, turn: TurnState) -> None:
+        if self._supervisor is None:
+            verdict = Verdict(turn.ref, JudgingState.FAILED, None, None, "", "", 1.0, 0, detail="no live policy")
+        else:
+            verdict = await self._supervisor.judge_turn(turn.payload)
+        self.counts.states[verdict.state] += 1
+        turn.verdict_id = uuid7()
+        acted, withheld = (False, None) if self._ended else self._decide(turn, verdict)
+        self._record(
+            record.TurnJudged(
+                turn_id=turn.turn_id,
+                verdict_id=turn.verdict_id,
+                state=verdict.state.value,
+                score=verdict.score,
+                threshold=verdict.threshold,
+                rule=verdict.rule,
+                reason=verdict.reason,
+                correction=verdict.correction,
+                intervene=verdict.should_intervene,
+                acted=acted,
+                withheld=withheld,
+                latency_ms=verdict.latency_ms,
+                prompt_tokens=verdict.usage.prompt_tokens,
+                completion_tokens=verdict.usage.completion_tokens,
+                late=withheld == "late" or self._ended,
+                detail=verdict.detail,
+                at_ms=self._at_ms(),
+            )
+        )
+        if not turn.judged.done():
+            turn.judged.set_result(verdict)
+        if self.hello is not None and "verdicts" in self.hello.wants and not self._ended:
+            self._to_agent(
+                {
+                    "event": "mirror.verdict",
+                    "turn_id": turn.ref,
+                    "state": verdict.state.value,
+                    "score": verdict.score,
+                    "intervene": verdict.should_intervene,
+                    "acted": acted,
+                    "withheld": withheld,
+                    "rule": verdict.rule,
+                    "reason": verdict.reason or verdict.detail,
+                    "latency_ms": verdict.latency_ms,
+                }
+            )
+
+    def _decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
+        """Act on a verdict, or say why not: ``(acted, withheld)``."""
+        if not verdict.should_intervene or self._supervisor is None:
+            return False, None
+        if self._mode == "shadow":
+            return False, "shadow"
+        if self._running is not None:
+            turn.flagged = True
+            self.relay.mute(turn.audio, self._loop.time())
+            self._running.joined(turn)
+            return False, "in_progress"
+        config = self._supervisor.config
+        now = self._loop.time()
+        if (
+            verdict.rule is not None
+            and verdict.rule == self._last_rule
+            and now - self._last_acted_at < config.cooldown_s
+            and self._severity(verdict.rule) != "high"
+        ):
+            return False, "cooldown"
+        if self._acted >= config.max_interventions_per_call:
+            self._note_only(turn, verdict, "limit")
+            return False, "limit"
+        if not self._voice.armed:
+            self._note_only(turn, verdict, "unarmed")
+            return False, "unarmed"
+        plan, begins_at = self._plan(turn, now)
+        if plan is Plan.NOTE_ONLY:
+            self._note_only(turn, verdict, "late")
+            return False, "late"
+        turn.flagged = True
+        if self._caller_speaks():
+            self._cut_for_speaking_caller(turn, verdict, plan, now)
+            return True, None
+        self._act(turn, verdict, plan, begins_at, now)
+        return True, None
+
+    def _severity(self, rule: str) -> str:
+        assert self._supervisor is not None
+        return next((r.severity for r in self._supervisor.config.policies if r.text == rule), "medium")
+
+    def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None]:
+        """What the caller can hear of this turn decides."""
+        audio, clock = turn.audio, self.relay.clock
+        if not audio.started and self.relay.current is None and clock.end_at > now and self.relay.agent_audio_at:
+            # The agent reported this turn after its audio had begun: what is audible is what was reported.
+            self.relay.adopt_unreported(audio)
+            return Plan.CUT_NOW, None
+        starts_at, ends_at = audio.runs.starts_at, audio.runs.ends_at
+        if starts_at is None or ends_at is None:
+            return Plan.REPLACE_HELD, None
+        if starts_at > now:
+            return Plan.CUT_WHEN_REACHED, starts_at
+        last_audio = self.relay.agent_audio_at or 0.0
+        coming = not audio.ended and self.relay.current is audio and now - last_audio < STILL_COMING_S
+        if ends_at > now or self.relay.queued(audio) or coming:
+            return Plan.CUT_NOW, None
+        newer = any(other.audio.reported_at > audio.reported_at for other in self._turns.values())
+        if now - ends_at <= RETRACT_WITHIN_S and not newer and not self._caller_speaks():
+            return Plan.RETRACT, None
+        return Plan.NOTE_ONLY, None
+
+    def _caller_speaks(self) -> bool:
+        detector = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
+        return any([detector.push(_payload(text)) for text in list(self.relay.recent_inbound)][-1:])
+
+    # ------------------------------------------------------------------ intervening
+
+    def _act(self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, now: float) -> None:
+        assert self._supervisor is not None
+        supervisor = self._supervisor
+        self._acted += 1
+        self.counts.interventions += 1
+        self._last_rule = verdict.rule
+        self._match_level(turn.audio)
+        self.relay.speaking = self.relay.holding = True
+        self.relay.mute(turn.audio, now)
+        opener = plan is Plan.RETRACT
+        buffer = self._voice.opener_line() if opener else self._voice.buffer_line()
+        buffer_s = len(buffer.audio) / (self.relay.format.bytes_per_ms * 1000)
+
+        async def correct() -> Line | None:
+            made = await supervisor.correct(
+                turn.payload, verdict, opener=opener, timeout_s=max(0.2, buffer_s + PROOF_AT_LEAST_S - RENDER_S)
+            )
+            running.detail = made.detail
+            if made.source == "template" and made.text == self._voice.fallback_line().text:
+                return None
+            return await self._voice.render(made.text, made.source)
+
+        running = _Running(self, turn, verdict, plan)
+        running.intervention = Intervention(
+            plan=plan,
+            sink=running,
+            observer=running,
+            buffer=buffer,
+            fallback=self._voice.fallback_line(),
+            correct=correct,
+            begins_at=begins_at,
+        )
+        self._running = running
+        self._record(
+            record.InterventionStarted(
+                intervention_id=running.id,
+                turn_id=turn.turn_id,
+                verdict_id=turn.verdict_id,
+                rule=verdict.rule,
+                plan=plan.value,
+                at_ms=self._at_ms(),
+            )
+        )
+        self._spawn(self._intervene(running))
+
+    async def _intervene(self, running: _Running) -> None:
+        barge_in = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
+
+        def tap(text: str) -> None:
+            need = BARGE_IN_WITH_CLEAR_MS if running.agent_cleared else None
+            if barge_in.push(_payload(text), need_ms=need):
+                running.interrupt()
+
+        self.relay.inbound_tap = tap
+        assert running.intervention is not None
+        try:
+            report = await running.intervention.run()
+            if report.outcome is not Outcome.CALLER_GONE:
+                await self._hand_back(running, report)
+        finally:
+            self.relay.inbound_tap = None
+            self._running = None
+            self._last_acted_at = self._loop.time()
+            if not self._ended:
+                self.relay.hand_back(self._loop.time())
+        running.ended(report)
+        if self._supervisor is not None and (said := running.said(report)):
+            self._supervisor.note_mirror(said)
+
+    async def _hand_back(self, running: _Running, report: Report) -> None:
+        """Drop what was generated before the note, judge what was generated after it, and tell the agent."""
+        if running.note_sent_at is None:
+            # No correction was spoken: the agent must know all the same before it goes on.
+            running.send_note(report)
+        assert running.note_sent_at is not None
+        noted_at = running.note_sent_at
+        for state in list(self._turns.values()):
+            audio = state.audio
+            if audio is running.turn.audio or audio.reported_at < running.turn.audio.reported_at or audio.muted:
+                continue
+            fresh = audio.seen == str(running.note_id) if audio.seen is not None else audio.reported_at >= noted_at
+            if not fresh:
+                self.relay.mute(audio, self._loop.time())
+                running.dropped.append(audio.ref)
+        self.relay.drop_unreported(noted_at, self._loop.time())
+        fresh_turns = [
+            state
+            for state in self._turns.values()
+            if state.audio.reported_at > running.turn.audio.reported_at and not state.audio.muted
+        ]
+        for state in fresh_turns:
+            # Bounded by the engine's own deadline for a turn.
+            await asyncio.wait({state.judged})
+        if running.dropped or report.outcome is not Outcome.COMPLETED:
+            running.send_note(report)
+        if self._supervisor is not None:
+            running.correct_history(self._supervisor)
+
+    def _cut_for_speaking_caller(self, turn: TurnState, verdict: Verdict, plan: Plan, now: float) -> None:
+        """The caller speaks: the turn is silenced, nothing is said over them, and the agent is told what to say."""
+        self.relay.mute(turn.audio, now)
+        if plan in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
+            self.relay.clear(lambda kind, at: None, now)
+        self._acted += 1
+        self.counts.interventions += 1
+        self._last_rule, self._last_acted_at = verdict.rule, now
+        self._note_only(turn, verdict, "caller_speaking")
+        self.relay.hand_back(now)
+
+    def _note_only(self, turn: TurnState, verdict: Verdict, outcome: str) -> None:
+        """Nothing is said; the agent gets a note, and the record says why."""
+        running = _Running(self, turn, verdict, Plan.NOTE_ONLY)
+        self._record(
+            record.InterventionStarted(
+                intervention_id=running.id,
+                turn_id=turn.turn_id,
+                verdict_id=turn.verdict_id,
+                rule=verdict.rule,
+                plan=Plan.NOTE_ONLY.value,
+                at_ms=self._at_ms(),
+            )
+        )
+        running.send_note(None)
+        running.ended(None, outcome, self._voice.unarmed_reason if outcome == "unarmed" else "")
+
+    def _match_level(self, audio: TurnAudio) -> None:
+        if not audio.audio:
+            return
+        newest = bytes(audio.audio[-int(LEVEL_FROM_S * 1000) * self.relay.format.bytes_per_ms :])
+        level = rms_dbfs(self.relay.format.decode(newest), self.relay.format.sample_rate)
+        if level is not None:
+            self._voice.level_dbfs = level
+
+    # ------------------------------------------------------------------ what the caller does
+
+    def caller_pressed(self) -> None:
+        """A DTMF key interrupts as a voice does."""
+        if self._running is not None:
+            self._running.interrupt()
+
+    def agent_cleared(self) -> None:
+        """The agent thinks that the caller speaks."""
+        if self._running is not None:
+            self._running.agent_cleared = True
+
+    def turn_ended(self, audio: TurnAudio) -> None:
+        """No more audio of this turn follows; record what was heard of it once it has played."""
+        ends_at = audio.runs.ends_at
+        delay = 0.0 if ends_at is None or audio.cut_low_s is not None else ends_at - self._loop.time()
+        self._spawn(self._turn_heard(audio, max(0.0, delay) + 0.5))
+
+    async def _turn_heard(self, audio: TurnAudio, delay: float) -> None:
+        if not self._ended:
+            await asyncio.sleep(delay)
+        if not audio.heard_reported:
+            self._match_level(audio)
+            await self._report_heard(audio)
+
+    async def _report_heard(self, audio: TurnAudio) -> None:
+        audio.heard_reported = True
+        heard, high_s = await asyncio.to_thread(self._heard, audio, self._loop.time())
+        audio_s = audio.received_s
+        audio.audio.clear()
+        self._record(
+            record.TurnHeard(
+                turn_id=audio.turn_id,
+                audio_ms=round(audio_s * 1000),
+                heard_ms=round(high_s * 1000),
+                heard_text=heard.heard_text,
+                uncertain_text=heard.uncertain_text,
+                unheard_text=heard.unheard_text,
+                basis=heard.basis,
+                at_ms=self._at_ms(),
+            )
+        )
+
+    def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
+        """What was heard of a turn by ``now``, and at most how many seconds of it."""
+        low, high = audio.heard_span(now)
+        if not audio.muted and audio.cut_low_s is None and high >= audio.runs.total_s - 0.02 and high > 0:
+            return Heard(audio.text, "", "", "pauses"), high
+        return (
+            estimate_heard(
+                audio.text,
+                self._pcm(audio),
+                self.relay.format.sample_rate,
+                low * 1000,
+                high * 1000,
+                self._marks(audio),
+                anchored=audio.anchored,
+            ),
+            high,
+        )
+
+    def _pcm(self, audio: TurnAudio) -> np.ndarray[Any, np.dtype[np.int16]] | None:
+        return self.relay.format.decode(bytes(audio.audio)) if audio.audio else None
+
+    @staticmethod
+    def _marks(audio: TurnAudio) -> tuple[Mark, ...]:
+        return tuple(Mark(position_ms=position * 1000, chars=chars) for position, chars in audio.marks)
+
+    # ------------------------------------------------------------------ tools
+
+    async def _gate(
+        self,
+        tools: list[ToolState],
+        turn: TurnState | None,
+        customer_text: str,
+        keys: dict[str, str],
+        timeout_ms: int | None,
+    ) -> None:
+        started = self._loop.time()
+        speech = asyncio.ensure_future(self._speech_clean(turn))
+        try:
+            if self._supervisor is None:
+                verdicts = [_ungoverned(tool.intent) for tool in tools]
+            else:
+                verdicts = await self._supervisor.gate_tools(
+                    [tool.intent for tool in tools],
+                    customer_text=customer_text,
+                    agent_text=turn.payload.agent_text if turn is not None else "",
+                    turn_id=turn.ref if turn is not None else "",
+                    keys=keys,
+                    timeout_ms=timeout_ms,
+                )
+            limit_ms = self._supervisor.config.tool_gate_timeout_ms if self._supervisor is not None else 0
+            if timeout_ms is not None:
+                limit_ms = min(limit_ms, timeout_ms)
+            left = max(0.0, started + limit_ms / 1000 - self._loop.time())
+            await asyncio.wait({speech}, timeout=left)
+            clean = speech.result() if speech.done() else None
+        finally:
+            speech.cancel()
+        for tool, verdict in zip(tools, verdicts, strict=True):
+            await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started)
+
+    async def _speech_clean(self, turn: TurnState | None) -> bool:
+        """Whether the words of the tool's own turn passed, once that is known."""
+        if turn is None:
+            return True
+        await asyncio.wait({turn.judged})
+        return not turn.flagged
+
+    def _with_speech(self, tool: ToolState, verdict: ToolVerdict, clean: bool | None) -> ToolVerdict:
+        """A tool runs only when its own verdict and that of its turn's words allow it."""
+        if not verdict.allow or clean:
+            return verdict
+        assert self._supervisor is not None or clean is not None
+        if clean is None:
+            if not self._irreversible(tool.intent) or self._fails_open():
+                return verdict
+            code, state = ToolCode.TIMEOUT, JudgingState.TIMED_OUT
+            reason = "the words of this turn were not judged in time"
+        else:
+            code, state = ToolCode.DENIED, verdict.state
+            reason = "the words of this turn broke a rule, so nothing that it wanted to do may run"
+        if self._supervisor is not None:
+            self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
+        return _refused(verdict, code, state, reason)
+
+    async def _tool_decided(
+        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, started: float
+    ) -> None:
+        if self._ended and verdict.allow:
+            if self._supervisor is not None:
+                self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
+            verdict = _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
+        if self._mode == "shadow" and not verdict.allow:
+            verdict = _shadowed(verdict)
+        irreversible = self._irreversible(tool.intent)
+        self._record_tool(tool, verdict, turn, irreversible, started)
+        if irreversible and verdict.allow:
+            # What cannot be undone may run only when the permission is on disk.
+            try:
+                await self._recorder.commit(self._log.call_id)
+            except JournalUnavailable:
+                if not self._fails_open():
+                    if self._supervisor is not None:
+                        self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
+                    verdict = _refused(
+                        verdict, ToolCode.FAILED, JudgingState.FAILED, "the decision could not be recorded"
+                    )
+                    self._record_tool(tool, verdict, turn, irreversible, started)
+        if not verdict.allow:
+            self.counts.tools_blocked += 1
+            if self._supervisor is not None:
+                self._supervisor.note_tool(tool.intent.name, f"blocked: {verdict.reason or verdict.code.value}")
+        if not tool.decided.done():
+            tool.decided.set_result(verdict)
+        self._send_tool_verdict(verdict)
+
+    def _record_tool(
+        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, irreversible: bool, started: float
+    ) -> None:
+        self._record(
+            record.ToolDecided(
+                decision_id=tool.decision_id,
+                turn_id=turn.turn_id if turn is not None else None,
+                ref=tool.intent.id,
+                name=tool.intent.name,
+                args=tool.intent.args,
+                irreversible=irreversible,
+                allow=verdict.allow,
+                code=verdict.code.value,
+                state=verdict.state.value,
+                score=verdict.score,
+                reason=verdict.reason,
+                instruction=verdict.instruction,
+                latency_ms=round((self._loop.time() - started) * 1000),
+                prompt_tokens=verdict.usage.prompt_tokens,
+                completion_tokens=verdict.usage.completion_tokens,
+                at_ms=self._at_ms(),
+            )
+        )
+
+    async def _repeat_verdict(self, tool: ToolState) -> None:
+        await asyncio.wait({tool.decided})
+        self._send_tool_verdict(tool.decided.result())
+
+    def _send_tool_verdict(self, verdict: ToolVerdict) -> None:
+        if self._ended:
+            return
+        self._to_agent(
+            {
+                "event": "mirror.tool_verdict",
+                "id": verdict.id,
+                "allow": verdict.allow,
+                "code": verdict.code.value,
+                "reason": verdict.reason,
+                "instruction": verdict.instruction,
+                "stored_result": verdict.stored_result,
+                "valid_ms": verdict.valid_ms,
+            }
+        )
+
+    def _irreversible(self, intent: ToolCallIntent) -> bool:
+        if self._supervisor is None:
+            return intent.irreversible
+        listed = {name.casefold() for name in self._supervisor.config.irreversible_tools}
+        return intent.irreversible or intent.name.casefold() in listed
+
+    def _fails_open(self) -> bool:
+        return self._supervisor is not None and self._supervisor.config.tool_gate_on_failure == "allow"
+
+    # ------------------------------------------------------------------ the end
+
+    async def end(self) -> None:
+        """The call is over: stop what would speak, let what is being judged be recorded. Bounded by the engine."""
+        self._ended = True
+        if self._running is not None and self._running.intervention is not None:
+            self._running.intervention.stop(Outcome.CALLER_GONE)
+        for state in self._turns.values():
+            if state.audio.started and not state.audio.heard_reported:
+                self._spawn(self._turn_heard(state.audio, 0.0))
+        deadline = 5.0 if self._supervisor is None else self._supervisor.config.semantic_review_timeout_s + 1.0
+        sleeping = {task for task in self._tasks if task.get_name() == "turn-heard"}
+        for task in sleeping:
+            task.cancel()
+        pending = self._tasks - sleeping
+        if pending:
+            _, late = await asyncio.wait(pending, timeout=deadline)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        for state in self._turns.values():
+            if not state.judged.done():
+                self.counts.states[JudgingState.FAILED] += 1
+
+    @property
+    def intervening(self) -> bool:
+        """Whether Mirror is speaking, or about to."""
+        return self._running is not None
+
+    async def intervention_over(self) -> None:
+        """Return when no intervention is running."""
+        while self._running is not None:
+            await self._running.over.wait()
+
+    def coverage(self) -> tuple[str, str, float | None]:
+        """State (`full`, `partial`, `none`), reason, and share of turns that were judged or skipped."""
+        if self.hello is None:
+            return "none", "the agent sent no mirror.hello, so it reports no turns", None
+        if not self.counts.turns:
+            return "none", "the agent said hello and reported no turn", None
+        states = self.counts.states
+        covered = states[JudgingState.JUDGED] + states[JudgingState.SKIPPED]
+        share = min(1.0, covered / self.counts.turns)
+        if share >= 1.0:
+            return "full", "", 1.0
+        missing = ", ".join(
+            f"{states[state]} {state.value}"
+            for state in (JudgingState.TIMED_OUT, JudgingState.FAILED, JudgingState.SHED)
+            if states[state]
+        )
+        return "partial", f"not judged: {missing}", share
+
+    # ------------------------------------------------------------------ helpers
+
+    def _record(self, event: EventData) -> None:
+        self._log.add(event)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        name = "turn-heard" if work.__name__ == "_turn_heard" and not self._ended else None
+        task = self._loop.create_task(_guarded(work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Running:
+    """One intervention of this call: where its audio goes, and who learns of it."""
+
+    def __init__(self, call: SupervisedCall, turn: TurnState, verdict: Verdict, plan: Plan) -> None:
+        self.id = uuid7()
+        self.note_id = uuid7()
+        self.turn = turn
+        self.verdict = verdict
+        self.plan = plan
+        self.intervention: Intervention | None = None
+        self.agent_cleared = False
+        self.note_sent_at: float | None = None
+        self.dropped: list[str] = []
+        self.detail = ""
+        self.over = asyncio.Event()
+        self._call = call
+        self._rev = 0
+        self._line: Line | None = None
+
+    # -- PlaybackSink
+
+    async def clear(self) -> SilenceProof:
+        relay, loop = self._call.relay, asyncio.get_running_loop()
+        proof: asyncio.Future[SilenceProof] = loop.create_future()
+
+        def proved(kind: str, at: float) -> None:
+            if not proof.done():
+                proof.set_result("cleared" if kind == "cleared" else "fence")
+
+        relay.clear(proved, loop.time())
+        try:
+            async with asyncio.timeout(max(PROOF_AT_LEAST_S, 2 * relay.clock.round_trip_s)):
+                return await proof
+        except TimeoutError:
+            relay.silence_unproven(loop.time())
+            return "unproven"
+
+    def play(self, line: Line, label: str) -> Playing:
+        relay, now = self._call.relay, asyncio.get_running_loop().time()
+        duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
+        begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
+        playing = _Playing(begin, duration)
+        relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=playing.acknowledged)
+        return playing
+
+    # -- Observer
+
+    def phase(self, phase: str, text: str = "") -> None:
+        if self._call.hello is None or self._call._ended:
+            return
+        self._call._to_agent(
+            {
+                "event": "mirror.intervention",
+                "id": str(self.id),
+                "turn_id": self.turn.ref,
+                "phase": phase,
+                "text": text,
+            }
+        )
+
+    def step(self, step: str, detail: str = "") -> None:
+        self._call._record(
+            record.InterventionStep(intervention_id=self.id, step=step, at_ms=self._call._at_ms(), detail=detail)
+        )
+
+    def note(self, line: Line) -> None:
+        self._line = line
+        self.send_note(None)
+
+    # -- the agent's note
+
+    def send_note(self, report: Report | None) -> None:
+        """Tell the agent what was said in its place; a higher `rev` replaces what it was told before."""
+        self._rev += 1
+        call = self._call
+        heard, high_s = call._heard(self.turn.audio, call._loop.time())
+        said = self.said(report)
+        text = self._note_text(said, heard.heard_text)
+        note = {
+            "id": str(self.note_id),
+            "rev": self._rev,
+            "turn_id": self.turn.ref,
+            "text": text,
+            "said": said,
+            "heard_text": heard.heard_text,
+            "heard_ms": round(high_s * 1000),
+            "dropped": list(self.dropped),
+            "expires_turns": 1,
+        }
+        call._record(
+            record.NoteSent(
+                note_id=self.note_id,
+                rev=self._rev,
+                intervention_id=self.id,
+                turn_id=self.turn.turn_id,
+                text=text,
+                said=said,
+                heard_text=heard.heard_text,
+                heard_ms=round(high_s * 1000),
+                dropped=list(self.dropped),
+                expires_turns=1,
+                at_ms=call._at_ms(),
+            )
+        )
+        if call.hello is not None and "notes" in call.hello.wants and not call._ended:
+            call._to_agent({"event": "mirror.note", **note})
+        if self.note_sent_at is None:
+            self.note_sent_at = call._loop.time()
+            if self.intervention is not None:
+                self.step("note_sent")
+
+    def _note_text(self, said: str, heard: str) -> str:
+        rule = self.verdict.rule or "a rule of this service"
+        parts = [f"Your last turn was against this rule: {rule}"]
+        if self.verdict.reason:
+            parts.append(f"Why: {self.verdict.reason}")
+        if self.plan is Plan.NOTE_ONLY:
+            parts.append("The caller may have heard it. Take it back first, in your own words.")
+            if self.verdict.correction:
+                parts.append(f"For instance: {self.verdict.correction}")
+        else:
+            parts.append(f'Of it the caller heard: "{heard}"' if heard else "The caller heard none of it.")
+            if said:
+                parts.append(f'In your place this was said, in your voice: "{said}"')
+                parts.append("Go on from there. Do not say the withdrawn words again and do not mention this note.")
+            else:
+                parts.append("Nothing was said in its place. Put it right first, and do not mention this note.")
+                if self.verdict.correction:
+                    parts.append(f"For instance: {self.verdict.correction}")
+        if self.dropped:
+            parts.append("Turns that you generated before this note were not played; say what still matters of them.")
+        return "\n".join(parts)
+
+    def said(self, report: Report | None) -> str:
+        """What Mirror said (or is about to say), as far as the caller can have heard it."""
+        if report is None:
+            buffer = self.intervention.buffer.text if self.intervention is not None and self._line else ""
+            return " ".join(part for part in (buffer, self._line.text if self._line else "") if part)
+        parts = []
+        now = asyncio.get_running_loop().time()
+        for line, playing in ((report.buffer, report.buffer_playing), (report.correction, report.correction_playing)):
+            if line is None or playing is None:
+                continue
+            span = playing.ends_at - playing.starts_at
+            share = 1.0 if report.outcome is Outcome.COMPLETED or span <= 0 else (now - playing.starts_at) / span
+            words = line.text.split()
+            if share > 0:
+                parts.extend(words[: max(0, round(len(words) * min(1.0, share)))])
+        return " ".join(parts)
+
+    def spoken_words(self) -> set[str]:
+        """The words that Mirror says in this intervention, for telling an echo."""
+        texts = [self.intervention.buffer.text] if self.intervention is not None else []
+        if self._line is not None:
+            texts.append(self._line.text)
+        return set(_words(" ".join(texts)))
+
+    # -- what happens meanwhile
+
+    def interrupt(self) -> None:
+        """The caller speaks or presses a key."""
+        if self.intervention is not None and self.intervention.report.buffer is not None:
+            self.intervention.stop(Outcome.INTERRUPTED)
+
+    def joined(self, turn: TurnState) -> None:
+        """Another turn was found wrong while this intervention runs."""
+        if turn is not self.turn and turn.ref not in self.dropped:
+            self.dropped.append(turn.ref)
+
+    def correct_history(self, supervisor: CallSupervisor) -> None:
+        """The conversation goes on from what the caller heard, not from what the agent had meant to say."""
+        heard, _ = self._call._heard(self.turn.audio, self._call._loop.time())
+        supervisor.note_agent(self.turn.payload.agent_text, heard=heard.heard_text)
+
+    def ended(self, report: Report | None, outcome: str = "", detail: str = "") -> None:
+        """Record how it ended, and how much of the violation was heard."""
+        call = self._call
+        audio = self.turn.audio
+        _, high_s = audio.heard_span(call._loop.time())
+        violation_ms, basis = self._violation_heard(high_s)
+        call._record(
+            record.InterventionEnded(
+                intervention_id=self.id,
+                outcome=report.outcome.value if report is not None else outcome,
+                buffer_text=report.buffer.text if report is not None and report.buffer is not None else "",
+                correction_text=report.correction.text if report is not None and report.correction is not None else "",
+                correction_source=report.correction.source
+                if report is not None and report.correction is not None
+                else None,
+                heard_ms=round(high_s * 1000),
+                violation_heard_ms=violation_ms,
+                violation_basis=basis,
+                silence_proof=report.silence_proof if report is not None else None,
+                gap_ms_cut_to_buffer=report.gap_cut_to_buffer_ms if report is not None else None,
+                gap_ms_buffer_to_correction=report.gap_buffer_to_correction_ms if report is not None else None,
+                at_ms=call._at_ms(),
+                detail="; ".join(
+                    part for part in (detail, report.detail if report is not None else "", self.detail) if part
+                ),
+            )
+        )
+        self.over.set()
+
+    def _violation_heard(self, high_s: float) -> tuple[int, str]:
+        """Milliseconds of the violating words that were heard at most; of the whole turn when nobody quoted them."""
+        audio = self.turn.audio
+        pcm = self._call._pcm(audio)
+        for found in _QUOTED.finditer(self.verdict.reason):
+            quote = found.group(1) or found.group(2)
+            times = span_times(audio.text, quote, pcm, self._call.relay.format.sample_rate, self._call._marks(audio))
+            if times is not None:
+                start_ms, end_ms = times
+                return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"
+        return round(high_s * 1000), "turn"
+
+
+class _Playing:
+    """Audio of Mirror's on its way to the caller."""
+
+    def __init__(self, starts_at: float, duration: float) -> None:
+        self.starts_at = starts_at
+        self._duration = duration
+        self._played = asyncio.Event()
+
+    @property
+    def ends_at(self) -> float:
+        return self.starts_at + self._duration
+
+    def sent(self, starts_at: float) -> None:
+        """The first frame went out; it will play at ``starts_at``."""
+        self.starts_at = starts_at
+
+    def acknowledged(self, at: float) -> None:
+        """Plivo said that all of it has played."""
+        self._played.set()
+
+    async def played(self) -> None:
+        await self._played.wait()
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """Whatever fails beside the call must not end it, and must not be lost either."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        logger.exception("Supervising a call failed; the call goes on")
+
+
+def _payload(text: str) -> bytes:
+    import binascii
+
+    start, end = plivo_events.payload_span(text)
+    try:
+        return binascii.a2b_base64(text[start:end])
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _intent_json(intent: ToolCallIntent) -> dict[str, Any]:
+    return {"id": intent.id, "name": intent.name, "args": intent.args, "irreversible": intent.irreversible}
+
+
+def _ungoverned(intent: ToolCallIntent) -> ToolVerdict:
+    """Without a policy nothing can be judged: what cannot be undone is refused."""
+    allow = not intent.irreversible
+    return ToolVerdict(
+        id=intent.id,
+        name=intent.name,
+        allow=allow,
+        code=ToolCode.OK if allow else ToolCode.FAILED,
+        state=JudgingState.FAILED,
+        score=None,
+        reason="this agent has no live policy, so the call could not be judged",
+        instruction="" if allow else "Say that you cannot do this right now and offer to have somebody call back.",
+        stored_result=None,
+        valid_ms=0,
+        latency_ms=0,
+    )
+
+
+def _refused(verdict: ToolVerdict, code: ToolCode, state: JudgingState, reason: str) -> ToolVerdict:
+    return ToolVerdict(
+        id=verdict.id,
+        name=verdict.name,
+        allow=False,
+        code=code,
+        state=state,
+        score=verdict.score,
+        reason=reason,
+        instruction="Do not claim that this was done. Put your last words right first, then ask the caller again.",
+        stored_result=None,
+        valid_ms=0,
+        latency_ms=verdict.latency_ms,
+        usage=verdict.usage,
+    )
+
+
+def _shadowed(verdict: ToolVerdict) -> ToolVerdict:
+    return ToolVerdict(
+        id=verdict.id,
+        name=verdict.name,
+        allow=True,
+        code=ToolCode.OK,
+        state=verdict.state,
+        score=verdict.score,
+        reason=f"shadow: would have been refused ({verdict.code.value}): {verdict.reason}",
+        instruction="",
+        stored_result=None,
+        valid_ms=verdict.valid_ms,
+        latency_ms=verdict.latency_ms,
+        usage=verdict.usage,
+    )

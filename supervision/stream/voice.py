@@ -1,0 +1,151 @@
+"""Mirror's voice in one call: the lines rendered when the call begins, and the corrections rendered on the way.
+
+Acting needs a voice: until a buffer line, a template and an opener are rendered in the call's language the call is not
+*armed*, and a violation gives the agent a note only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from supervision.audio.format import MediaFormat
+from supervision.audio.levels import match_level
+from supervision.audio.pcm import Pcm
+from supervision.audio.resample import resample
+from supervision.engine.intervention.orchestrator import Line
+from supervision.engine.tts.protocol import Speech, TTSError, TTSProvider, primary_language
+
+logger = logging.getLogger(__name__)
+
+MAX_BUFFER_S: Final = 1.6  # a longer buffer line makes the caller wait for nothing
+DEFAULT_DBFS: Final = -20.0  # until the agent has spoken there is no level to match
+_CACHE_LINES: Final = 512
+
+
+class LineCache:
+    """Rendered lines of a process: buffer lines and templates are the same in every call of an agent."""
+
+    def __init__(self, size: int = _CACHE_LINES) -> None:
+        self._size = size
+        self._speech: OrderedDict[tuple[int, str, str, str | None], Speech] = OrderedDict()
+
+    async def speech(self, tts: TTSProvider, text: str, language: str, voice: str | None) -> Speech:
+        """The rendered ``text``; raises :class:`TTSError` when the provider cannot speak it."""
+        key = (id(tts), text, language, voice)
+        found = self._speech.get(key)
+        if found is None:
+            found = await tts.synthesize(text, language=language, voice=voice)
+            self._speech[key] = found
+            while len(self._speech) > self._size:
+                self._speech.popitem(last=False)
+        else:
+            self._speech.move_to_end(key)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A line at the call's sample rate, before its level is matched to the agent's."""
+
+    text: str
+    pcm: Pcm
+
+    def duration_s(self, sample_rate: int) -> float:
+        """Seconds of speech."""
+        return len(self.pcm) / sample_rate
+
+
+class CallVoice:
+    """Renders Mirror's lines for one call, in its codec and at the agent's level."""
+
+    def __init__(
+        self,
+        *,
+        tts: TTSProvider | None,
+        cache: LineCache,
+        media_format: MediaFormat,
+        language: str = "en",
+        voice: str | None = None,
+    ) -> None:
+        self._tts = tts
+        self._cache = cache
+        self.format = media_format
+        self.language = language
+        self.voice = voice
+        self.level_dbfs = DEFAULT_DBFS
+        self.unarmed_reason = "the call's lines are not rendered yet"
+        self._buffers: list[Rendered] = []
+        self._used: set[str] = set()
+        self._fallback: Rendered | None = None
+        self._opener: Rendered | None = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether an intervention could speak now."""
+        return self._fallback is not None and self._opener is not None and bool(self._buffers)
+
+    async def arm(self, *, buffers: list[str], fallback: str, opener: str) -> None:
+        """Render the lines that an intervention needs. Never raises: :attr:`unarmed_reason` says what failed."""
+        if self._tts is None:
+            self.unarmed_reason = "no speech provider is configured"
+            return
+        languages = self._tts.languages()
+        if languages is not None and primary_language(self.language) not in languages:
+            self.unarmed_reason = f"the speech provider does not speak {self.language}"
+            return
+        try:
+            self._fallback = await self._render(fallback)
+            self._opener = await self._render(opener)
+            for text in buffers:
+                line = await self._render(text)
+                if line.duration_s(self.format.sample_rate) <= MAX_BUFFER_S or text == buffers[0]:
+                    self._buffers.append(line)
+        except TTSError as problem:
+            self.unarmed_reason = f"speech could not be rendered: {problem}"
+            logger.warning("A call stays unarmed: %s", self.unarmed_reason)
+        except Exception:
+            self.unarmed_reason = "speech could not be rendered"
+            logger.exception("A call stays unarmed: its lines could not be rendered")
+
+    def buffer_line(self) -> Line:
+        """The next buffer line; none twice in a call while others are left. Requires :attr:`armed`."""
+        line = next((line for line in self._buffers if line.text not in self._used), self._buffers[0])
+        self._used.add(line.text)
+        return self._line(line)
+
+    def fallback_line(self) -> Line:
+        """The template that speaks when no correction is ready. Requires :attr:`armed`."""
+        assert self._fallback is not None
+        return self._line(self._fallback)
+
+    def opener_line(self) -> Line:
+        """The line that takes back what was just said. Requires :attr:`armed`."""
+        assert self._opener is not None
+        return self._line(self._opener)
+
+    async def render(self, text: str, source: Literal["llm", "template"]) -> Line:
+        """``text`` as a line. Raises :class:`TTSError` when the provider cannot speak it."""
+        line = await self._render(text, cached=False)
+        return await asyncio.to_thread(self._line, line, source)
+
+    async def _render(self, text: str, *, cached: bool = True) -> Rendered:
+        assert self._tts is not None
+        if cached:
+            speech = await self._cache.speech(self._tts, text, self.language, self.voice)
+        else:
+            speech = await self._tts.synthesize(text, language=self.language, voice=self.voice)
+        return await asyncio.to_thread(self._converted, text, speech)
+
+    def _converted(self, text: str, speech: Speech) -> Rendered:
+        pcm = np.frombuffer(speech.pcm, dtype="<i2").astype(np.int16)
+        return Rendered(text, resample(pcm, speech.sample_rate, self.format.sample_rate))
+
+    def _line(self, line: Rendered, source: Literal["llm", "template"] = "template") -> Line:
+        pcm = match_level(line.pcm, self.format.sample_rate, self.level_dbfs)
+        return Line(line.text, self.format.encode(pcm, self.format.sample_rate), source)
