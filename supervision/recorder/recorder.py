@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from supervision.recorder.announce import announce_to_channel_layer
 from supervision.recorder.drain import Announce, Drain, DrainCounts
 from supervision.recorder.events import RecordEvent
 from supervision.recorder.journal import JournalUnavailable
@@ -46,12 +47,13 @@ class Recorder:
         journal_dir: Path,
         dsn: str,
         *,
-        announce: Announce | None = None,
+        announce: Announce | None = announce_to_channel_layer,
         redact: Redact = _as_it_is,
         limits: JournalLimits | None = None,
     ) -> None:
         """`dsn` logs in as mirror_app. `redact` runs in the journal's thread, before anything is written; an event that
-        it fails on is not written. Nothing is opened before `start` or the first event."""
+        it fails on is not written. `announce` hears of calls that changed, None for nobody. Nothing is opened before
+        `start` or the first event."""
         self._directory = Path(journal_dir)
         self._dsn = dsn
         self._announce = announce

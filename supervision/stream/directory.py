@@ -1,0 +1,286 @@
+"""Whose stream a call is: from the slug and key in its URL to the agent, its policy and the judge's access.
+
+The key's hash finds tenant and agent through `stream_key_lookup`, the one thing that is looked up before the tenant is
+known; everything else is read under row-level security with the tenant set. No ORM: one small psycopg pool per process.
+
+While the database is up, every look-up asks it, so that a revoked key and a newly published policy count at once.
+While it is down, bindings that were looked up within the last hour go on; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from tenants.sealing import SealBroken, sealed_field, unseal_text
+
+logger = logging.getLogger(__name__)
+
+LOOKUP_TIMEOUT_S: Final = 2.0
+CACHE_FOR_S: Final = 3600.0
+_CACHE_ENTRIES: Final = 10_000
+# After the database failed, look-ups use what is known for this long before they ask again: well within the 5 s in
+# which a revocation has to win once the database is back.
+_DOWN_FOR_S: Final = 1.0
+_POOL_SIZE: Final = 4
+
+_Pool = AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]]
+
+
+class DirectoryUnavailable(Exception):
+    """The database cannot be asked and the key was not looked up within the last hour: refuse the call, try later."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """Access to an OpenAI-compatible server."""
+
+    base_url: str
+    model: str
+    api_key: str = field(repr=False)
+
+
+LLMSettings = ProviderSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBinding:
+    """What a call needs to know of its agent; pinned when the call starts.
+
+    The policy fields and `llm` are None and `rules` empty when the agent has no published policy, and `llm` alone when
+    the policy names no credential or its key cannot be unsealed: such a call is relayed and not judged. A policy
+    whose newest published version is a shadow makes `mode` "shadow".
+    """
+
+    tenant_id: UUID
+    tenant_slug: str
+    agent_id: UUID
+    agent_name: str
+    upstream_url: str
+    signing_secret: str = field(repr=False)
+    mode: str
+    language: str
+    voice: str
+    policy_id: UUID | None
+    policy_version_id: UUID | None
+    policy_version: int | None
+    rules: tuple[Mapping[str, Any], ...]
+    config: Mapping[str, Any]
+    llm: ProviderSettings | None
+    tts: ProviderSettings | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    binding: AgentBinding
+    at: float
+    # Unix time at which the key stops working, if it has one.
+    expires: float | None
+
+
+def _pool(dsn: str) -> _Pool:
+    """Small, with short waits, not opened yet."""
+    return AsyncConnectionPool(
+        dsn,
+        min_size=1,
+        max_size=_POOL_SIZE,
+        open=False,
+        timeout=LOOKUP_TIMEOUT_S,
+        reconnect_timeout=LOOKUP_TIMEOUT_S,
+        max_idle=300.0,
+        check=AsyncConnectionPool.check_connection,
+        kwargs={
+            "autocommit": True,
+            "row_factory": dict_row,
+            "connect_timeout": int(LOOKUP_TIMEOUT_S),
+            "application_name": "mirror-stream",
+        },
+        name="mirror-stream",
+    )
+
+
+class StreamDirectory:
+    """Looks up who a stream belongs to. Belongs to one event loop; nothing is opened before the first look-up."""
+
+    def __init__(self, dsn: str, clock: Callable[[], float] = time.time) -> None:
+        """`dsn` logs in as mirror_app; `clock` gives Unix time in seconds."""
+        self._pool = _pool(dsn)
+        self._clock = clock
+        self._opened = False
+        self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
+        self._down_until = float("-inf")
+
+    async def lookup(self, slug: str, key: str) -> AgentBinding | None:
+        """The agent that `key` names in the tenant `slug`, or None.
+
+        None is the one answer for an unknown tenant or key, another tenant's key, a key that was revoked or has
+        expired, and an archived agent. Raises DirectoryUnavailable.
+        """
+        try:
+            hashed = hashlib.sha256(key.encode()).digest()
+            slug.encode()
+        except UnicodeEncodeError:
+            return None
+        if "\x00" in slug or len(slug) > 63:
+            return None
+        if self._clock() < self._down_until:
+            return self._from_memory(slug, hashed)
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                known = await self._from_database(slug, hashed)
+        except (psycopg.Error, PoolTimeout, TimeoutError, OSError) as error:
+            self._note_down(error)
+            return self._from_memory(slug, hashed)
+        self._note_up()
+        self._remember(slug, hashed, known)
+        return known.binding if known is not None else None
+
+    async def aclose(self) -> None:
+        """Close the pool."""
+        if self._opened:
+            await self._pool.close()
+
+    def _note_down(self, error: Exception) -> None:
+        if self._down_until == float("-inf"):
+            # The message of a pool or connection error names host and role, never a password or key.
+            logger.warning("stream keys cannot be looked up, using those of the last hour: %s", error or "no answer")
+        self._down_until = self._clock() + _DOWN_FOR_S
+
+    def _note_up(self) -> None:
+        if self._down_until != float("-inf"):
+            logger.warning("stream keys can be looked up again")
+            self._down_until = float("-inf")
+
+    def _remember(self, slug: str, hashed: bytes, known: _Known | None) -> None:
+        if known is None:
+            self._known.pop((slug, hashed), None)
+            return
+        self._known[slug, hashed] = known
+        self._known.move_to_end((slug, hashed))
+        if len(self._known) > _CACHE_ENTRIES:
+            self._known.popitem(last=False)
+
+    def _from_memory(self, slug: str, hashed: bytes) -> AgentBinding | None:
+        known = self._known.get((slug, hashed))
+        now = self._clock()
+        if known is None or now - known.at > CACHE_FOR_S:
+            raise DirectoryUnavailable("The database cannot be reached and this key was not used within the last hour.")
+        if known.expires is not None and known.expires <= now:
+            return None
+        return known.binding
+
+    async def _from_database(self, slug: str, hashed: bytes) -> _Known | None:
+        if not self._opened:
+            self._opened = True
+            await self._pool.open(wait=False)
+        async with self._pool.connection() as connection, connection.transaction():
+            cursor = await connection.execute(
+                "SELECT tenant_id, agent_id FROM stream_key_lookup(%s, %s)", (slug, hashed)
+            )
+            found = await cursor.fetchone()
+            if found is None:
+                return None
+            await connection.execute(
+                "SELECT set_config('app.tenant_id', %s, true), set_config('statement_timeout', '2000', true)",
+                (str(found["tenant_id"]),),
+            )
+            cursor = await connection.execute(
+                _BINDING, {"tenant": found["tenant_id"], "agent": found["agent_id"], "key_hash": hashed}
+            )
+            row = await cursor.fetchone()
+        if row is None:
+            return None
+        expires = row["expires_at"].timestamp() if row["expires_at"] is not None else None
+        return _Known(_binding(row, slug), self._clock(), expires)
+
+
+# A live version judges; without one, the newest shadow version does, and never acts.
+_BINDING: Final = """
+SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_sealed, a.headers_sealed, a.mode,
+       a.language, a.voice, k.expires_at,
+       v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
+       llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
+       tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed
+  FROM supervision_agent a
+  JOIN supervision_streamkey k
+    ON k.tenant_id = a.tenant_id AND k.agent_id = a.id AND k.key_hash = %(key_hash)s
+   AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+  LEFT JOIN LATERAL (
+        SELECT * FROM supervision_policyversion
+         WHERE tenant_id = a.tenant_id AND policy_id = a.policy_id AND status IN ('live', 'shadow')
+         ORDER BY status = 'live' DESC, number DESC LIMIT 1) v ON true
+  LEFT JOIN supervision_providercredential llm
+    ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
+  LEFT JOIN supervision_providercredential tts
+    ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
+ WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
+"""
+
+
+def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
+    tenant_id: UUID = row["tenant_id"]
+    binding = AgentBinding(
+        tenant_id=tenant_id,
+        tenant_slug=slug,
+        agent_id=row["agent_id"],
+        agent_name=row["name"],
+        upstream_url=row["upstream_url"],
+        signing_secret=_agent_secret(row, "signing_secret_sealed"),
+        mode=row["mode"],
+        language=row["language"],
+        voice=row["voice"],
+        policy_id=row["policy_id"],
+        policy_version_id=row["version_id"],
+        policy_version=row["number"],
+        rules=tuple(MappingProxyType(rule) for rule in row["rules"] or ()),
+        config=MappingProxyType(row["config"] or {}),
+        llm=_provider(row, "llm"),
+        tts=_provider(row, "tts"),
+        headers=MappingProxyType(_headers(row)),
+    )
+    return replace(binding, mode="shadow") if row["status"] == "shadow" else binding
+
+
+def _agent_secret(row: Mapping[str, Any], column: str) -> str:
+    where = sealed_field("supervision_agent", column, row["agent_id"])
+    try:
+        return unseal_text(row[column], tenant_id=row["tenant_id"], field=where)
+    except SealBroken as error:
+        # Without its secret the agent would be dialled with a wrong signature: better no call than a forged one.
+        logger.error("%s", error)
+        raise DirectoryUnavailable(str(error)) from error
+
+
+def _headers(row: Mapping[str, Any]) -> dict[str, str]:
+    if row["headers_sealed"] is None:
+        return {}
+    headers: dict[str, str] = json.loads(_agent_secret(row, "headers_sealed"))
+    return headers
+
+
+def _provider(row: Mapping[str, Any], kind: str) -> ProviderSettings | None:
+    credential_id = row[f"{kind}_id"]
+    if credential_id is None:
+        return None
+    where = sealed_field("supervision_providercredential", "api_key_sealed", credential_id)
+    try:
+        api_key = unseal_text(row[f"{kind}_sealed"], tenant_id=row["tenant_id"], field=where)
+    except SealBroken as error:
+        # The call goes on unjudged (llm) or unarmed (tts), which its record shows.
+        logger.error("%s", error)
+        return None
+    return ProviderSettings(row[f"{kind}_base_url"], row[f"{kind}_model"], api_key)
