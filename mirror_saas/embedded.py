@@ -43,6 +43,7 @@ SERVERS_FILE = "servers.json"
 POSTGRES_START_S = 60.0
 VALKEY_START_S = 20.0
 STOP_S = 30.0
+LEFTOVERS_S = 15.0
 # A new PostgreSQL takes 60 MB, and a full disk corrupts nothing but stops everything.
 SPACE_NEEDED_BYTES = 256 * 1024 * 1024
 
@@ -95,7 +96,7 @@ def start(home: Path, *, notify: Notify | None = None) -> EmbeddedServers:
                 admin_url = _postgres_start(home / "postgres", say)
                 redis_url = _valkey_start(home / "valkey", _last_redis_url(home))
                 servers = EmbeddedServers(admin_url, redis_url)
-                _write_private(
+                write_private(
                     home / SERVERS_FILE,
                     json.dumps({"database_admin_url": servers.database_admin_url, "redis_url": servers.redis_url}),
                 )
@@ -177,14 +178,32 @@ def _postgres_start(data: Path, say: Notify) -> str:
             with _initdb_locale():
                 server.ensure_pgdata_inited()
             _configure(data / "postgresql.conf")
-            try:
-                server.ensure_postgres_running()
-            except subprocess.TimeoutExpired:
-                # Recovery after a crash may take longer than the package waits.
-                say("PostgreSQL is still starting (it may be recovering from a crash); waiting for it.")
+            _postgres_run(server, data, say)
             return _wait_for("PostgreSQL", lambda: _postgres_url(data), POSTGRES_START_S)
         except (subprocess.SubprocessError, AssertionError, RuntimeError, TimeoutError) as error:
             raise EmbeddedError(_postgres_reason(data, records, error)) from error
+
+
+def _postgres_run(server: Any, data: Path, say: Notify) -> None:
+    log = data / "log"
+    deadline = time.monotonic() + LEFTOVERS_S
+    while True:
+        offset = log.stat().st_size if log.exists() else 0
+        try:
+            server.ensure_postgres_running()
+            return
+        except subprocess.TimeoutExpired:
+            # Recovery after a crash may take longer than the package waits.
+            say("PostgreSQL is still starting (it may be recovering from a crash); waiting for it.")
+            return
+        except subprocess.CalledProcessError:
+            # The children of a killed PostgreSQL end by themselves, but not at once, and nothing starts before.
+            with open(log, "rb") as written:
+                written.seek(offset)
+                leftovers = b"pre-existing shared memory block" in written.read()
+            if not leftovers or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _pgserver() -> Any:
@@ -233,6 +252,11 @@ def _postgres_info(data: Path) -> Any | None:
     # After a crash or a reboot the number belongs to somebody else, or to a dead process that nobody waited for.
     # PostgreSQL cannot tell that from a running server, and would refuse to start.
     (data / "postmaster.pid").unlink(missing_ok=True)
+    if info.socket_path is not None:
+        lock = info.socket_path.with_name(f"{info.socket_path.name}.lock")
+        with contextlib.suppress(FileNotFoundError):
+            if lock.read_text(encoding="utf-8").split()[:1] == [str(info.pid)]:
+                lock.unlink()
     return None
 
 
@@ -385,7 +409,7 @@ def _valkey_run(folder: Path, port: int) -> str:
     password = secrets.token_urlsafe(24)
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     conf, log = folder / "valkey.conf", folder / "valkey.log"
-    _write_private(
+    write_private(
         conf,
         "\n".join(
             (
@@ -416,7 +440,7 @@ def _valkey_run(folder: Path, port: int) -> str:
             start_new_session=True,
         )
     _children[folder] = process
-    _write_private(folder / "valkey.pid", str(process.pid))
+    write_private(folder / "valkey.pid", str(process.pid))
 
     def answers() -> str | None:
         if process.poll() is not None:
@@ -556,7 +580,7 @@ def _wait_for(what: str, answers: Callable[[], str | None], patience: float) -> 
     raise TimeoutError(f"{what} did not answer within {patience:g} s")
 
 
-def _write_private(path: Path, content: str) -> None:
+def write_private(path: Path, content: str) -> None:
     """Write a file that only we may read, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:

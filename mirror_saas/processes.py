@@ -24,7 +24,11 @@ NAME_WIDTH = 8
 
 
 class ProcessError(Exception):
-    """A child failed; the text is one line that names it and says how."""
+    """The child `name` failed; the text is one line that names it and says how."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self.name = name
+        super().__init__(f"{name} {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class ProcessGroup:
         await child.output_done()
         self._children.remove(child)
         if code != 0:
-            raise ProcessError(f"{spec.name} failed ({_how(code)}); its lines above say why.")
+            raise ProcessError(spec.name, f"failed ({_how(code)}); its lines above say why.")
 
     async def wait(self) -> None:
         """Return when a stop was asked for; raise `ProcessError` when a child ends before that."""
@@ -103,7 +107,7 @@ class ProcessGroup:
             return
         child = next(ends[task] for task in done if task in ends)
         await child.output_done()
-        raise ProcessError(f"{child.spec.name} ended ({_how(child.process.returncode)}); stopping the others.")
+        raise ProcessError(child.spec.name, f"ended ({_how(child.process.returncode)}); stopping the others.")
 
     async def stop(self) -> None:
         """Stop what runs, the newest first: SIGTERM, then SIGKILL for whoever takes longer than it may."""
@@ -126,7 +130,7 @@ class ProcessGroup:
                 start_new_session=True,
             )
         except OSError as error:
-            raise ProcessError(f"{spec.name} cannot be started: {error.strerror} ({spec.command[0]})") from error
+            raise ProcessError(spec.name, f"cannot be started: {error.strerror} ({spec.command[0]})") from error
         return _Child(spec, process, self._write)
 
     async def _race(self, work: Awaitable[Result], spec: ProcessSpec) -> Result:
@@ -144,7 +148,7 @@ class ProcessGroup:
                 raise Stopped
             dead = next(others[other] for other in done if other in others)
             await dead.output_done()
-            raise ProcessError(f"{dead.spec.name} ended ({_how(dead.process.returncode)}); stopping the others.")
+            raise ProcessError(dead.spec.name, f"ended ({_how(dead.process.returncode)}); stopping the others.")
         finally:
             for pending in (task, stop, *others):
                 pending.cancel()
@@ -201,9 +205,9 @@ class _Child:
             return
         if ended in done:
             await self.output_done()
-            raise ProcessError(f"{self.spec.name} did not start ({_how(self.process.returncode)}).")
+            raise ProcessError(self.spec.name, f"did not start ({_how(self.process.returncode)}).")
         hint = f": {self.spec.ready_hint()}" if self.spec.ready_hint else "."
-        raise ProcessError(f"{self.spec.name} was not up within {self.spec.ready_within_s:g} s{hint}")
+        raise ProcessError(self.spec.name, f"was not up within {self.spec.ready_within_s:g} s{hint}")
 
     async def _wait_ready(self) -> None:
         if self.spec.ready_probe is None:

@@ -42,7 +42,9 @@ class Command(BaseCommand):
                 case "all" | "web" | "stream" as part:
                     self._server(environment, part)
                 case "worker":
-                    _exec_celery("worker", "--concurrency=2", "--hostname=mirror@%h", "--without-gossip")
+                    _exec_celery(
+                        "worker", "--concurrency=2", "--hostname=mirror@%h", "--without-gossip", "--without-mingle"
+                    )
                 case "beat":
                     _exec_celery("beat", "--pidfile=")
                 case "migrate":
@@ -116,6 +118,7 @@ def _exec_celery(kind: str, *arguments: str) -> None:
         sys.executable,
         "-m",
         "celery",
+        "--quiet",
         "--app=mirror_saas.celery",
         kind,
         f"--loglevel={settings.MIRROR.log_level}",
