@@ -27,7 +27,6 @@ KEY = "sk_" + "Ab1-_" * 9
         ("redis://:hunter2@127.0.0.1:6379/0", "redis://:***@127.0.0.1:6379/0"),
         ("postgresql://mirror_app:p%40ss@db/mirror", "postgresql://mirror_app:***@db/mirror"),
         ("/calls/0193/turns at 10:20:30", "/calls/0193/turns at 10:20:30"),
-        ("/static/stream/app.css", "/static/stream/***"),
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/"),
     ],
 )
@@ -41,7 +40,7 @@ def lines() -> tuple[logging.Logger, io.StringIO]:
     handler = logging.StreamHandler(written)
     handler.addFilter(MaskSecrets())
     handler.setFormatter(JSONFormatter())
-    logger = logging.Logger("test")
+    logger = logging.Logger("test")  # noqa: LOG001  (one of its own, without parents)
     logger.addHandler(handler)
     return logger, written
 

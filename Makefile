@@ -1,0 +1,87 @@
+# Mirror: `make run` starts everything on this machine, `make test` tests everything. Both set up .venv first.
+
+# The first interpreter that is new enough; PYTHON=… names another one.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# Wheels take 0.9 GB with the development tools, PostgreSQL and its data another 0.2.
+SPACE_MB := 1500
+PYTEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check fmt lock bench-relay clean preflight
+
+help:
+	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
+	@echo "make test         run all tests (on their own PostgreSQL and Valkey)"
+	@echo "make check        lint, types, import contracts, migrations, templates"
+	@echo "make fmt          format the code"
+	@echo "make lock         write requirements/*.txt from pyproject.toml"
+	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
+	@echo "make clean        remove .venv and caches; the data in .mirror stays"
+
+run: $(VENV)/.run
+	@MIRROR_ENV=development exec $(BIN)/python manage.py demo
+
+test: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	MIRROR_ENV=development $(BIN)/python manage.py check --fail-level WARNING
+	MIRROR_ENV=development $(BIN)/python manage.py makemigrations --check --dry-run
+	MIRROR_ENV=development $(BIN)/python manage.py check_templates
+
+fmt: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-relay: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay
+
+# --no-emit-index-url: lock files name no registry, so they work with any mirror of one.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" pyproject.toml
+lock: $(VENV)/.dev
+	$(LOCK) --extra server --extra local-speech -o requirements/run.txt
+	$(LOCK) --extra server --extra local-speech --extra uvicorn --group dev -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- set-up: a stamp file per set of requirements, so that a second run is quick ------------------------------------
+
+$(VENV)/.run: requirements/run.txt | $(VENV)/bin/python
+	@echo "Installing what Mirror needs into $(VENV) (once; a few minutes)"
+	@$(call install,requirements/run.txt)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt | $(VENV)/bin/python
+	@echo "Installing what Mirror and its tests need into $(VENV) (once; a few minutes)"
+	@$(call install,requirements/dev.txt)
+	@touch $@ $(VENV)/.run
+
+$(VENV)/bin/python: | preflight
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment (see above)."; exit 1; }
+
+preflight:
+	@test -x $(VENV)/bin/python || sh scripts/preflight "$(PYTHON)" $(SPACE_MB)
+
+# pip's own words stay in a file; a person gets the line that says what to do.
+define install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(1) 2>$(VENV)/install.log \
+	|| { tail -n 15 $(VENV)/install.log; \
+	if grep -qi 'no space left' $(VENV)/install.log; then \
+		echo "make: the disk is full; free $(SPACE_MB) MB and start again."; \
+	elif grep -Eqi "gcc|cc1|compiler|Python\.h|Microsoft Visual" $(VENV)/install.log; then \
+		echo "make: a package has to be compiled and the compiler or Python's headers are missing; install them (Debian: apt-get install build-essential python3-dev) and start again."; \
+	elif grep -Eqi 'connection|resolve|timed out|ProxyError|Could not find a version' $(VENV)/install.log; then \
+		echo "make: packages could not be fetched; check the network or pip's index settings and start again."; \
+	else echo "make: installing failed; all of it is in $(VENV)/install.log."; fi; exit 1; }
+endef
