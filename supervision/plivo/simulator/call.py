@@ -200,6 +200,16 @@ class SimulatedCall:
         """What the caller has heard up to now."""
         return self._view().heard
 
+    def heard_seconds(self) -> float:
+        """How much audio the caller has heard up to now, in seconds; cheaper than `heard`."""
+        self._collect_live()
+        return self._playout.heard_bytes / self._format.bytes_per_second
+
+    def heard_since(self, cursor: tuple[int, int]) -> tuple[tuple[int, int], list[tuple[float, bytes]]]:
+        """What was heard after `cursor` (begin with `(0, 0)`): the new cursor, and pieces as (start time, bytes)."""
+        self._collect_live()
+        return self._playout.read_heard(cursor)
+
     async def wait_for(
         self, predicate: Callable[[CallRecord], object], timeout_s: float | None = 10.0, what: str = ""
     ) -> CallRecord:
@@ -535,7 +545,7 @@ class SimulatedCall:
         return _base64(frame)
 
     def _press_one(self, digit: str) -> None:
-        if self._connection is None:
+        if self._connection is None or self._stopped.done():
             self._note("call", "key_lost", {"digit": digit})
             return
         extra = {} if self._extra_headers == ABSENT else {"extra_headers": self._extra_headers}
@@ -725,10 +735,13 @@ class SimulatedCall:
             self._due_timer.cancel()
         self._due_timer = self._loop.call_at(when, self._due)
 
-    def _due(self) -> None:
-        self._due_timer = None
+    def _collect_live(self) -> None:
         if not self._stopped.done():
             self._collect()
+
+    def _due(self) -> None:
+        self._due_timer = None
+        self._collect_live()
 
     def _send_played(self, name: str, at: float | None = None) -> None:
         connection = self._connection
@@ -765,8 +778,7 @@ class SimulatedCall:
         """The record with `heard` up to date."""
         if not self._begun.is_set():
             return self.record
-        if not self._stopped.done():
-            self._collect()
+        self._collect_live()
         if self._playout.heard_bytes != self._heard_at_view:
             self._heard_at_view = self._playout.heard_bytes
             segments = self._playout.segments()
