@@ -1,3 +1,7 @@
-from django.urls import URLPattern
+"""WebSocket routes of the console."""
 
-websocket_urlpatterns: list[URLPattern] = []
+from django.urls import path
+
+from webui.consumers import ConsoleConsumer
+
+websocket_urlpatterns = [path("ws/console", ConsoleConsumer.as_asgi())]

@@ -1,0 +1,7 @@
+"""The console."""
+
+from django.apps import AppConfig
+
+
+class WebuiConfig(AppConfig):
+    name = "webui"

@@ -1,0 +1,290 @@
+"""The console's one WebSocket, `/ws/console`: topics, each authorised by itself, each at its viewer's pace.
+
+browser → server: `subscribe {topic, after, query}`, `unsubscribe {topic}`, `ack {topic, n}`
+server → browser: `update {topic, n, seq, parts, announce}`, `refused {topic}`, `beat`
+
+Topics are `calls` and `call:<uuid>`. Announcements in the channel layer are hints only: what is sent is read from the
+database, as the viewer's tenant, at the time of sending. Between two updates of a topic the browser must acknowledge
+the first; hints that come meanwhile become one later update, so a slow browser costs a set of ids and no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from channels.consumer import AsyncConsumer
+from channels.exceptions import StopConsumer
+from django.conf import settings
+from django.db import close_old_connections
+
+from webui.access import chosen_tenant_id
+from webui.live import CallsTopic, CallTopic, Topic, TopicRefused, Update, Viewer, ViewerGone, viewer_check
+from webui.middleware import TIME_ZONE_COOKIE, zone_named
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Shared by all console sockets of the process: however many browsers watch, the database sees this many at once.
+DATABASE_THREADS = 4
+_threads = ThreadPoolExecutor(max_workers=DATABASE_THREADS, thread_name_prefix="console")
+
+MAX_TOPICS = 16
+MAX_MESSAGE_CHARS = 4096
+# A burst of events becomes one update per interval.
+UPDATE_INTERVAL_S = 0.2
+# Hints can be lost (the layer drops them when full), so topics are read again from time to time without one.
+RECHECK_S = 15.0
+BEAT_S = 10.0
+# A browser that has not acknowledged an update by then is gone or hangs; it reconnects when it is back.
+ACK_WITHIN_S = 30.0
+
+SIGNED_OUT = 4401
+NO_MEMBER = 4403
+BAD_MESSAGE = 4400
+TOO_SLOW = 4408
+FAILED = 1011
+
+
+async def in_database_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `function` in the bounded pool. Each call opens its own transactions; no setting outlives it."""
+
+    def run() -> T:
+        close_old_connections()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            close_old_connections()
+
+    result: T = await sync_to_async(run, thread_sensitive=False, executor=_threads)()
+    return result
+
+
+def origin_allowed(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the page that opens the socket is ours: its Origin is the host it connects to, or a trusted origin.
+
+    A browser sends cookies along whoever asks, and no CSRF token guards a handshake; so Origin must be there and fit.
+    """
+    found = {name.lower(): value.decode("latin-1") for name, value in headers if name.lower() in (b"origin", b"host")}
+    origin = found.get(b"origin", "")
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return False
+    return parts.netloc.lower() == found.get(b"host", "").lower() or origin in settings.CSRF_TRUSTED_ORIGINS
+
+
+class _Subscription:
+    """One topic of one socket: a task that reads when something changed and sends when the browser is ready."""
+
+    def __init__(self, topic: Topic, groups: list[str]) -> None:
+        self.topic = topic
+        self.groups = groups
+        self.changed = asyncio.Event()
+        self.changed.set()
+        self.sent = 0
+        self.acknowledged = asyncio.Event()
+        self.acknowledged.set()
+        self.task: asyncio.Task[None] | None = None
+
+
+class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
+    """See the module. Anything that fails closes the socket with a code; the browser comes back by itself."""
+
+    handler_types: ClassVar[tuple[str, ...]] = ("subscribe", "unsubscribe", "ack")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.viewer: Viewer | None = None
+        self.session_key: str | None = None
+        self.subscriptions: dict[str, _Subscription] = {}
+        self.beat: asyncio.Task[None] | None = None
+        self.closed = False
+
+    # -- from the server ------------------------------------------------------------------------------------------
+
+    async def websocket_connect(self, message: dict[str, Any]) -> None:
+        if not origin_allowed(self.scope["headers"]):
+            await self.send({"type": "websocket.close"})
+            raise StopConsumer
+        session = self.scope["session"]
+        self.session_key = session.session_key
+        zone = zone_named(self.scope["cookies"].get(TIME_ZONE_COOKIE, ""))
+        # Accepted before it is known who this is: a browser cannot read why a handshake was refused, but a close code.
+        await self.send({"type": "websocket.accept"})
+        try:
+            tenant_id = await in_database_thread(chosen_tenant_id, session)
+            self.viewer = await in_database_thread(
+                viewer_check, session_key=self.session_key, tenant_id=tenant_id, strict=False, zone=zone
+            )
+        except ViewerGone as gone:
+            await self.close(SIGNED_OUT if gone.signed_out else NO_MEMBER)
+            return
+        self.beat = asyncio.create_task(self._guarded(self._beat))
+
+    async def websocket_receive(self, message: dict[str, Any]) -> None:
+        if self.closed:
+            return
+        text = message.get("text")
+        try:
+            if text is None or len(text) > MAX_MESSAGE_CHARS:
+                raise ValueError
+            request = json.loads(text)
+            kind, topic = request["type"], request["topic"]
+            if kind not in self.handler_types or not isinstance(topic, str):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            await self.close(BAD_MESSAGE)
+            return
+        if kind == "subscribe":
+            await self._subscribe(topic, request)
+        elif kind == "unsubscribe":
+            await self._unsubscribe(topic)
+        elif (subscription := self.subscriptions.get(topic)) is not None and request.get("n") == subscription.sent:
+            subscription.acknowledged.set()
+
+    async def websocket_disconnect(self, message: dict[str, Any]) -> None:
+        await self._end()
+        raise StopConsumer
+
+    async def call_changed(self, message: dict[str, Any]) -> None:
+        """A hint from the recorder: `{"call_id", "seq"}`. It says where to look, and is not believed otherwise."""
+        try:
+            call_id = UUID(str(message["call_id"]))
+        except (KeyError, ValueError):
+            logger.warning("a call.changed announcement without a call_id was ignored")
+            return
+        for subscription in self.subscriptions.values():
+            if subscription.topic.concerns(call_id):
+                subscription.changed.set()
+
+    # -- topics -----------------------------------------------------------------------------------------------------
+
+    async def _subscribe(self, name: str, request: dict[str, Any]) -> None:
+        if self.viewer is None:
+            return
+        await self._unsubscribe(name)
+        if len(self.subscriptions) >= MAX_TOPICS:
+            await self._send({"type": "refused", "topic": name})
+            return
+        tenant = f"t.{self.viewer.tenant_id.hex}"
+        after = request.get("after", 0)
+        query = request.get("query", "")
+        topic: Topic
+        if name == "calls":
+            topic, group = CallsTopic(query if isinstance(query, str) else ""), f"{tenant}.calls"
+        elif name.startswith("call:") and (call_id := _uuid(name.removeprefix("call:"))) is not None:
+            topic = CallTopic(call_id, after if type(after) is int and after >= 0 else 0)
+            group = f"{tenant}.call.{call_id.hex}"
+        else:
+            await self._send({"type": "refused", "topic": name})
+            return
+        subscription = _Subscription(topic, [group])
+        self.subscriptions[name] = subscription
+        # Joined before the first read: what changes in between is a hint that waits, not a gap.
+        await self.channel_layer.group_add(group, self.channel_name)
+        subscription.task = asyncio.create_task(self._guarded(lambda: self._feed(name, subscription)))
+
+    async def _unsubscribe(self, name: str) -> None:
+        subscription = self.subscriptions.pop(name, None)
+        if subscription is None:
+            return
+        await _cancel(subscription.task)
+        for group in subscription.groups:
+            await self.channel_layer.group_discard(group, self.channel_name)
+
+    async def _feed(self, name: str, subscription: _Subscription) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(RECHECK_S):
+                    await subscription.changed.wait()
+            except TimeoutError:
+                subscription.topic.recheck()
+            try:
+                async with asyncio.timeout(ACK_WITHIN_S):
+                    await subscription.acknowledged.wait()
+            except TimeoutError:
+                await self.close(TOO_SLOW)
+                return
+            subscription.changed.clear()
+            try:
+                update = await in_database_thread(self._read, subscription.topic)
+            except TopicRefused:
+                # Not there, or not theirs: one answer, and nothing more of this topic.
+                self.subscriptions.pop(name, None)
+                await self._send({"type": "refused", "topic": name})
+                return
+            if update is not None:
+                subscription.sent += 1
+                subscription.acknowledged.clear()
+                await self._send({"type": "update", "topic": name, "n": subscription.sent, **update.message()})
+                if update.more:
+                    subscription.changed.set()
+            await asyncio.sleep(UPDATE_INTERVAL_S)
+
+    def _read(self, topic: Topic) -> Update | None:
+        return topic.read(self._viewer_now())
+
+    def _viewer_now(self) -> Viewer:
+        """Who is looking, asked anew: a session that ended or a membership that was taken away ends the socket."""
+        assert self.viewer is not None
+        return viewer_check(
+            session_key=self.session_key, tenant_id=self.viewer.tenant_id, strict=True, zone=self.viewer.zone
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            await self._send({"type": "beat"})
+            await asyncio.sleep(BEAT_S)
+            await in_database_thread(self._viewer_now)
+
+    # -- the socket -------------------------------------------------------------------------------------------------
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except ViewerGone as gone:
+            await self.close(SIGNED_OUT if gone.signed_out else NO_MEMBER)
+        except Exception:
+            logger.exception("a console socket failed")
+            await self.close(FAILED)
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if not self.closed:
+            await self.send({"type": "websocket.send", "text": json.dumps(message, ensure_ascii=False)})
+
+    async def close(self, code: int) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        await self.send({"type": "websocket.close", "code": code})
+        await self._end()
+
+    async def _end(self) -> None:
+        self.closed = True
+        await _cancel(self.beat)
+        for name in list(self.subscriptions):
+            await self._unsubscribe(name)
+
+
+async def _cancel(task: asyncio.Task[None] | None) -> None:
+    """End `task`, unless it is the one that asks: that one is about to return by itself."""
+    if task is None or task is asyncio.current_task():
+        return
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

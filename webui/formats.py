@@ -1,0 +1,79 @@
+"""How the console writes figures: durations, offsets, shares, telephone numbers. Pure."""
+
+from __future__ import annotations
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+
+UNKNOWN = "–"
+
+
+def duration(ms: int | None) -> str:
+    """A duration in ms as a person reads it: `420 ms`, `3.1 s`, `1 min 12 s`, `2 h 05 min`; a dash for None."""
+    if ms is None:
+        return UNKNOWN
+    if ms < 0:
+        return f"-{duration(-ms)}"
+    if ms < 1000:
+        return f"{ms} ms"
+    # Tenths are cut, not rounded: 59,960 ms must not read as 60.0 s.
+    if ms < MINUTE_MS:
+        return f"{ms // 100 / 10:.1f} s"
+    if ms < HOUR_MS:
+        return f"{ms // MINUTE_MS} min {ms % MINUTE_MS // 1000:02d} s"
+    return f"{ms // HOUR_MS} h {ms % HOUR_MS // MINUTE_MS:02d} min"
+
+
+def offset(ms: int | None) -> str:
+    """A position in a call, in ms from its start, as a player shows it: `0:04.2`, `12:31.0`, `1:02:31.0`."""
+    if ms is None:
+        return UNKNOWN
+    sign = "-" if ms < 0 else ""
+    tenths = abs(ms) // 100
+    seconds, tenth = divmod(tenths, 10)
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{sign}{hours}:{minute:02d}:{second:02d}.{tenth}"
+    return f"{sign}{minute}:{second:02d}.{tenth}"
+
+
+def share(value: float | None) -> str:
+    """A share from 0 to 1 in per cent. Cut, not rounded: only a whole 1 reads as `100 %`."""
+    if value is None:
+        return UNKNOWN
+    return f"{int(value * 100 + 1e-9)} %"
+
+
+def score(value: float | None) -> str:
+    """A judge's score from 0 to 1 with two decimals."""
+    return UNKNOWN if value is None else f"{value:.2f}"
+
+
+def number_masked(number: str) -> str:
+    """A caller's number with its middle hidden (`+1 ••• 671`), or a SIP address with its user hidden.
+
+    Enough to tell two callers of a list apart, too little to ring one up.
+    """
+    number = number.strip()
+    if not number:
+        return "unknown"
+    if "@" in number:
+        user, _, host = number.partition("@")
+        scheme, colon, name = user.rpartition(":")
+        return f"{scheme}{colon}{name[:1]}•••@{host}"
+    if len(number) < 6:
+        return "•••"
+    head = number[:2] if number.startswith("+") else number[:1]
+    return f"{head} ••• {number[-3:]}"
+
+
+def count_of(count: int, one: str, many: str | None = None) -> str:
+    """`1 turn`, `3 turns`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}".replace(",", "\u202f")
+
+
+def sentence_of(word: str) -> str:
+    """A code such as `caller_gone` as words: `Caller gone`."""
+    words = word.replace("_", " ").replace(".", " ").strip()
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,111 @@
+"""Forms of the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.contrib.auth.forms import AuthenticationForm
+
+from supervision.models import Call
+from supervision.selectors.calls import CallFilters
+
+
+class ErrorAwareMixin:
+    """Marks fields with errors for screen readers and points them to the error's text."""
+
+    def mark_errors(self: Any) -> None:
+        for name in self.errors:
+            if name in self.fields:
+                attributes = self.fields[name].widget.attrs
+                attributes["aria-invalid"] = "true"
+                attributes["aria-describedby"] = f"{self[name].auto_id}-error"
+
+
+class SignInForm(ErrorAwareMixin, AuthenticationForm):
+    """Django's sign-in form for people who are known by their email."""
+
+    error_messages = {  # noqa: RUF012 (as its parent declares it)
+        "invalid_login": "Email or password is wrong. Check both and try again.",
+        "inactive": "This account is switched off. Ask an owner of your tenant.",
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        email = self.fields["username"]
+        email.label = "Email"
+        email.widget = forms.EmailInput(
+            attrs={"autocomplete": "username", "autofocus": True, "spellcheck": "false", "maxlength": 254}
+        )
+        email.error_messages["required"] = "Type the email that you were invited with."
+        self.fields["password"].error_messages["required"] = "Type your password."
+        self.fields["password"].widget.attrs["autocomplete"] = "current-password"
+
+    def clean_username(self) -> str:
+        return str(self.cleaned_data["username"]).strip().lower()
+
+    def is_valid(self) -> bool:
+        valid = super().is_valid()
+        self.mark_errors()
+        return valid
+
+
+class CallFilterForm(forms.Form):
+    """Which calls the list shows. It reads the URL: a part that is wrong filters nothing and says why."""
+
+    state = forms.ChoiceField(required=False, choices=[("", "Any state"), *Call.State.choices])
+    outcome = forms.ChoiceField(
+        required=False, choices=[("", "Any outcome"), ("completed", "Completed"), ("failed", "Failed")]
+    )
+    agent = forms.TypedChoiceField(required=False, coerce=UUID, empty_value=None)
+    after = forms.DateTimeField(
+        required=False,
+        label="From",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        error_messages={"invalid": "Give a date and time."},
+    )
+    before = forms.DateTimeField(
+        required=False,
+        label="To",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        error_messages={"invalid": "Give a date and time."},
+    )
+
+    def __init__(self, data: Mapping[str, Any], *, agents: Sequence[tuple[UUID, str]]) -> None:
+        super().__init__(data)
+        agent = self.fields["agent"]
+        assert isinstance(agent, forms.TypedChoiceField)
+        agent.choices = [("", "Any agent"), *((str(agent_id), name) for agent_id, name in agents)]
+        for field in self.fields.values():
+            field.error_messages["invalid_choice"] = "Choose one of the list."
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        after, before = cleaned.get("after"), cleaned.get("before")
+        if after and before and before <= after:
+            self.add_error("before", "Give a time after “From”.")
+        return cleaned
+
+    def filters(self) -> CallFilters:
+        """What is right of the form, as filters. `To` includes its minute."""
+        self.is_valid()
+        cleaned = self.cleaned_data
+        before: datetime | None = cleaned.get("before")
+        return CallFilters(
+            agent_id=cleaned.get("agent"),
+            state=cleaned.get("state") or None,
+            outcome=cleaned.get("outcome") or None,
+            started_from=cleaned.get("after"),
+            started_to=before + timedelta(minutes=1) if before else None,
+        )
+
+    def query(self) -> list[tuple[str, str]]:
+        """The filters as they stand in the URL."""
+        return [(name, self.data[name]) for name in self.fields if self.data.get(name)]
+
+    @property
+    def active(self) -> bool:
+        return bool(self.query())

@@ -1,0 +1,298 @@
+"""What a console socket sends: parts of pages, rendered with the pages' own templates.
+
+Everything here is synchronous and runs in a database thread. A topic remembers what its browser has (a seq, the
+hashes of larger regions) and reads the rest; the database decides what is sent, a hint only when.
+"""
+
+from __future__ import annotations
+
+import threading
+import zoneinfo
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+from django.contrib.auth import get_user
+from django.contrib.sessions.backends.db import SessionStore
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils import timezone
+
+from supervision.models import CallEvent
+from supervision.selectors.call_pages import agent_names, call_record, call_seq
+from supervision.selectors.calls import CallFilters, CallNotFound, call_list
+from tenants.context import tenant_context
+from tenants.models import User
+from tenants.selectors.memberships import membership_get
+from webui.forms import CallFilterForm
+from webui.lists import call_rows, calls_shown
+from webui.presenters.calls import CallRow
+from webui.presenters.interventions import OUTCOMES
+from webui.presenters.pages import CallPage, call_page
+from webui.presenters.pieces import Badge
+from webui.presenters.turns import NOT_JUDGED
+
+SCOPE = "calls:read"
+EVENTS_PER_UPDATE = 200
+# More changed calls than this at once, and the list is read anew.
+CALLS_PER_UPDATE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who is looking, in which tenant, in which time zone."""
+
+    user_id: UUID
+    tenant_id: UUID
+    zone: zoneinfo.ZoneInfo | None
+
+
+class ViewerGone(Exception):
+    """The person is signed out, or no member of the socket's tenant (any more)."""
+
+    def __init__(self, *, signed_out: bool) -> None:
+        self.signed_out = signed_out
+        super().__init__("signed out" if signed_out else "no member of this tenant")
+
+
+class TopicRefused(Exception):
+    """The topic does not exist for this viewer: somebody else's and a missing one are the same."""
+
+
+def viewer_check(
+    *, session_key: str | None, tenant_id: UUID | None, strict: bool, zone: zoneinfo.ZoneInfo | None
+) -> Viewer:
+    """The session's person as a member. Raises ViewerGone.
+
+    `strict`: of `tenant_id` and no other tenant; otherwise their oldest tenant will do when they are no member there.
+    """
+    request = HttpRequest()
+    request.session = SessionStore(session_key)
+    # As every page asks it: checks the session's hash, so a changed password ends sockets too.
+    user = get_user(request)
+    if session_key is None or not isinstance(user, User):
+        raise ViewerGone(signed_out=True)
+    member = membership_get(user_id=user.id, tenant_id=tenant_id)
+    if member is None or SCOPE not in member.scopes or (strict and member.tenant.id != tenant_id):
+        raise ViewerGone(signed_out=False)
+    return Viewer(user_id=user.id, tenant_id=member.tenant.id, zone=zone)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One element of the page: what it now is and which list it belongs to, or that it goes.
+
+    `only` names the elements that a list still holds; the browser drops the others.
+    """
+
+    id: str
+    html: str | None = None
+    into: str | None = None
+    only: tuple[str, ...] | None = None
+
+    def message(self) -> dict[str, Any]:
+        if self.only is not None:
+            return {"id": self.id, "only": self.only}
+        if self.html is None:
+            return {"id": self.id, "remove": True}
+        return {"id": self.id, "html": self.html, **({"into": self.into} if self.into else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a browser is sent. `announce` is for screen readers; `more`: there is more to read right away."""
+
+    parts: tuple[Part, ...]
+    seq: int | None = None
+    announce: tuple[str, ...] = ()
+    more: bool = False
+
+    def message(self) -> dict[str, Any]:
+        sent: dict[str, Any] = {"parts": [part.message() for part in self.parts]}
+        if self.seq is not None:
+            sent["seq"] = self.seq
+        if self.announce:
+            sent["announce"] = self.announce
+        return sent
+
+
+class Topic(ABC):
+    """Something a browser follows. `read` is called in a database thread, one call at a time."""
+
+    @abstractmethod
+    def concerns(self, call_id: UUID) -> bool:
+        """Whether a hint about this call is one for this topic; remembers it if so."""
+
+    @abstractmethod
+    def recheck(self) -> None:
+        """No hint came for a while: look at everything next time."""
+
+    @abstractmethod
+    def _read(self) -> Update | None: ...
+
+    def read(self, viewer: Viewer) -> Update | None:
+        """What changed since the last read, as `viewer`'s tenant and in their time zone; None for nothing.
+
+        Raises TopicRefused.
+        """
+        zone = viewer.zone or timezone.get_default_timezone()
+        with tenant_context(viewer.tenant_id), timezone.override(zone):
+            return self._read()
+
+
+class CallTopic(Topic):
+    """One call. `after` is the newest event that the browser's page includes."""
+
+    def __init__(self, call_id: UUID, after: int) -> None:
+        self.call_id = call_id
+        self.after = after
+        self._regions: dict[str, int] = {}
+
+    def concerns(self, call_id: UUID) -> bool:
+        return call_id == self.call_id
+
+    def recheck(self) -> None:
+        """Reading by seq finds whatever there is."""
+
+    def _read(self) -> Update | None:
+        newest = call_seq(call_id=self.call_id)
+        if newest is None:
+            raise TopicRefused
+        if newest <= self.after:
+            return None
+        try:
+            record = call_record(call_id=self.call_id, after_seq=self.after, event_limit=EVENTS_PER_UPDATE)
+        except CallNotFound as error:
+            raise TopicRefused from error
+        page = call_page(record, timezone.now())
+        changed = _changed(record.events)
+        parts = [*self._region("call-head", "webui/calls/head.html", {"head": page.head})]
+        context = {"highlights": page.highlights, "live": page.head.live}
+        parts += self._region("highlights", "webui/calls/highlights.html", context)
+        for kind, into, items in (
+            ("turn", "turns", page.turns),
+            ("intervention", "interventions", page.interventions),
+            ("tool", "tools", page.tools),
+            ("note", "notes", page.notes),
+        ):
+            parts += [
+                Part(item.dom_id, render_to_string(f"webui/calls/{kind}.html", {kind: item}), into)
+                for item in items
+                if changed.everything or str(item.id) in changed.ids
+            ]
+        parts += [
+            Part(event.dom_id, render_to_string("webui/calls/event.html", {"event": event}), "events")
+            for event in page.events
+        ]
+        self.after = record.seq
+        return Update(tuple(parts), record.seq, tuple(_announcements(record.events, page)), record.more_events)
+
+    def _region(self, dom_id: str, template: str, context: dict[str, Any]) -> list[Part]:
+        """A region that is sent whole, when it differs from what was sent last."""
+        html = render_to_string(template, context)
+        if self._regions.get(dom_id) == hash(html):
+            return []
+        self._regions[dom_id] = hash(html)
+        return [Part(dom_id, html)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """Ids of the rows that events touched. `everything`: the call ended, which shows on rows that had been open."""
+
+    ids: frozenset[str]
+    everything: bool
+
+
+_ID_FIELDS = ("turn_id", "decision_id", "intervention_id", "note_id")
+
+
+def _changed(events: Iterable[CallEvent]) -> _Changed:
+    ids: set[str] = set()
+    everything = False
+    for event in events:
+        everything = everything or event.kind == "call.ended"
+        data = event.data if isinstance(event.data, dict) else {}
+        ids.update(str(data[name]) for name in _ID_FIELDS if data.get(name))
+    return _Changed(frozenset(ids), everything)
+
+
+def _announcements(events: Iterable[CallEvent], page: CallPage) -> Iterable[str]:
+    """What somebody who does not see the page must hear of, and not more."""
+    numbers = {str(turn.id): turn.number for turn in page.turns}
+    for event in events:
+        data = event.data if isinstance(event.data, dict) else {}
+        if event.kind == "intervention.started":
+            yield f"Intervention started: {data.get('rule') or 'a rule was broken'}"
+        elif event.kind == "intervention.ended":
+            outcome = str(data.get("outcome", ""))
+            yield f"Intervention ended: {OUTCOMES.get(outcome, Badge(outcome)).text}"
+        elif event.kind == "tool.decided" and not data.get("allow"):
+            yield f"Tool blocked: {data.get('name', '')}"
+        elif event.kind == "turn.judged" and data.get("state") in NOT_JUDGED and not data.get("late"):
+            yield f"Turn {numbers.get(str(data.get('turn_id')), '')} was not judged"
+        elif event.kind == "call.ended":
+            yield "The call has ended"
+
+
+class CallsTopic(Topic):
+    """The calls list under the filters of its page's URL (`query`), as its first page shows it."""
+
+    def __init__(self, query: str) -> None:
+        self._query = query
+        self._lock = threading.Lock()
+        self._changed: set[UUID] = set()
+        self._everything = True
+        self._announced: set[UUID] | None = None
+
+    def concerns(self, call_id: UUID) -> bool:
+        with self._lock:
+            if len(self._changed) < CALLS_PER_UPDATE:
+                self._changed.add(call_id)
+            else:
+                self._everything = True
+        return True
+
+    def recheck(self) -> None:
+        with self._lock:
+            self._everything = True
+
+    def _read(self) -> Update | None:
+        with self._lock:
+            everything, changed = self._everything, frozenset(self._changed)
+            self._everything, self._changed = False, set()
+        try:
+            form = CallFilterForm(dict(parse_qsl(self._query, max_num_fields=20)), agents=agent_names())
+        except ValueError as error:
+            raise TopicRefused from error
+        filters = form.filters()
+        return self._all(filters) if everything else self._some(filters, changed)
+
+    def _all(self, filters: CallFilters) -> Update:
+        shown = calls_shown(filters, cursor=None, now=timezone.now())
+        live = tuple(row.dom_id for row in shown.live)
+        parts = [Part("calls-live", only=live), *map(_row_part, (*shown.live, *shown.ended))]
+        return Update(tuple(parts), announce=self._started(shown.live))
+
+    def _some(self, filters: CallFilters, changed: frozenset[UUID]) -> Update | None:
+        if not changed:
+            return None
+        calls = call_list(limit=CALLS_PER_UPDATE, filters=replace(filters, ids=changed)).items
+        rows = call_rows(calls, timezone.now())
+        gone = changed - {row.id for row in rows}
+        parts = [*map(_row_part, rows), *(Part(f"call-{call_id.hex}") for call_id in gone)]
+        return Update(tuple(parts), announce=self._started(row for row in rows if row.live))
+
+    def _started(self, live: Iterable[CallRow]) -> tuple[str, ...]:
+        """Calls that began since the first read."""
+        rows = list(live)
+        known = self._announced
+        self._announced = (known or set()) | {row.id for row in rows}
+        return () if known is None else tuple(f"A call to {row.agent} started" for row in rows if row.id not in known)
+
+
+def _row_part(row: CallRow) -> Part:
+    return Part(row.dom_id, render_to_string("webui/calls/row.html", {"row": row}), row.into)

@@ -1,0 +1,65 @@
+"""The calls list and one call's page."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.http import Http404, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+
+from supervision.selectors.call_pages import agent_names, call_record
+from supervision.selectors.calls import CallNotFound
+from supervision.selectors.pages import BadCursor
+from webui.access import MemberRequest, member_view
+from webui.forms import CallFilterForm
+from webui.lists import calls_shown
+from webui.presenters.calls import SCRIPTED_BANNER
+from webui.presenters.pages import call_page
+
+
+@require_safe
+@member_view(scope="calls:read")
+def call_list(request: MemberRequest) -> HttpResponse:
+    """Live calls on top, then a page of ended ones; what is filtered stands in the URL."""
+    agents = agent_names()
+    form = CallFilterForm(request.GET, agents=agents)
+    cursor = request.GET.get("cursor")
+    url = reverse("webui:calls")
+    query = form.query()
+    newest = f"{url}?{urlencode(query)}" if query else url
+    try:
+        shown = calls_shown(form.filters(), cursor=cursor, now=timezone.now())
+    except BadCursor:
+        # An address that was cut short: the list from its start is what was meant.
+        return redirect(newest)
+    return render(
+        request,
+        "webui/calls/list.html",
+        {
+            "section": "calls",
+            "form": form,
+            "live": shown.live,
+            "ended": shown.ended,
+            "first_page": cursor is None,
+            "has_agents": bool(agents),
+            "live_query": urlencode(query),
+            "newest_url": newest if cursor else None,
+            "older_url": f"{url}?{urlencode([*query, ('cursor', shown.next)])}" if shown.next else None,
+            "scripted": SCRIPTED_BANNER if any(row.scripted for row in (*shown.live, *shown.ended)) else None,
+        },
+    )
+
+
+@require_safe
+@member_view(scope="calls:read")
+def call_detail(request: MemberRequest, call_id: UUID) -> HttpResponse:
+    """One call. Somebody else's and a missing one are the same 404."""
+    try:
+        record = call_record(call_id=call_id)
+    except CallNotFound as error:
+        raise Http404(str(error)) from error
+    return render(request, "webui/calls/call.html", {"section": "calls", "page": call_page(record, timezone.now())})
