@@ -1,3 +1,112 @@
-from ninja import NinjaAPI
+"""The REST API: one NinjaAPI, its authentication, and one shape for everything that goes wrong."""
 
-api = NinjaAPI(title="Mirror", version="1")
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.openapi.schema import OpenAPISchema
+
+from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
+from supervision.api.calls import router as calls_router
+from supervision.errors import InvalidInput, NotFound
+from tenants.api.auth import BearerKey, ScopeMissing, SessionMember
+from tenants.api.me import router as me_router
+
+logger = logging.getLogger(__name__)
+
+INVALID = "Some fields cannot be used; `errors` says which and why."
+
+
+class MirrorAPI(NinjaAPI):
+    """NinjaAPI whose document says that errors are problem+json."""
+
+    def get_openapi_schema(self, **kwargs: Any) -> OpenAPISchema:
+        schema = super().get_openapi_schema(**kwargs)
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                for status, response in operation["responses"].items():
+                    content = response.get("content")
+                    if int(status) >= 400 and content and "application/json" in content:
+                        content[CONTENT_TYPE] = content.pop("application/json")
+        return schema
+
+
+api = MirrorAPI(
+    title="Mirror",
+    version="1",
+    description="Supervises Plivo voice agents while they talk. Errors are problem+json; lists are cursor pages.",
+    urls_namespace="api",
+    auth=[BearerKey(), SessionMember()],
+)
+api.add_router("", me_router)
+api.add_router("", calls_router)
+
+
+@api.exception_handler(AuthenticationError)
+def _unauthenticated(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
+    return problem(
+        request,
+        401,
+        "Send `Authorization: Bearer mk_…` with a key that is neither revoked nor expired, or sign in to the console.",
+        headers={"WWW-Authenticate": 'Bearer realm="mirror"'},
+    )
+
+
+@api.exception_handler(ScopeMissing)
+def _scope_missing(request: HttpRequest, error: ScopeMissing) -> HttpResponse:
+    return problem(request, 403, f"{error} Use a key or a role that has it.")
+
+
+@api.exception_handler(NotFound)
+def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
+    return problem(request, 404, str(error))
+
+
+@api.exception_handler(Http404)
+def _no_page(request: HttpRequest, error: Http404) -> HttpResponse:
+    return problem(request, 404, "There is no such object.")
+
+
+@api.exception_handler(InvalidInput)
+def _invalid_input(request: HttpRequest, error: InvalidInput) -> HttpResponse:
+    return problem(request, 422, INVALID, errors={error.field: [str(error)]})
+
+
+@api.exception_handler(ValidationError)
+def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    errors: dict[str, list[str]] = {}
+    for entry in error.errors:
+        # The first part says where the field was (query, body), the rest is its name.
+        name = ".".join(str(part) for part in entry["loc"][1:]) or str(entry["loc"][0])
+        errors.setdefault(name, []).append(entry["msg"])
+    return problem(request, 422, INVALID, errors=errors)
+
+
+@api.exception_handler(DjangoValidationError)
+def _invalid_model(request: HttpRequest, error: DjangoValidationError) -> HttpResponse:
+    errors = error.message_dict if hasattr(error, "error_dict") else {"non_field": error.messages}
+    return problem(request, 422, INVALID, errors=errors)
+
+
+@api.exception_handler(HttpError)
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return problem(request, error.status_code, str(error))
+
+
+@api.exception_handler(OperationalError)
+@api.exception_handler(InterfaceError)
+def _database_down(request: HttpRequest, error: Exception) -> HttpResponse:
+    logger.warning("the database did not answer a request", extra={"request_id": request_id_of(request)})
+    return problem(request, 503, "The database does not answer; try again shortly.", headers={"Retry-After": "5"})
+
+
+@api.exception_handler(Exception)
+def _failed(request: HttpRequest, error: Exception) -> HttpResponse:
+    logger.error("a request failed", exc_info=error, extra={"request_id": request_id_of(request)})
+    return problem(request, 500, "Mirror failed to answer. The request_id stands in its log.")

@@ -69,6 +69,7 @@ ALLOWED_HOSTS = list(MIRROR.allowed_hosts)
 ROOT_URLCONF = "mirror_saas.urls"
 ASGI_APPLICATION = "mirror_saas.asgi.application"
 AUTH_USER_MODEL = "tenants.User"
+LOGIN_URL = "webui:sign_in"
 
 INSTALLED_APPS = [
     "daphne",
@@ -78,6 +79,8 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels",
+    # For its static files: the API's docs page loads nothing from elsewhere.
+    "ninja",
     "mirror_saas",
     "tenants",
     "supervision",
@@ -85,14 +88,18 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "webui.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
+    "mirror_saas.problems.ProblemMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "tenants.middleware.TenantMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "webui.middleware.TimeZoneMiddleware",
 ]
 
 TEMPLATES = [
@@ -105,6 +112,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "webui.context_processors.console",
             ],
         },
     },

@@ -1,0 +1,236 @@
+"""What the API says of calls: the models' fields under their own names."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from supervision.models import Call, ToolDecision
+from supervision.selectors.calls import TurnDetail
+
+Item = TypeVar("Item")
+
+
+class Out(BaseModel):
+    """An answer, read from the attributes of a model's row.
+
+    Not ninja's Schema: that one reads attributes again while it sends, when the tenant's context is gone.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class PageOut(Out, Generic[Item]):
+    """One page of a list. `next` is the `cursor` of the page after it, null on the last."""
+
+    items: list[Item]
+    next: str | None
+
+
+class CallOut(Out):
+    id: UUID
+    agent_id: UUID
+    agent_name: str
+    policy_id: UUID | None
+    policy_version_id: UUID | None
+    policy_version: int | None
+    state: str
+    started_at: datetime
+    ended_at: datetime | None
+    plivo_call_id: str
+    stream_id: str
+    account_id: str
+    from_number: str
+    to_number: str
+    mode: str
+    delivery: str
+    encoding: str
+    sample_rate: int | None
+    node: str
+    hello_at_ms: int | None
+    sdk: str
+    language: str
+    wants: list[Any]
+    marks: bool
+    agent_connected_at_ms: int | None
+    dial_ms: int | None
+    agent_failed_at_ms: int | None
+    agent_failure: str
+    outcome: str
+    ended_by: str
+    close_code: int | None
+    reason: str
+    coverage_state: str
+    coverage_reason: str
+    coverage: float | None
+    turn_count: int
+    judged_count: int
+    skipped_count: int
+    timed_out_count: int
+    failed_count: int
+    shed_count: int
+    intervention_count: int
+    tools_blocked_count: int
+    duration_ms: int | None
+    dropped_media_ms: int
+
+    @classmethod
+    def values(cls, call: Call) -> dict[str, Any]:
+        """The fields of `call`, which has its agent loaded."""
+        derived = {"agent_name": call.agent.name, "policy_version_id": call.pinned_version_id}
+        return derived | {name: getattr(call, name) for name in CallOut.model_fields if name not in derived}
+
+    @classmethod
+    def of(cls, call: Call) -> CallOut:
+        return CallOut(**cls.values(call))
+
+
+class VerdictOut(Out):
+    id: UUID
+    turn_id: UUID
+    state: str
+    score: float | None
+    threshold: float | None
+    rule: str | None
+    reason: str
+    correction: str
+    intervene: bool
+    acted: bool
+    withheld: str
+    latency_ms: int | None
+    prompt_tokens: int
+    completion_tokens: int
+    late: bool
+    detail: str
+    at_ms: int
+
+
+class ToolDecisionOut(Out):
+    id: UUID
+    turn_id: UUID | None
+    ref: str
+    name: str
+    args: dict[str, Any] | None
+    irreversible: bool
+    allow: bool
+    code: str
+    state: str
+    score: float | None
+    reason: str
+    instruction: str
+    latency_ms: int | None
+    prompt_tokens: int
+    completion_tokens: int
+    at_ms: int
+    ok: bool | None
+    result: Any
+    cancelled: bool
+    done_at_ms: int | None
+
+
+class StepOut(Out):
+    step: str
+    at_ms: int
+    detail: Any = None
+
+
+class InterventionOut(Out):
+    id: UUID
+    turn_id: UUID | None
+    verdict_id: UUID | None
+    rule: str | None
+    plan: str
+    at_ms: int
+    steps: list[StepOut]
+    outcome: str
+    ended_at_ms: int | None
+    buffer_text: str
+    correction_text: str
+    correction_source: str
+    heard_ms: int | None
+    violation_heard_ms: int | None
+    violation_basis: str
+    silence_proof: str
+    gap_ms_cut_to_buffer: int | None
+    gap_ms_buffer_to_correction: int | None
+    detail: str
+
+
+class AgentNoteOut(Out):
+    id: UUID
+    turn_id: UUID | None
+    intervention_id: UUID | None
+    rev: int
+    text: str
+    said: str
+    heard_text: str
+    heard_ms: int | None
+    dropped: list[Any]
+    expires_turns: int | None
+    at_ms: int
+
+
+class CallDetailOut(CallOut):
+    """A call with its counts. Tools that named no turn are here; the others are with their turns."""
+
+    policy_name: str | None
+    tool_decisions: list[ToolDecisionOut]
+
+    @classmethod
+    def of_call(cls, call: Call, tool_decisions: list[ToolDecision]) -> CallDetailOut:
+        return cls(
+            **cls.values(call),
+            policy_name=call.policy.name if call.policy else None,
+            tool_decisions=[ToolDecisionOut.model_validate(decision) for decision in tool_decisions],
+        )
+
+
+class TurnOut(Out):
+    id: UUID
+    call_id: UUID
+    ref: str
+    index: int
+    customer_text: str
+    text: str
+    tool_calls: list[Any]
+    language: str
+    at_ms: int
+    audio_ms: int | None
+    heard_ms: int | None
+    heard_text: str
+    uncertain_text: str
+    unheard_text: str
+    heard_basis: str
+    heard_at_ms: int | None
+
+
+class TurnDetailOut(TurnOut):
+    """A turn with what the judge said of it and what Mirror did. `verdict` is null while it is being judged."""
+
+    verdict: VerdictOut | None
+    late_verdicts: list[VerdictOut]
+    tool_decisions: list[ToolDecisionOut]
+    interventions: list[InterventionOut]
+    notes: list[AgentNoteOut]
+
+    @classmethod
+    def of(cls, detail: TurnDetail) -> TurnDetailOut:
+        return cls(
+            **TurnOut.model_validate(detail.turn).model_dump(),
+            verdict=VerdictOut.model_validate(detail.verdict) if detail.verdict else None,
+            late_verdicts=[VerdictOut.model_validate(verdict) for verdict in detail.late_verdicts],
+            tool_decisions=[ToolDecisionOut.model_validate(decision) for decision in detail.tool_decisions],
+            interventions=[InterventionOut.model_validate(intervention) for intervention in detail.interventions],
+            notes=[AgentNoteOut.model_validate(note) for note in detail.notes],
+        )
+
+
+class CallEventOut(Out):
+    id: UUID
+    seq: int
+    at: datetime
+    kind: str
+    data: dict[str, Any]

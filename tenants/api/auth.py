@@ -1,0 +1,118 @@
+"""Who asks the API: a program with an API key, or a person signed in to the console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from uuid import UUID
+
+from django.conf import settings
+from django.http import HttpRequest
+from ninja.errors import AuthenticationError
+from ninja.security import APIKeyCookie, HttpBearer
+
+from tenants.context import tenant_context
+from tenants.roles import Scope
+from tenants.selectors.tenants import TenantRef
+from tenants.services.api_keys import ApiKeyPrincipal, api_key_authenticate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks, on whose behalf, and what they may do. Nothing in a request can name another tenant."""
+
+    kind: Literal["api_key", "session"]
+    tenant: TenantRef
+    scopes: frozenset[str]
+    api_key: ApiKeyPrincipal | None = None
+    user_id: UUID | None = None
+    email: str = ""
+    name: str = ""
+    role: str = ""
+
+
+class ScopeMissing(PermissionError):
+    """The key or role does not cover this."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        super().__init__(f"This needs the scope {scope}.")
+
+
+class BearerKey(HttpBearer):
+    """`Authorization: Bearer mk_<prefix>_<secret>`."""
+
+    def __call__(self, request: HttpRequest) -> Principal | None:
+        if "Authorization" not in request.headers:
+            return None
+        principal: Principal | None = super().__call__(request)
+        if principal is None:
+            # A request that shows a key is judged by that key: a wrong one never falls back to the session.
+            raise AuthenticationError
+        return principal
+
+    def authenticate(self, request: HttpRequest, token: str) -> Principal | None:
+        api_key = api_key_authenticate(key=token.strip())
+        if api_key is None:
+            return None
+        return Principal(
+            kind="api_key", tenant=api_key.tenant, scopes=api_key.scopes, api_key=api_key, name=api_key.name
+        )
+
+
+class SessionMember(APIKeyCookie):
+    """The console's session, with CSRF protection for whatever writes."""
+
+    def __init__(self) -> None:
+        self.param_name = settings.SESSION_COOKIE_NAME
+        super().__init__(csrf=True)
+
+    def authenticate(self, request: HttpRequest, key: str | None) -> Principal | None:
+        membership = getattr(request, "membership", None)
+        if membership is None:
+            return None
+        user: Any = request.user
+        return Principal(
+            kind="session",
+            tenant=membership.tenant,
+            scopes=membership.scopes,
+            user_id=user.id,
+            email=user.email,
+            name=user.name,
+            role=membership.role,
+        )
+
+
+def requires(
+    scope: Scope | None,
+) -> Callable[[Callable[Concatenate[HttpRequest, P], R]], Callable[Concatenate[HttpRequest, P], R]]:
+    """Run an API operation in the asker's tenant, if they have `scope` (None: whoever is known may).
+
+    Raises ScopeMissing. The operation's module must not postpone annotations: ninja would look their names up here.
+    """
+
+    def decorate(operation: Callable[Concatenate[HttpRequest, P], R]) -> Callable[Concatenate[HttpRequest, P], R]:
+        @wraps(operation)
+        def run(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            principal = principal_of(request)
+            if scope is not None and scope.value not in principal.scopes:
+                raise ScopeMissing(scope.value)
+            with tenant_context(principal.tenant.id):
+                return operation(request, *args, **kwargs)
+
+        return run
+
+    return decorate
+
+
+def principal_of(request: HttpRequest) -> Principal:
+    """Who asks, once one of the API's authentications has accepted them."""
+    principal = getattr(request, "auth", None)
+    if not isinstance(principal, Principal):
+        raise AuthenticationError
+    return principal
