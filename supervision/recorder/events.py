@@ -70,6 +70,7 @@ InterventionOutcome = Annotated[
 ]
 SilenceProof = Annotated[str, OneOf("cleared", "fence", "unproven", "not_needed")]
 HeardBasis = Annotated[str, OneOf("marks", "pauses", "estimated")]
+ViolationBasis = Annotated[str, OneOf("quote", "turn")]
 CorrectionSource = Annotated[str, OneOf("llm", "template")]
 ToolCode = Annotated[
     str,
@@ -279,7 +280,7 @@ class InterventionEnded(EventData):
     correction_source: CorrectionSource | None = None
     heard_ms: int | None = None
     violation_heard_ms: int | None = None
-    violation_basis: HeardBasis | None = None
+    violation_basis: ViolationBasis | None = None
     silence_proof: SilenceProof | None = None
     gap_ms_cut_to_buffer: int | None = None
     gap_ms_buffer_to_correction: int | None = None

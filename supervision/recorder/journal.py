@@ -129,6 +129,7 @@ class Journal:
         self.path = path
         self._lock = lock
         self._lock_pid = os.getpid()
+        self._closed = False
         self._max_pages = max(max_bytes // _PAGE_SIZE, 16)
         self._db = _connect(path, self._max_pages)
         self.last_position: int = self._db.execute(
@@ -328,6 +329,7 @@ class Journal:
 
     def set_aside(self) -> str:
         """Close a damaged journal and keep it under another name, which is returned."""
+        self._closed = True
         self._db.close()
         try:
             return _set_aside(self.path).name
@@ -335,7 +337,10 @@ class Journal:
             _release(self._lock)
 
     def close(self, *, remove: bool = False) -> None:
-        """Close the file and free its lock; `remove` deletes both, the lock last."""
+        """Close the file and free its lock; `remove` deletes both, the lock last. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._db.close()
         if remove:
             for suffix in ("", "-wal", "-shm"):
