@@ -117,7 +117,7 @@ L16_16K = WireFormat("audio/x-l16", 16000)
 def _mulaw_encoder() -> npt.NDArray[np.uint8]:
     """G.711 mu-law byte of every 16-bit sample, indexed by the sample's unsigned view."""
     sample = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.int32) >> 2
-    magnitude = np.minimum(np.abs(sample), 8159) + 33
+    magnitude = np.minimum(np.abs(sample) + 33, 8191)
     segment = np.floor(np.log2(magnitude)).astype(np.int32) - 5
     code = (segment << 4) | ((magnitude >> (segment + 1)) & 0x0F)
     table: npt.NDArray[np.uint8] = (code ^ np.where(sample < 0, 0x7F, 0xFF)).astype(np.uint8)
