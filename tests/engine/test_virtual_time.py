@@ -37,7 +37,7 @@ async def test_timers_fire_in_order_and_timeouts_expire_on_the_same_clock() -> N
 @virtual_time
 async def test_threads_take_no_virtual_time() -> None:
     def work() -> str:
-        time.sleep(0.05)  # noqa: ASYNC251 - a thread at work, which the loop has to wait for in real time
+        time.sleep(0.05)
         return "done"
 
     loop = asyncio.get_running_loop()

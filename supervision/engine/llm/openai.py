@@ -269,7 +269,7 @@ class OpenAIClient:
             raise LLMBadAnswer(
                 f"the model's endpoint answered with something unexpected ({type(error).__name__})"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LLMBadAnswer("the model's endpoint did not answer with JSON") from error
 
 

@@ -125,6 +125,10 @@ Answer with a JSON object: text, the words to be spoken and nothing else.
 """
 
 
+# One encoder for all messages: json.dumps would build one each time.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
@@ -263,17 +267,17 @@ def user_message(
         **more,
     }
     try:
-        text = json.dumps(message, ensure_ascii=False, allow_nan=False)
+        text = _encode(message)
     except (TypeError, ValueError, RecursionError):
         for call in message["tool_calls"]:
             if json_of(call["args"]) is None:
                 call["args"] = None
-        text = json.dumps(message, ensure_ascii=False, allow_nan=False)
+        text = _encode(message)
     if len(text) > MAX_MESSAGE_CHARS:
         # Only arguments can be as long as that; what is judged here is the speech.
         for call in message["tool_calls"]:
             call["args"] = None
-        text = json.dumps(message, ensure_ascii=False, allow_nan=False)
+        text = _encode(message)
     if text.isascii():
         return text
     try:
