@@ -8,7 +8,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from daphne.endpoints import build_endpoint_description_strings
@@ -20,6 +20,7 @@ from mirror_saas.draining import draining_application as behind_drain
 logger = logging.getLogger(__name__)
 
 Part = Literal["all", "web", "stream"]
+Hook = Callable[[], Awaitable[None]]
 
 # A Plivo message may have 16 MiB; a frame is one message there, so both limits are the same.
 WEBSOCKET_MAX_BYTES = 16 * 1024 * 1024
@@ -30,6 +31,7 @@ WEBSOCKET_TIMEOUT_S = 24 * 3600 + 600
 # What a consumer may still do after its socket went: close the agent's, record the end.
 CLOSE_TIMEOUT_S = 30
 CANCEL_TIMEOUT_S = 10.0
+ON_STOP_TIMEOUT_S = 10.0
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 
@@ -59,9 +61,15 @@ def part_application(app: ASGIApp, part: Part) -> ASGIApp:
 
 
 class MirrorServer(Server):  # type: ignore[misc]
-    """Daphne's Server that says why it could not listen, and that ends every call's task within a bound."""
+    """Daphne's Server that says why it could not listen, and that ends what it runs within a bound.
+
+    Daphne knows no lifespan: `on_stop` is awaited after every connection's task has ended.
+    """
 
     listen_failure: str | None = None
+    on_stop: Hook | None = None
+    on_closed: Callable[[], Awaitable[None]] | None = None
+    """Awaited after the last call's task ended: what calls share can be closed then."""
 
     def listen_error(self, failure: Any) -> None:
         self.listen_failure = failure.getErrorMessage()
@@ -82,6 +90,13 @@ class MirrorServer(Server):  # type: ignore[misc]
                 _, pending = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
                 if pending:
                     logger.error("%d connections did not end when told to; leaving them", len(pending))
+            if self.on_stop is not None:
+                await _hook_run(self.on_stop, ON_STOP_TIMEOUT_S)
+            if self.on_closed is not None:
+                try:
+                    await self.on_closed()
+                except Exception:
+                    logger.exception("closing what calls share failed")
 
         return defer.Deferred.fromFuture(asyncio.ensure_future(ended()))
 
@@ -105,15 +120,26 @@ def server_build(application: ASGIApp, *, host: str, port: int, on_ready: Callab
     )
 
 
-def server_run(application: ASGIApp, *, host: str, port: int, part: Part, drain_s: float) -> None:
+def server_run(
+    application: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    part: Part,
+    drain_s: float,
+    on_start: Hook | None = None,
+    on_stop: Hook | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; blocks. Running calls get up to `drain_s` seconds to end.
 
-    A second signal ends them at once. Raises `ListenError`.
+    A second signal ends them at once. `on_start` runs on the serving loop beside the first connections, `on_stop` after
+    the last. Raises `ListenError`.
     """
     from twisted.internet import reactor
 
     served = behind_drain(part_application(application, part), drain)
     server = server_build(served, host=host, port=port)
+    server.on_stop = on_stop
     loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
     tasks: set[asyncio.Task[None]] = set()
 
@@ -124,14 +150,24 @@ def server_run(application: ASGIApp, *, host: str, port: int, part: Part, drain_
         drain.begin()
         if drain.streams:
             logger.info("stopping: %d calls may finish within %g s", drain.streams, drain_s)
-        task = loop.create_task(_stop_when_idle(server, drain, drain_s))
-        tasks.add(task)
+        tasks.add(loop.create_task(_stop_when_idle(server, drain, drain_s)))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    if on_start is not None:
+        started = on_start
+        reactor.callWhenRunning(lambda: tasks.add(loop.create_task(_hook_run(started, None))))
     server.run()
     if server.listen_failure:
         raise ListenError(listen_message(host, port, server.listen_failure))
+
+
+async def _hook_run(hook: Hook, timeout_s: float | None) -> None:
+    try:
+        await asyncio.wait_for(hook(), timeout_s)
+    except Exception:
+        # The server goes on, or goes on stopping; /readyz says what a start could not open.
+        logger.exception("%s failed", getattr(hook, "__name__", "a hook"))
 
 
 async def _stop_when_idle(server: Any, state: Drain, drain_s: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Written in pieces, so that this file does not contain what it looks for.
 REGISTRIES = re.compile(
-    "|".join(("py" + r"pi\.org", "python" + "hosted", "npm" + r"js\.(?:org|com)", "index" + "-url "))
+    "|".join(("py" + r"pi\.org", "python" + "hosted", "npm" + r"js\.(?:org|com)", r"^--(?:extra-)?index-url"))
 )
 MACHINE_PATHS = re.compile("|".join(("/" + r"root/", "/" + r"work/", "/" + r"home/[a-z]", r"file:" + "///")))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

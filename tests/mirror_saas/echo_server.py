@@ -15,8 +15,20 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
         return
     await receive()
     await send({"type": "websocket.accept"})
-    while (message := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": message.get("text"), "bytes": message.get("bytes")})
+    try:
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message.get("text"), "bytes": message.get("bytes")})
+    finally:
+        print("socket ended", flush=True)
+
+
+async def on_start() -> None:
+    print("on_start ran", flush=True)
+    raise RuntimeError("a start that fails must not end the server")
+
+
+async def on_stop() -> None:
+    print("on_stop ran", flush=True)
 
 
 def main() -> None:
@@ -25,7 +37,15 @@ def main() -> None:
     port, part, drain_s = sys.argv[1:]
     logging.config.dictConfig(logging_config())
     try:
-        server_run(echo, host="127.0.0.1", port=int(port), part=part, drain_s=float(drain_s))  # type: ignore[arg-type]
+        server_run(
+            echo,
+            host="127.0.0.1",
+            port=int(port),
+            part=part,  # type: ignore[arg-type]
+            drain_s=float(drain_s),
+            on_start=on_start,
+            on_stop=on_stop,
+        )
     except ListenError as error:
         sys.exit(str(error))
 

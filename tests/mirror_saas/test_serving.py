@@ -167,6 +167,18 @@ async def test_a_second_signal_ends_calls_at_once() -> None:
             assert await server.process.wait() == 0
 
 
+async def test_what_calls_share_is_opened_first_and_closed_after_the_last_call() -> None:
+    async with serving(drain_s=0) as server, connect(server.stream) as call:
+        await call.send("hello")
+        await call.recv()
+        server.process.send_signal(signal.SIGTERM)
+        lines = (await server.output()).splitlines()
+    assert lines[0] == "on_start ran"
+    assert "on_start failed" in lines[1]
+    assert lines[-2:] == ["socket ended", "on_stop ran"]
+    assert server.process.returncode == 0
+
+
 async def test_an_open_console_page_does_not_hold_up_a_stop() -> None:
     async with serving(drain_s=600) as server, connect(f"ws://127.0.0.1:{server.port}/live/calls") as page:
         await page.send("hello")

@@ -70,10 +70,18 @@ class Command(BaseCommand):
     def _server(self, environment: Environment, part: Any) -> None:
         from mirror_saas.asgi import application
         from mirror_saas.serving import ListenError, server_run
+        from supervision.stream.runtime import stream_runtime_close, stream_runtime_open
 
+        calls = part in ("all", "stream")
         try:
             server_run(
-                application, host=environment.bind, port=environment.port, part=part, drain_s=environment.drain_s
+                application,
+                host=environment.bind,
+                port=environment.port,
+                part=part,
+                drain_s=environment.drain_s,
+                on_open=stream_runtime_open if calls else None,
+                on_closed=stream_runtime_close if calls else None,
             )
         except ListenError as error:
             raise CommandError(str(error)) from error
