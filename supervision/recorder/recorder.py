@@ -127,7 +127,8 @@ class Recorder:
         try:
             await self.drained(timeout_s)
         except (TimeoutError, JournalUnavailable) as problem:
-            logger.warning("the recorder closes before everything is in PostgreSQL: %s", problem or "no time left")
+            why = str(problem) or f"not done within {timeout_s:g} s"
+            logger.warning("the recorder closes before everything is in PostgreSQL: %s", why)
         await drain.aclose()
         await writer.close()
         self._writer = self._drain = None

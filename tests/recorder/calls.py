@@ -214,7 +214,7 @@ def whole_call(tenancy: Tenancy) -> list[EventData]:
             correction_source="llm",
             heard_ms=800,
             violation_heard_ms=300,
-            violation_basis="pauses",
+            violation_basis="quote",
             silence_proof="cleared",
             gap_ms_cut_to_buffer=60,
             gap_ms_buffer_to_correction=20,
