@@ -100,7 +100,7 @@ def _kernel(from_rate: int, to_rate: int) -> tuple[npt.NDArray[np.float64], int]
     kernel = np.zeros((width - 1 + down * cycles, up * cycles))
     for output in range(up * cycles):
         newest = output * down // up  # the newest input that this output may use
-        kernel[newest : newest + width, output] = phases[output % up]
+        kernel[newest : newest + width, output] = phases[output * down % up]
     return kernel, down * cycles
 
 
