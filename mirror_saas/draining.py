@@ -19,6 +19,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.draining = False
+        self.starting = False
         self.streams = 0
         """Stream sockets open now, in handshake or in a call."""
         self.requests = 0

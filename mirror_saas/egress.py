@@ -112,7 +112,8 @@ def egress_http_client() -> Any:
         return aiohttp.ClientSession(connector=connector)
 
     # The package's aiohttp transport takes a session factory, but its public client does not pass one on.
-    client._transport.client = session
+    transport: Any = client._transport
+    transport.client = session
     return client
 
 

@@ -93,6 +93,8 @@ def check_journal() -> None:
 
 def check_draining() -> None:
     """A process that is stopping takes no new calls."""
+    if drain.starting:
+        raise NotReady("preparing for calls; ready in a moment")
     if drain.draining:
         raise NotReady("this process is stopping")
 

@@ -95,6 +95,9 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
             "daphne": {"level": "WARNING"},
             "asyncio": {"level": "WARNING"},
             "httpx": {"level": "WARNING"},
+            "httpx2": {"level": "WARNING"},
+            "picows": {"level": "WARNING"},
+            "websockets": {"level": "WARNING"},
             "httpcore": {"level": "WARNING"},
         },
     }

@@ -152,6 +152,18 @@ def server_run(
             logger.info("stopping: %d calls may finish within %g s", drain.streams, drain_s)
         tasks.add(loop.create_task(_stop_when_idle(server, drain, drain_s)))
 
+    async def opening() -> None:
+        assert on_open is not None
+        try:
+            await on_open()
+        except Exception:
+            logger.exception("preparing for calls failed; the first call tries again")
+        drain.starting = False
+
+    server.on_closed = on_closed
+    if on_open is not None:
+        drain.starting = True
+        tasks.add(loop.create_task(opening()))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     if on_start is not None:

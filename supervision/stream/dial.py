@@ -12,13 +12,12 @@ import hmac
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from picows import (
-    WSAutoPingStrategy,
     WSCloseCode,
     WSError,
     WSFrame,
@@ -36,7 +35,6 @@ logger = logging.getLogger(__name__)
 DIAL_TIMEOUT_S: Final = 5.0
 MAX_MESSAGE: Final = 16 * 1024 * 1024
 PING_AFTER_S: Final = 20.0
-PONG_WITHIN_S: Final = 120.0  # a busy agent answers late; Plivo would not hang up on it for that
 WRITE_HIGH: Final = 256 * 1024  # bytes in the socket's buffer from which frames wait in our own queue
 BACKLOG_MEDIA: Final = 500  # media frames of 20 ms that wait for a slow agent: 10 s, then the oldest go
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
@@ -102,6 +100,8 @@ class AgentLeg:
         self._backlog_bytes = 0
         self._backlog_media = 0
         self._closed: AgentClosed | None = None
+        self._pinging: asyncio.TimerHandle | None = None
+        self._heard_since_ping = False
 
     @property
     def connected(self) -> bool:
@@ -120,10 +120,6 @@ class AgentLeg:
                     url,
                     extra_headers=extra,
                     websocket_handshake_timeout=DIAL_TIMEOUT_S,
-                    enable_auto_ping=True,
-                    auto_ping_idle_timeout=PING_AFTER_S,
-                    auto_ping_reply_timeout=PONG_WITHIN_S,
-                    auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
                     max_frame_size=MAX_MESSAGE,
                     max_redirects=0,
                     socket_factory=_socket,
@@ -142,6 +138,7 @@ class AgentLeg:
         if self._closed is None:
             transport.underlying_transport.set_write_buffer_limits(high=WRITE_HIGH)
             self._transport = transport
+            self._ping_later()
             self._resume()
 
     def send_text(self, text: str) -> None:
@@ -161,11 +158,24 @@ class AgentLeg:
     def close(self, code: int = 1000) -> None:
         """Say goodbye with ``code``; a peer that does not answer is cut off by the socket's own timeouts."""
         self._closed = self._closed or AgentClosed(code, "closed by Mirror")
+        if self._pinging is not None:
+            self._pinging.cancel()
         self._backlog.clear()
         self._paused = True
         if self._transport is not None:
             self._transport.send_close(WSCloseCode(code))
             self._transport.disconnect()
+
+    def _ping_later(self) -> None:
+        self._heard_since_ping = False
+        self._pinging = asyncio.get_running_loop().call_later(PING_AFTER_S, self._ping)
+
+    def _ping(self) -> None:
+        # A missing pong is no reason to hang up: Plivo would not either, and a busy agent answers late.
+        if self._transport is not None and self._closed is None:
+            if not self._heard_since_ping:
+                self._transport.send_ping()
+            self._ping_later()
 
     def _wait(self, kind: WSMsgType, data: bytes, media: bool) -> None:
         if self._closed is not None:
@@ -194,6 +204,8 @@ class AgentLeg:
             self._transport.send(kind, data)
 
     def _ended(self, closed: AgentClosed) -> None:
+        if self._pinging is not None:
+            self._pinging.cancel()
         if self._closed is None:
             self._closed = closed
             self._on_closed(closed)
@@ -201,7 +213,7 @@ class AgentLeg:
         self._backlog.clear()
 
 
-class _Listener(WSListener):  # type: ignore[misc]  # picows is compiled: its base class has no type for mypy
+class _Listener(WSListener):
     """Puts the frames of the agent's socket together to messages."""
 
     def __init__(self, leg: AgentLeg) -> None:
@@ -213,6 +225,7 @@ class _Listener(WSListener):  # type: ignore[misc]  # picows is compiled: its ba
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
+        self._leg._heard_since_ping = True
         if kind is WSMsgType.TEXT and frame.fin:
             self._text(frame.get_payload_as_bytes())
         elif kind is WSMsgType.BINARY and frame.fin:
@@ -273,6 +286,3 @@ def handshake_headers(*, secret: str, call_id: str, url: str, tenant_headers: Ma
     headers["X-Mirror-Call"] = call_id
     headers["X-Mirror-Signature"] = signature(secret, call_id, url, int(time.time()))
     return headers
-
-
-Dial = Callable[..., Awaitable[None]]

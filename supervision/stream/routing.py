@@ -1,3 +1,11 @@
-from django.urls import URLPattern
+"""The path that Plivo dials."""
 
-websocket_urlpatterns: list[URLPattern] = []
+from __future__ import annotations
+
+from django.urls import path
+
+from supervision.stream.consumer import StreamConsumer
+
+websocket_urlpatterns = [
+    path("stream/<str:slug>/<str:key>", StreamConsumer.as_asgi()),
+]

@@ -28,6 +28,8 @@ from supervision.stream.voice import LineCache
 
 logger = logging.getLogger(__name__)
 
+WARM_LANGUAGE: Final = "en"
+CLOSE_S: Final = 5.0
 _SUPERVISORS: Final = 256  # policy versions in use at a time by one process
 
 
@@ -46,6 +48,29 @@ class StreamRuntime:
     async def start(self) -> None:
         """Open what calls need. A database that is down does not stop calls."""
         await self.recorder.start()
+
+    async def warm(self) -> None:
+        """Render the lines of the commonest language, so that the first call can be corrected as soon as the tenth."""
+        if self.tts is None:
+            return
+        spoken = self.tts.languages()
+        if spoken is not None and WARM_LANGUAGE not in spoken:
+            return
+        lines = (
+            *templates.buffer_lines(WARM_LANGUAGE),
+            *templates.correction_lines(WARM_LANGUAGE)[:1],
+            *templates.opener_lines(WARM_LANGUAGE)[:1],
+        )
+        for line in lines:
+            await self.lines.speech(self.tts, line, WARM_LANGUAGE, None)
+
+    async def aclose(self) -> None:
+        """Close what calls shared; what is not in the database yet stays in the journal."""
+        await self.recorder.aclose(CLOSE_S)
+        await self.directory.aclose()
+        await self._llms.aclose()
+        if self.tts is not None:
+            await self.tts.aclose()
 
     def call_supervisor(self, binding: AgentBinding, call_id: str) -> CallSupervisor | None:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
@@ -100,12 +125,12 @@ class StreamRuntime:
         }
 
     def arm_lines(self, binding: AgentBinding, language: str) -> dict[str, Any]:
-        """The lines that a call in ``language`` needs before it may intervene."""
-        own = dict(binding.config).get("buffer_text")
+        """The lines that a call in ``language`` needs before it may intervene; empty where there are none."""
+        own = binding.config.get("buffer_text")
         return {
             "buffers": templates.buffer_lines(language, own),
-            "fallback": templates.fallback_line(language),
-            "opener": templates.retraction_opener(language),
+            "fallback": next(iter(templates.correction_lines(language)), ""),
+            "opener": next(iter(templates.opener_lines(language)), ""),
         }
 
 
@@ -137,7 +162,20 @@ async def stream_runtime() -> StreamRuntime:
     global _runtime
     loop = asyncio.get_running_loop()
     if _runtime is None or _runtime[0] is not loop:
-        runtime = StreamRuntime()
-        _runtime = (loop, runtime)
-        await runtime.start()
+        _runtime = (loop, StreamRuntime())
+        await _runtime[1].start()
     return _runtime[1]
+
+
+async def stream_runtime_open() -> None:
+    """Prepare for calls when the server starts."""
+    runtime = await stream_runtime()
+    await runtime.warm()
+
+
+async def stream_runtime_close() -> None:
+    """Close what calls shared, when the server stops."""
+    global _runtime
+    if _runtime is not None:
+        made, _runtime = _runtime[1], None
+        await made.aclose()

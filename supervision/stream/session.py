@@ -182,6 +182,7 @@ class CallSession:
         self._agent.send_text(self._start.text)
         for text in before:
             self._relay.plivo_text(text, self._loop.time())
+        self._supervised.arm()
         dialling = asyncio.create_task(self._dial())
         try:
             await self._read(receive)
@@ -228,6 +229,11 @@ class CallSession:
         except AgentUnreachable as problem:
             self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason=str(problem)))
             self._finish("agent", "failed", 1011, f"the agent could not be reached: {problem}")
+            return
+        except Exception:
+            logger.exception("Dialling an agent failed")
+            self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason="dialling failed inside Mirror"))
+            self._finish("mirror", "failed", 1011, "dialling the agent failed inside Mirror")
             return
         self._log.add(record.AgentConnected(at_ms=self.at_ms(), dial_ms=round((self._loop.time() - began) * 1000)))
 

@@ -42,7 +42,7 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
-from supervision.stream.heard import Heard, Mark, estimate_heard, span_times
+from supervision.stream.heard import Basis, Heard, Mark, estimate_heard, span_times
 from supervision.stream.relay import CallRelay, TurnAudio
 from supervision.stream.voice import CallVoice
 
@@ -137,9 +137,6 @@ class SupervisedCall:
         self._tools: dict[str, ToolState] = {}
         self._heard_customer: list[str] = []
         self._running: _Running | None = None
-        self._last_rule: str | None = None
-        self._last_acted_at = float("-inf")
-        self._acted = 0
         self._ended = False
 
     # ------------------------------------------------------------------ frames from the agent
@@ -181,19 +178,29 @@ class SupervisedCall:
         self.hello = hello
         self.relay.hello = True
         self.relay.marks = hello.marks
-        if hello.language:
-            self.language = self._voice.language = hello.language
-        if hello.voice:
-            self._voice.voice = hello.voice
+        changed = (hello.language or self.language, hello.voice or self._voice.voice)
+        if changed != (self.language, self._voice.voice):
+            self.language, self._voice.voice = changed
+            self._voice.language = self.language
+            self.arm()
         self._to_agent({"event": "mirror.ready", **self._ready})
         if not first:
             return
         self._record(
-            record.CallHello(sdk=hello.sdk, language=self.language, wants=sorted(hello.wants), marks=hello.marks)
+            record.CallHello(
+                sdk=hello.sdk,
+                language=self.language,
+                wants=sorted(hello.wants),
+                marks=hello.marks,
+                at_ms=self._at_ms(),
+            )
         )
-        self._spawn(self._voice.arm(**self._arm_lines(self.language)))
         sent_at = self._loop.time()
         self.relay.checkpoint("probe", lambda at: self._probed(at - sent_at), sent_at)
+
+    def arm(self) -> None:
+        """Render what an intervention says, before one is needed."""
+        self._spawn(self._voice.arm(**self._arm_lines(self.language)))
 
     def _probed(self, seconds: float) -> None:
         # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
@@ -227,14 +234,17 @@ class SupervisedCall:
         self._heard_customer.clear()
         now = self._loop.time()
         audio = TurnAudio(uuid7(), turn.ref, now, turn.seen, turn.text)
-        payload = TurnPayload(
-            customer_text=customer,
-            agent_text=turn.text,
-            tool_calls=turn.tool_calls,
-            history=self._supervisor.history if self._supervisor is not None else (),
-            turn_id=turn.ref,
-            language=turn.language or self.language,
-        )
+        language = turn.language or self.language
+        if self._supervisor is None:
+            payload = TurnPayload(customer, turn.text, turn.tool_calls, (), turn.ref, language)
+        else:
+            payload = self._supervisor.payload(
+                customer_text=customer,
+                agent_text=turn.text,
+                tool_calls=turn.tool_calls,
+                turn_id=turn.ref,
+                language=language,
+            )
         self.counts.turns += 1
         state = TurnState(audio, payload, self.counts.turns, self._loop.create_future())
         self._turns[turn.ref] = state
@@ -246,7 +256,7 @@ class SupervisedCall:
             if customer:
                 self._supervisor.note_customer(customer)
             if turn.text.strip():
-                self._supervisor.note_agent(turn.text)
+                self._supervisor.note_agent(turn.text, turn_id=turn.ref)
         self._record(
             record.TurnReported(
                 turn_id=audio.turn_id,
@@ -367,25 +377,19 @@ class SupervisedCall:
         """Act on a verdict, or say why not: ``(acted, withheld)``."""
         if not verdict.should_intervene or self._supervisor is None:
             return False, None
-        if self._mode == "shadow":
-            return False, "shadow"
+        withheld = "shadow" if self._mode == "shadow" else self._supervisor.withheld(verdict)
+        if withheld == "shadow":
+            return False, withheld
         if self._running is not None:
             turn.flagged = True
             self.relay.mute(turn.audio, self._loop.time())
             self._running.joined(turn)
             return False, "in_progress"
-        config = self._supervisor.config
         now = self._loop.time()
-        if (
-            verdict.rule is not None
-            and verdict.rule == self._last_rule
-            and now - self._last_acted_at < config.cooldown_s
-            and self._severity(verdict.rule) != "high"
-        ):
-            return False, "cooldown"
-        if self._acted >= config.max_interventions_per_call:
-            self._note_only(turn, verdict, "limit")
-            return False, "limit"
+        if withheld is not None:
+            if withheld == "limit":
+                self._note_only(turn, verdict, "limit")
+            return False, withheld
         if not self._voice.armed:
             self._note_only(turn, verdict, "unarmed")
             return False, "unarmed"
@@ -399,10 +403,6 @@ class SupervisedCall:
             return True, None
         self._act(turn, verdict, plan, begins_at, now)
         return True, None
-
-    def _severity(self, rule: str) -> str:
-        assert self._supervisor is not None
-        return next((r.severity for r in self._supervisor.config.policies if r.text == rule), "medium")
 
     def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None]:
         """What the caller can hear of this turn decides."""
@@ -434,22 +434,22 @@ class SupervisedCall:
     def _act(self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, now: float) -> None:
         assert self._supervisor is not None
         supervisor = self._supervisor
-        self._acted += 1
         self.counts.interventions += 1
-        self._last_rule = verdict.rule
+        supervisor.note_intervention(verdict)
         self._match_level(turn.audio)
         self.relay.speaking = self.relay.holding = True
         self.relay.mute(turn.audio, now)
         opener = plan is Plan.RETRACT
         buffer = self._voice.opener_line() if opener else self._voice.buffer_line()
+        fallback = self._voice.fallback_line()
         buffer_s = len(buffer.audio) / (self.relay.format.bytes_per_ms * 1000)
 
         async def correct() -> Line | None:
             made = await supervisor.correct(
-                turn.payload, verdict, opener=opener, timeout_s=max(0.2, buffer_s + PROOF_AT_LEAST_S - RENDER_S)
+                turn.payload, verdict, timeout_s=max(0.2, buffer_s + PROOF_AT_LEAST_S - RENDER_S)
             )
             running.detail = made.detail
-            if made.source == "template" and made.text == self._voice.fallback_line().text:
+            if not made.text or made.text == fallback.text:
                 return None
             return await self._voice.render(made.text, made.source)
 
@@ -459,7 +459,7 @@ class SupervisedCall:
             sink=running,
             observer=running,
             buffer=buffer,
-            fallback=self._voice.fallback_line(),
+            fallback=fallback,
             correct=correct,
             begins_at=begins_at,
         )
@@ -493,7 +493,6 @@ class SupervisedCall:
         finally:
             self.relay.inbound_tap = None
             self._running = None
-            self._last_acted_at = self._loop.time()
             if not self._ended:
                 self.relay.hand_back(self._loop.time())
         running.ended(report)
@@ -534,9 +533,9 @@ class SupervisedCall:
         self.relay.mute(turn.audio, now)
         if plan in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
             self.relay.clear(lambda kind, at: None, now)
-        self._acted += 1
         self.counts.interventions += 1
-        self._last_rule, self._last_acted_at = verdict.rule, now
+        if self._supervisor is not None:
+            self._supervisor.note_intervention(verdict)
         self._note_only(turn, verdict, "caller_speaking")
         self.relay.hand_back(now)
 
@@ -611,7 +610,7 @@ class SupervisedCall:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
         low, high = audio.heard_span(now)
         if not audio.muted and audio.cut_low_s is None and high >= audio.runs.total_s - 0.02 and high > 0:
-            return Heard(audio.text, "", "", "pauses"), high
+            return Heard(audio.text, "", "", Basis.PAUSES), high
         return (
             estimate_heard(
                 audio.text,
@@ -621,6 +620,7 @@ class SupervisedCall:
                 high * 1000,
                 self._marks(audio),
                 anchored=audio.anchored,
+                complete=audio.ended,
             ),
             high,
         )
@@ -716,8 +716,6 @@ class SupervisedCall:
                     self._record_tool(tool, verdict, turn, irreversible, started)
         if not verdict.allow:
             self.counts.tools_blocked += 1
-            if self._supervisor is not None:
-                self._supervisor.note_tool(tool.intent.name, f"blocked: {verdict.reason or verdict.code.value}")
         if not tool.decided.done():
             tool.decided.set_result(verdict)
         self._send_tool_verdict(verdict)
@@ -1012,7 +1010,7 @@ class _Running:
     def correct_history(self, supervisor: CallSupervisor) -> None:
         """The conversation goes on from what the caller heard, not from what the agent had meant to say."""
         heard, _ = self._call._heard(self.turn.audio, self._call._loop.time())
-        supervisor.note_agent(self.turn.payload.agent_text, heard=heard.heard_text)
+        supervisor.note_agent(self.turn.payload.agent_text, heard=heard.heard_text, turn_id=self.turn.ref)
 
     def ended(self, report: Report | None, outcome: str = "", detail: str = "") -> None:
         """Record how it ended, and how much of the violation was heard."""
@@ -1049,7 +1047,14 @@ class _Running:
         pcm = self._call._pcm(audio)
         for found in _QUOTED.finditer(self.verdict.reason):
             quote = found.group(1) or found.group(2)
-            times = span_times(audio.text, quote, pcm, self._call.relay.format.sample_rate, self._call._marks(audio))
+            times = span_times(
+                audio.text,
+                quote,
+                pcm,
+                self._call.relay.format.sample_rate,
+                self._call._marks(audio),
+                complete=audio.ended,
+            )
             if times is not None:
                 start_ms, end_ms = times
                 return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"

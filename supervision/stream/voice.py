@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -37,7 +38,7 @@ class LineCache:
 
     async def speech(self, tts: TTSProvider, text: str, language: str, voice: str | None) -> Speech:
         """The rendered ``text``; raises :class:`TTSError` when the provider cannot speak it."""
-        key = (id(tts), text, language, voice)
+        key = (id(tts), text, primary_language(language), voice)
         found = self._speech.get(key)
         if found is None:
             found = await tts.synthesize(text, language=language, voice=voice)
@@ -90,8 +91,11 @@ class CallVoice:
         """Whether an intervention could speak now."""
         return self._fallback is not None and self._opener is not None and bool(self._buffers)
 
-    async def arm(self, *, buffers: list[str], fallback: str, opener: str) -> None:
+    async def arm(self, *, buffers: Sequence[str], fallback: str, opener: str) -> None:
         """Render the lines that an intervention needs. Never raises: :attr:`unarmed_reason` says what failed."""
+        if not buffers or not fallback or not opener:
+            self.unarmed_reason = f"there are no lines in {self.language}"
+            return
         if self._tts is None:
             self.unarmed_reason = "no speech provider is configured"
             return
@@ -99,6 +103,7 @@ class CallVoice:
         if languages is not None and primary_language(self.language) not in languages:
             self.unarmed_reason = f"the speech provider does not speak {self.language}"
             return
+        self._buffers, self._fallback, self._opener = [], None, None
         try:
             self._fallback = await self._render(fallback)
             self._opener = await self._render(opener)

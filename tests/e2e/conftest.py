@@ -1,0 +1,180 @@
+"""A real Mirror for end-to-end tests: its own process on Daphne, real PostgreSQL and Valkey, real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from asgiref.sync import sync_to_async
+
+from tests.factories import Tenancy, tenancy_create
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class MirrorServer:
+    """A running Mirror: ``ws://`` and ``http://`` base URLs, its process and its log."""
+
+    http: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    home: Path
+    environment: dict[str, str]
+
+    @property
+    def ws(self) -> str:
+        return "ws" + self.http.removeprefix("http")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def server_start(environment: Mapping[str, str], home: Path, *arguments: str) -> MirrorServer:
+    """Start `manage.py serve --only all` and return once it answers."""
+    port = free_port()
+    http = f"http://127.0.0.1:{port}"
+    env = {
+        **environment,
+        "PORT": str(port),
+        "MIRROR_HOME": str(home),
+        "MIRROR_ENV": "development",
+        "MIRROR_PUBLIC_URL": http,
+        "MIRROR_DRAIN_S": "1",
+    }
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "serve", "--only", "all", *arguments],
+            cwd=ROOT,
+            env=env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    server = MirrorServer(http, process, log, home, env)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{http}/readyz", timeout=1)
+            return server
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                server.stop()
+                raise RuntimeError(f"Mirror did not start:\n{log.read_text()[-4000:]}") from None
+            select_wait(0.05)
+
+
+def select_wait(seconds: float) -> None:
+    """Wait for a process that cannot tell when it is ready."""
+    import select
+
+    select.select([], [], [], seconds)
+
+
+@pytest.fixture(scope="session")
+def mirror(
+    database_urls: Any, redis_url: str, django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MirrorServer]:
+    """One Mirror for all end-to-end tests of this process."""
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_urls.app,
+        "DATABASE_OWNER_URL": database_urls.owner,
+        "REDIS_URL": redis_url,
+    }
+    server = server_start(environment, tmp_path_factory.mktemp("mirror") / "home")
+    yield server
+    server.stop()
+    said = server.log.read_text()
+    assert "Traceback" not in said, said[-6000:]
+
+
+TenancyMaker = Callable[..., Tenancy]
+
+
+@pytest.fixture
+def new_tenancy(transactional_db: None) -> TenancyMaker:
+    """Make a tenant with an agent that is dialled at ``upstream_url`` and judged by ``llm_base_url``."""
+
+    def make(
+        *,
+        upstream_url: str,
+        llm_base_url: str = "http://127.0.0.1:1/v1",
+        rules: Sequence[str | Mapping[str, Any]] = ("Never confirm a refund.",),
+        config: Mapping[str, Any] | None = None,
+        mode: str = "live",
+    ) -> Tenancy:
+        return tenancy_create(
+            upstream_url=upstream_url, llm_base_url=llm_base_url, rules=rules, config=config, mode=mode
+        )
+
+    return make
+
+
+@dataclass
+class CallRows:
+    """What the database holds of one call, as its tenant sees it."""
+
+    call: Any
+    turns: list[Any]
+    tool_decisions: list[Any]
+    interventions: list[Any]
+    timeline: list[Any]
+
+
+def call_rows(tenancy: Tenancy) -> CallRows | None:
+    """The newest call of the tenant once it has ended."""
+    from supervision.selectors.calls import (
+        call_interventions,
+        call_list,
+        call_timeline,
+        call_tool_decisions,
+        call_turns,
+    )
+
+    with tenancy.context():
+        items = call_list().items
+        if not items or items[0].state != "ended":
+            return None
+        call_id: UUID = items[0].id
+        return CallRows(
+            call=items[0],
+            turns=call_turns(call_id=call_id),
+            tool_decisions=call_tool_decisions(call_id=call_id),
+            interventions=call_interventions(call_id=call_id),
+            timeline=call_timeline(call_id=call_id),
+        )
+
+
+async def recorded(tenancy: Tenancy, timeout_s: float = 20.0) -> CallRows:
+    """The rows of the tenant's newest call, once its end is in the database."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            rows = await sync_to_async(call_rows, thread_sensitive=True)(tenancy)
+            if rows is not None:
+                return rows
+            await asyncio.sleep(0.05)  # another process writes them; there is nothing here to wait on
