@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -124,3 +126,21 @@ async def settle(task: asyncio.Task[Any], seconds: float = 20.0) -> Any:
     """The task's result; a test that hangs fails instead."""
     async with asyncio.timeout(seconds):
         return await task
+
+
+@asynccontextmanager
+async def asgi_agent(app: Any) -> AsyncIterator[str]:
+    """Serve an ASGI app with uvicorn on this loop; yields its ws:// URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="error", lifespan="off", ws="websockets-sansio")
+        server = uvicorn.Server(config)
+        running = asyncio.ensure_future(server.serve(sockets=[listener]))
+        try:
+            while not server.started:
+                assert not running.done(), "uvicorn did not start"
+                await asyncio.sleep(0.005)
+            yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await running
