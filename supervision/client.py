@@ -374,7 +374,7 @@ class _StarletteSocket:
         self._raw = websocket
         self._inbox = inbox
         self._start_reader = start_reader
-        self.framework: Any = type(websocket)(websocket.scope, self._receive, self._send)
+        self.framework: Any = type(websocket)(websocket.scope, self._receive, websocket.send)
         known = vars(self.framework)
         for name, value in vars(websocket).items():
             if name in {"client_state", "application_state"} or name not in known:
@@ -387,15 +387,6 @@ class _StarletteSocket:
         self._start_reader()
         more, message = await self._inbox.get()
         return message if more else await self._raw.receive()
-
-    async def _send(self, message: Any) -> None:
-        try:
-            await self._raw.send(message)
-        except Exception:
-            # The socket notes a broken connection in its own state; frameworks look at theirs.
-            if self._raw.application_state.name == "DISCONNECTED":
-                self.framework.application_state = self._raw.application_state
-            raise
 
     async def messages(self) -> AsyncIterator[Any]:
         while True:

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 from plivo_stream import ClearedAudioEvent, MediaEvent, PlayedStreamEvent, StartEvent
 from plivo_stream.fastapi import PlivoFastAPIStreamingHandler
+from starlette.websockets import WebSocketState
 
 from examples.slice_house import Ears, Message, caller_lines, from_mulaw, run_tool, speak, think, to_mulaw
 from supervision.client import MirrorClient
@@ -63,6 +64,12 @@ async def call(websocket: WebSocket) -> None:
     @handler.on_cleared_audio
     async def on_cleared_audio(event: ClearedAudioEvent) -> None:
         playing.clear()
+
+    @handler.on_error
+    async def on_error(error: Exception) -> None:
+        # The handler reads a socket that broke while it was written to over and over again, unless it is stopped.
+        if websocket.application_state is WebSocketState.DISCONNECTED:
+            await handler.stop()
 
     await handler.start()
 
