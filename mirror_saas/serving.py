@@ -31,7 +31,7 @@ WEBSOCKET_TIMEOUT_S = 24 * 3600 + 600
 # What a consumer may still do after its socket went: close the agent's, record the end.
 CLOSE_TIMEOUT_S = 30
 CANCEL_TIMEOUT_S = 10.0
-ON_CLOSED_TIMEOUT_S = 10.0
+ON_STOP_TIMEOUT_S = 10.0
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 
@@ -63,11 +63,11 @@ def part_application(app: ASGIApp, part: Part) -> ASGIApp:
 class MirrorServer(Server):  # type: ignore[misc]
     """Daphne's Server that says why it could not listen, and that ends what it runs within a bound.
 
-    Daphne knows no lifespan: `on_closed` is awaited after every connection's task has ended.
+    Daphne knows no lifespan: `on_stop` is awaited after every connection's task has ended.
     """
 
     listen_failure: str | None = None
-    on_closed: Hook | None = None
+    on_stop: Hook | None = None
     on_closed: Callable[[], Awaitable[None]] | None = None
     """Awaited after the last call's task ended: what calls share can be closed then."""
 
@@ -90,8 +90,8 @@ class MirrorServer(Server):  # type: ignore[misc]
                 _, pending = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
                 if pending:
                     logger.error("%d connections did not end when told to; leaving them", len(pending))
-            if self.on_closed is not None:
-                await _hook_run(self.on_closed, ON_CLOSED_TIMEOUT_S)
+            if self.on_stop is not None:
+                await _hook_run(self.on_stop, ON_STOP_TIMEOUT_S)
             if self.on_closed is not None:
                 try:
                     await self.on_closed()
@@ -127,19 +127,19 @@ def server_run(
     port: int,
     part: Part,
     drain_s: float,
-    on_open: Hook | None = None,
-    on_closed: Hook | None = None,
+    on_start: Hook | None = None,
+    on_stop: Hook | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; blocks. Running calls get up to `drain_s` seconds to end.
 
-    A second signal ends them at once. `on_open` runs on the serving loop beside the first connections, `on_closed` after
-    the last. Raises `ListenError`.
+    A second signal ends them at once. `on_start` runs on the serving loop beside the first connections (/readyz answers 503
+    until it is done), `on_stop` after the last. Raises `ListenError`.
     """
     from twisted.internet import reactor
 
     served = behind_drain(part_application(application, part), drain)
     server = server_build(served, host=host, port=port)
-    server.on_closed = on_closed
+    server.on_stop = on_stop
     loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
     tasks: set[asyncio.Task[None]] = set()
 
@@ -152,23 +152,17 @@ def server_run(
             logger.info("stopping: %d calls may finish within %g s", drain.streams, drain_s)
         tasks.add(loop.create_task(_stop_when_idle(server, drain, drain_s)))
 
-    async def opening() -> None:
-        assert on_open is not None
-        try:
-            await on_open()
-        except Exception:
-            logger.exception("preparing for calls failed; the first call tries again")
-        drain.starting = False
-
-    server.on_closed = on_closed
-    if on_open is not None:
-        drain.starting = True
-        tasks.add(loop.create_task(opening()))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    if on_open is not None:
-        started = on_open
-        reactor.callWhenRunning(lambda: tasks.add(loop.create_task(_hook_run(started, None))))
+    if on_start is not None:
+        started = on_start
+
+        async def starting() -> None:
+            await _hook_run(started, None)
+            drain.starting = False
+
+        drain.starting = True
+        reactor.callWhenRunning(lambda: tasks.add(loop.create_task(starting())))
     server.run()
     if server.listen_failure:
         raise ListenError(listen_message(host, port, server.listen_failure))
