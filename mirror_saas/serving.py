@@ -68,8 +68,6 @@ class MirrorServer(Server):  # type: ignore[misc]
 
     listen_failure: str | None = None
     on_stop: Hook | None = None
-    on_closed: Callable[[], Awaitable[None]] | None = None
-    """Awaited after the last call's task ended: what calls share can be closed then."""
 
     def listen_error(self, failure: Any) -> None:
         self.listen_failure = failure.getErrorMessage()
@@ -92,11 +90,6 @@ class MirrorServer(Server):  # type: ignore[misc]
                     logger.error("%d connections did not end when told to; leaving them", len(pending))
             if self.on_stop is not None:
                 await _hook_run(self.on_stop, ON_STOP_TIMEOUT_S)
-            if self.on_closed is not None:
-                try:
-                    await self.on_closed()
-                except Exception:
-                    logger.exception("closing what calls share failed")
 
         return defer.Deferred.fromFuture(asyncio.ensure_future(ended()))
 

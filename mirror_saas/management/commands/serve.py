@@ -80,8 +80,8 @@ class Command(BaseCommand):
                 port=environment.port,
                 part=part,
                 drain_s=environment.drain_s,
-                on_open=stream_runtime_open if calls else None,
-                on_closed=stream_runtime_close if calls else None,
+                on_start=stream_runtime_open if calls else None,
+                on_stop=stream_runtime_close if calls else None,
             )
         except ListenError as error:
             raise CommandError(str(error)) from error
