@@ -125,7 +125,7 @@ def server_run(
 ) -> None:
     """Serve until SIGTERM or SIGINT; blocks. Running calls get up to `drain_s` seconds to end.
 
-    A second signal ends them at once. `on_start` runs on the serving loop beside the first connections (/readyz answers 503
+    A second signal ends them at once. `on_start` runs on the serving loop beside the first connections (/readyz says no
     until it is done), `on_stop` after the last. Raises `ListenError`.
     """
     from twisted.internet import reactor

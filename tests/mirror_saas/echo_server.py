@@ -22,13 +22,13 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
         print("socket ended", flush=True)
 
 
-async def on_open() -> None:
-    print("on_open ran", flush=True)
+async def on_start() -> None:
+    print("on_start ran", flush=True)
     raise RuntimeError("a start that fails must not end the server")
 
 
-async def on_closed() -> None:
-    print("on_closed ran", flush=True)
+async def on_stop() -> None:
+    print("on_stop ran", flush=True)
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
             port=int(port),
             part=part,  # type: ignore[arg-type]
             drain_s=float(drain_s),
-            on_open=on_open,
-            on_closed=on_closed,
+            on_start=on_start,
+            on_stop=on_stop,
         )
     except ListenError as error:
         sys.exit(str(error))

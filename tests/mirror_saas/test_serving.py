@@ -173,9 +173,9 @@ async def test_what_calls_share_is_opened_first_and_closed_after_the_last_call()
         await call.recv()
         server.process.send_signal(signal.SIGTERM)
         lines = (await server.output()).splitlines()
-    assert lines[0] == "on_open ran"
-    assert "on_open failed" in lines[1]
-    assert lines[-2:] == ["socket ended", "on_closed ran"]
+    assert lines[0] == "on_start ran"
+    assert "on_start failed" in lines[1]
+    assert lines[-2:] == ["socket ended", "on_stop ran"]
     assert server.process.returncode == 0
 
 
