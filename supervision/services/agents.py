@@ -86,6 +86,14 @@ def agent_create(
     return NewAgent(agent=agent, signing_secret=secret)
 
 
+def agent_upstream_update(*, agent: Agent, upstream_url: str) -> Agent:
+    """Let an agent be dialled elsewhere, from the next call on. Raises ValidationError (field `upstream_url`)."""
+    agent.upstream_url = upstream_url_clean(upstream_url)
+    agent.updated_at = timezone.now()
+    agent.save(update_fields=["upstream_url", "updated_at"])
+    return agent
+
+
 def agent_stream_key_create(
     *, agent_id: UUID, expires_at: datetime | None = None, key: str | None = None
 ) -> NewStreamKey:

@@ -72,6 +72,12 @@ def policy_version_publish(*, policy_id: UUID, number: int) -> PolicyVersion:
         return version
 
 
+def rules_parse(text: str) -> list[str]:
+    """The rules of a text file: one a line; blank lines and lines that begin with # are left out."""
+    lines = (line.strip() for line in text.lstrip("\ufeff").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def _checked(
     rules: Sequence[str | Mapping[str, Any]], config: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -88,5 +94,7 @@ def _checked(
             place = where.removeprefix("policies").removeprefix(".") if field == "rules" else ""
             messages.setdefault(field, []).append(f"{place}: {problem['msg']}" if place else problem["msg"])
         raise ValidationError(messages) from error
+    if any("\x00" in rule.text for rule in checked.policies):
+        raise ValidationError({"rules": "A rule contains the character U+0000, which PostgreSQL cannot store."})
     stored = checked.model_dump(mode="json", include=set(config))
     return [rule.model_dump(mode="json") for rule in checked.policies], stored
