@@ -25,7 +25,8 @@ def decode_l16(data: bytes) -> Pcm:
 def from_float(signal: npt.NDArray[np.floating]) -> Pcm:
     """A signal in [-1, 1] as int16 samples; what lies outside is clipped and NaN becomes 0."""
     scaled = np.rint(np.asarray(signal, dtype=np.float64) * 32767.0)
-    return np.nan_to_num(np.clip(scaled, -32768, 32767)).astype(np.int16)
+    clipped: Pcm = np.nan_to_num(np.clip(scaled, -32768, 32767)).astype(np.int16)
+    return clipped
 
 
 def duration_ms(pcm: Pcm, sample_rate: int) -> float:

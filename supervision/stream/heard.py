@@ -125,7 +125,7 @@ def estimate_heard(
     if not complete and pcm is not None and len(pcm) and sample_rate > 0:
         audio_ms = len(pcm) * 1000.0 / sample_rate
         low, high = min(low, audio_ms), min(high, audio_ms)  # what has not been sent has not been heard
-    # Where the voice begins and ends needs no margin: it is read off the audio.
+    # Where the voice begins and ends is read off the audio and needs no margin, besides the faint end of a last "s".
     if high <= timeline.voice_start_ms:
         heard, unheard = 0, 0
     elif complete and low >= timeline.voice_end_ms:
@@ -424,7 +424,8 @@ def _timeline(text: str, pcm: Pcm | None, sample_rate: int, marks: Sequence[Mark
     if voice is None:
         return _Timeline(words, basis, 0.0, math.inf, last_ms)
     drifts_from = math.inf if complete else voice.time_of(last_ms, begins=False)
-    return _Timeline(words, basis, float(voice.starts[0]), float(voice.ends[-1]), drifts_from)
+    voice_end = min(float(voice.ends[-1]) + PAUSE_MS, voice.audio_ms)
+    return _Timeline(words, basis, float(voice.starts[0]), voice_end, drifts_from)
 
 
 def _fixed_points(
