@@ -381,7 +381,7 @@ async def test_a_server_that_does_not_read_is_warned_and_dropped() -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         listener.bind(("127.0.0.1", 0))
-        async with agent_server(handler, sock=listener) as server:
+        async with agent_server(handler, sock=listener, close_timeout=0.1) as server:
             call = SimulatedCall(
                 server.url,
                 switches=PlivoSwitches(send_buffer_s=20.0),

@@ -152,7 +152,9 @@ class SimulatedCall:
         self._degraded = 0
         self._hearing_since: float | None = None
         self._noted_bytes = 0
-        self._heard_at_view = -1
+        self._heard_view = Heard(media_format, (), 0.0)
+        self._heard_view_bytes = 0
+        self.record.source = self.heard
 
     # -- for the test or script that drives the call
 
@@ -197,8 +199,17 @@ class SimulatedCall:
         return self.record
 
     def heard(self) -> Heard:
-        """What the caller has heard up to now."""
-        return self._view().heard
+        """What the caller has heard up to now, or until the call ended."""
+        if not self._begun.is_set():
+            return self._heard_view
+        self._collect_live()
+        segments = self._heard_view.segments
+        if self._playout.heard_bytes != self._heard_view_bytes:
+            self._heard_view_bytes = self._playout.heard_bytes
+            segments = self._playout.segments()
+        ended = self.record.ended_t
+        self._heard_view = Heard(self._format, segments, self.now if ended is None else ended)
+        return self._heard_view
 
     def heard_seconds(self) -> float:
         """How much audio the caller has heard up to now, in seconds; cheaper than `heard`."""
@@ -215,11 +226,11 @@ class SimulatedCall:
     ) -> CallRecord:
         """Return the record once `predicate(record)` is true; looked at after every event and every 20 ms.
 
-        `record.heard` is up to date in it. Raises `TimeoutError` naming `what` (or the predicate), and `CallEnded`
+        Raises `TimeoutError` naming `what` (or the predicate), and `CallEnded`
         when the call is over and the predicate still false.
         """
         await self._begun.wait()
-        if predicate(self._view()):
+        if predicate(self.record):
             return self.record
         if self._over:
             raise CallEnded(f"the call is over ({self.record.reason}); waited for {what or _source(predicate)}")
@@ -330,7 +341,8 @@ class SimulatedCall:
             return await self._talk(connection)
         finally:
             self._wire = self._connection = None
-            connection.abort()
+            if connection.open:
+                connection.abort()
 
     async def _dial(self, connection: Connection) -> None:
         headers = dict(self._headers)
@@ -392,7 +404,6 @@ class SimulatedCall:
         return lost
 
     async def _say_goodbye(self, connection: Connection) -> None:
-        self._view()
         if self._connection is connection and self.switches.send_stop != "off":
             self._send_stop()
         self._upline.push(connection.close)
@@ -466,7 +477,6 @@ class SimulatedCall:
                 timer.cancel()
         self._upline.stop()
         self._downline.stop()
-        self._view()
         record = self.record
         record.outcome, record.ended_by, record.reason = self._stopped.result()
         self._over = True
@@ -774,20 +784,6 @@ class SimulatedCall:
             self._noted_bytes = self._playout.heard_bytes
             self._note("call", "heard", {"since": since, "seconds": until - since}, until)
 
-    def _view(self) -> CallRecord:
-        """The record with `heard` up to date."""
-        if not self._begun.is_set():
-            return self.record
-        self._collect_live()
-        if self._playout.heard_bytes != self._heard_at_view:
-            self._heard_at_view = self._playout.heard_bytes
-            segments = self._playout.segments()
-        else:
-            segments = self.record.heard.segments
-        ended = self.record.ended_t
-        self.record.heard = Heard(self._format, segments, self.now if ended is None else ended)
-        return self.record
-
     # -- bookkeeping
 
     def _note(self, source: str, kind: str, data: dict[str, Any], t: float | None = None) -> None:
@@ -803,7 +799,7 @@ class SimulatedCall:
         self._look_soon = False
         if not self._waiters or self._over:
             return
-        record = self._view()
+        record = self.record
         for predicate, waiter in list(self._waiters):
             if waiter.done():
                 continue

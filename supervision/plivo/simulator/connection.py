@@ -22,6 +22,9 @@ _Item = TypeVar("_Item")
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 """Above the 16 MiB that an agent may send in one message, so that this stand-in is not the one to break a call."""
 
+_LINGER_S = 2.0
+"""How long what is unsent may still go out after the server's close frame."""
+
 _NORMAL = frozenset({1000, 1001, 1005})
 
 
@@ -191,6 +194,7 @@ class Connection(WSListener):
             if not transport.is_close_frame_sent:
                 transport.send_close(WSCloseCode.OK, b"")
             transport.disconnect()
+            self._loop.call_later(_LINGER_S, transport.disconnect, False)
             code = int.from_bytes(payload[:2]) if payload else 1005
             self._end(Closed(code, payload[2:].decode(errors="replace")))
         elif kind is WSMsgType.PING:

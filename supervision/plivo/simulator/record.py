@@ -6,7 +6,7 @@ All times are seconds since the call began, which is when the stand-in began to 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,7 +175,6 @@ class CallRecord:
     reason: str = ""
     close_code: int | None = None
     close_reason: str = ""
-    heard: Heard = field(init=False)
     events: list[Event] = field(default_factory=list)
     media_sent_at: array[float] = field(default_factory=lambda: array("d"))
     """When each `media` frame left, one entry a frame."""
@@ -187,8 +186,13 @@ class CallRecord:
     raw_received: list[RawFrame] = field(default_factory=list)
     raw_sent: list[RawFrame] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.heard = Heard(self.format, (), 0.0)
+    source: Callable[[], Heard] | None = field(default=None, repr=False)
+    """Where `heard` comes from; set by the call."""
+
+    @property
+    def heard(self) -> Heard:
+        """What the caller has heard up to now, or until the call ended. Put together when asked for."""
+        return Heard(self.format, (), 0.0) if self.source is None else self.source()
 
     def of(self, kind: str, source: str | None = None) -> list[Event]:
         """The events of one kind, in order: `record.of("playedStream")`."""
