@@ -221,14 +221,14 @@ class CallSupervisor:
             on_verdict=on_verdict,
         )
         for intent, verdict in zip(intents, verdicts, strict=True):
-            if verdict.code is ToolCode.DUPLICATE:
+            serial = self._gate.pending(intent.id)
+            if verdict.code is ToolCode.DUPLICATE or (verdict.allow and serial is None):
+                # The history tells already how it ended.
                 continue
-            what = (
-                "was allowed to run, no result yet"
-                if verdict.allow
-                else f"was blocked, it did not run: {verdict.reason}"
-            )
-            self._note(f"tool:{intent.id}", "tool", f"{_shown_call(intent)} {what}")
+            what = "was allowed to run, no result yet"
+            if not verdict.allow:
+                what = f"was blocked, it did not run: {verdict.reason}"
+            self._note(f"tool:{serial}" if serial else "", "tool", f"{_shown_call(intent)} {what}")
         return verdicts
 
     def _gate_broke(self, intent: ToolCallIntent, error: Exception) -> ToolVerdict:
