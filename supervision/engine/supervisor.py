@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ class CallSupervisor:
         try:
             verdict = await self._supervisor.scorer.score(payload)
         except Exception as error:
-            logger.exception("judging a turn failed inside the engine")
+            _log_broken("judging a turn", error)
             detail = f"the engine failed ({type(error).__name__})"
             threshold = self.config.intervention_threshold
             verdict = Verdict(payload.turn_id, JudgingState.FAILED, None, None, "", "", threshold, 0, detail=detail)
@@ -195,7 +196,7 @@ class CallSupervisor:
                 intents, customer_text, agent_text, turn_id, keys, timeout_ms, before_allow, on_verdict
             )
         except Exception as error:
-            logger.exception("gating tool calls failed inside the engine")
+            _log_broken("gating tool calls", error)
             return [self._gate_broke(intent, error) for intent in intents]
 
     async def _gate_tools(
@@ -365,7 +366,7 @@ class CallSupervisor:
                 payload, verdict, opener=start, template=template, timeout_s=timeout_s
             )
         except Exception as error:
-            logger.exception("writing a correction failed inside the engine")
+            _log_broken("writing a correction", error)
             text = f"{start} {template}".strip()
             correction = Correction(text, "template", f"the engine failed ({type(error).__name__})")
         self._openers_used += opener
@@ -375,6 +376,12 @@ class CallSupervisor:
     @staticmethod
     def _next(lines: Sequence[str], used: int) -> str:
         return lines[used % len(lines)] if lines else ""
+
+
+def _log_broken(doing: str, error: Exception) -> None:
+    # With the way to the error but without its message, which may hold what was said in the call.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s failed inside the engine with %s\n%s", doing, type(error).__name__, where)
 
 
 def _shown_call(intent: ToolCallIntent) -> str:
