@@ -51,7 +51,7 @@ def score(value: float | None) -> str:
 
 
 def number_masked(number: str) -> str:
-    """A caller's number with its middle hidden (`+1 ••• 671`), or a SIP address with its user hidden.
+    """A caller's number with its middle hidden (`+49 ••• 671`), or a SIP address with its user hidden.
 
     Enough to tell two callers of a list apart, too little to ring one up.
     """
@@ -64,7 +64,7 @@ def number_masked(number: str) -> str:
         return f"{scheme}{colon}{name[:1]}•••@{host}"
     if len(number) < 6:
         return "•••"
-    head = number[:2] if number.startswith("+") else number[:1]
+    head = number[:3] if number.startswith("+") else number[:1]
     return f"{head} ••• {number[-3:]}"
 
 

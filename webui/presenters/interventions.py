@@ -36,6 +36,11 @@ PLANS = {
     "note_only": "Nothing was played; the agent got a note.",
 }
 
+VIOLATION_BASES = {
+    "quote": "of the words that the judge quoted",
+    "turn": "of the whole turn: the judge quoted no words of it",
+}
+
 PROOFS = {
     "cleared": "acknowledged by Plivo",
     "fence": "shown by a checkpoint",
@@ -136,7 +141,7 @@ def detail_words(detail: object) -> str:
 def _figures(intervention: Intervention) -> Iterable[Fact]:
     if intervention.violation_heard_ms is not None:
         none = intervention.violation_heard_ms == 0
-        basis = intervention.violation_basis and f"{intervention.violation_basis.replace('_', ' ')}"
+        basis = VIOLATION_BASES.get(intervention.violation_basis, intervention.violation_basis)
         yield Fact(
             "Violation heard",
             "nothing" if none else duration(intervention.violation_heard_ms),

@@ -14,7 +14,7 @@ from webui.presenters.events import EventView, NoteView, event_view, note_view
 from webui.presenters.interventions import InterventionView, intervention_view
 from webui.presenters.pieces import Badge
 from webui.presenters.tools import ToolView, tool_view
-from webui.presenters.turns import TurnRows, TurnView, turn_number, turn_view
+from webui.presenters.turns import TurnRows, TurnView, turn_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def call_page(record: CallRecord, now: datetime) -> CallPage:
     tools = []
     for decision in record.tool_decisions:
         turn = turn_of.get(decision.turn_id) if decision.turn_id else None
-        view = tool_view(decision, turn_number(turn) if turn else None)
+        view = tool_view(decision, turn.index if turn else None)
         tools.append(view)
         if turn is not None:
             by_turn[turn.id].tools.append(view)
@@ -64,7 +64,7 @@ def call_page(record: CallRecord, now: datetime) -> CallPage:
         turn = turn_of.get(intervention.turn_id) if intervention.turn_id else None
         shown = intervention_view(
             intervention,
-            turn_number=turn_number(turn) if turn else None,
+            turn_number=turn.index if turn else None,
             verdict=verdict_of.get(intervention.verdict_id) if intervention.verdict_id else None,
         )
         interventions.append(shown)

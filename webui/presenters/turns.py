@@ -116,11 +116,6 @@ def verdict_view(verdict: Verdict) -> VerdictView:
     )
 
 
-def turn_number(turn: Turn) -> int:
-    """Turns as people count them: the first is 1."""
-    return turn.index + 1
-
-
 @dataclass(frozen=True, slots=True)
 class TurnView:
     id: UUID
@@ -163,7 +158,7 @@ def turn_view(turn: Turn, about: TurnRows, live: bool) -> TurnView:
     verdicts = sorted(about.verdicts, key=lambda verdict: (verdict.late, verdict.at_ms))
     return TurnView(
         id=turn.id,
-        number=turn_number(turn),
+        number=turn.index,
         at_ms=turn.at_ms,
         customer_text=turn.customer_text,
         spans=heard_spans(turn),

@@ -22,8 +22,8 @@ STEPS = {
     "correction_sent": "Correction sent",
     "correction_played": "Correction played",
     "correction_unacknowledged": "Correction not acknowledged",
-    "note_sent": "Note sent to the agent",
-    "handed_back": "Handed back to the agent",
+    "note_sent": "Note sent",
+    "handed_back": "Handed back",
 }
 
 
@@ -83,7 +83,7 @@ def waterfall_of(intervention: Intervention, verdict: Verdict | None) -> Waterfa
         stretches.append(
             ("Cut to silence", "cut", clear, first("silence_proved", "cleared", "fence", "silence_unproven"))
         )
-    if (ready := first("correction_ready", "correction_late", "correction_failed")) is not None:
+    if (ready := times.get("correction_ready")) is not None:
         stretches.append(("Correction written", "wait", intervention.at_ms, ready))
     if (buffer := times.get("buffer_sent")) is not None:
         stretches.append(("Buffer line", "mirror", buffer, times.get("buffer_played")))
@@ -95,8 +95,8 @@ def waterfall_of(intervention: Intervention, verdict: Verdict | None) -> Waterfa
         stretches.append(("Correction", "mirror", heard, first("correction_played", "correction_unacknowledged")))
     drawn = {
         "clear_sent", "cleared", "fence", "silence_proved", "silence_unproven", "correction_ready",
-        "buffer_sent", "buffer_played", "correction_sent", "correction_played", "correction_late",
-        "correction_failed", "correction_unacknowledged",
+        "buffer_sent", "buffer_played", "correction_sent", "correction_played",
+        "correction_unacknowledged",
     }  # fmt: skip
     points = [(name, at) for name, at in times.items() if name not in drawn]
 

@@ -14,9 +14,16 @@ class MenuButton extends HTMLElement {
 }
 
 // A form of filters: a chosen option filters at once, and what is empty stays out of the URL.
+// On a phone it stays folded while nothing is filtered.
 class FilterForm extends HTMLElement {
   connectedCallback() {
     const form = this.querySelector("form");
+    const narrow = matchMedia("(width < 40rem)");
+    const fold = () => {
+      this.querySelector("details").open = !narrow.matches || this.hasAttribute("active");
+    };
+    fold();
+    narrow.addEventListener("change", fold);
     form.addEventListener("change", (event) => {
       if (event.target.matches("select")) form.requestSubmit();
     });

@@ -2,10 +2,12 @@ import { fragment, morph } from "./morph.js";
 import { consoleSocket } from "./socket.js";
 import { clock } from "./time.js";
 
+const MOST_CHILDREN = 5000;
+
 // <live-topic topic="call:…" after="12">: what the server renders of this topic is put into the page.
 //
 // An update's parts name an element by id. One that is there is morphed; another is put into the list `into`, at the
-// place that its data-order has among its siblings. A list with data-closed takes nothing new (an older page of calls).
+// place that its data-order has among its siblings. `only` names all that a list still holds.
 class LiveTopic extends HTMLElement {
   connectedCallback() {
     consoleSocket.subscribe(
@@ -22,10 +24,17 @@ class LiveTopic extends HTMLElement {
   update({ seq, parts, announce }) {
     for (const part of parts) {
       if (part.remove) document.getElementById(part.id)?.remove();
+      else if (part.only) keep(part);
       else place(part);
     }
     if (seq !== undefined) this.setAttribute("after", seq);
     for (const words of announce ?? []) say(words);
+  }
+}
+
+function keep({ id, only }) {
+  for (const child of [...document.getElementById(id).children]) {
+    if (!only.includes(child.id)) child.remove();
   }
 }
 
@@ -41,11 +50,15 @@ function place({ id, into, html }) {
     element.classList.add("fresh");
     element.addEventListener("animationend", () => element.classList.remove("fresh"), { once: true });
   }
-  if (!list || ("closed" in list.dataset && element.parentElement !== list)) {
+  if (!list) {
     element.remove();
     return;
   }
   list.insertBefore(element, successor(list, element));
+  // A page that stays open all day does not grow for ever: what falls off is on the next page.
+  while (list.childElementCount > MOST_CHILDREN) {
+    (list.dataset.sort === "desc" ? list.lastElementChild : list.firstElementChild).remove();
+  }
 }
 
 const comesBefore = (list, one, other) =>
@@ -86,7 +99,7 @@ function say(words) {
 
 class LiveStatus extends HTMLElement {
   #show = () => {
-    const words = { connecting: "Connecting…", live: "Live", stale: "Not live", closed: "Not live" }[consoleSocket.state];
+    const words = { connecting: "Connecting…", live: "Live updates", stale: "Not live", closed: "Not live" }[consoleSocket.state];
     if (!words) return;
     this.setAttribute("state", consoleSocket.state);
     if (this.textContent !== words) this.textContent = words;

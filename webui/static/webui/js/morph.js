@@ -9,6 +9,8 @@ export function fragment(html) {
 
 export function morph(now, next) {
   if (now.isEqualNode(next)) return now;
+  // Times of this browser's making (see time.js): the same moment is the same text.
+  if (now.localName === "time" && now.dateTime === next.dateTime) return now;
   if (now.nodeName !== next.nodeName || now.nodeType !== Node.ELEMENT_NODE) {
     const made = document.importNode(next, true);
     now.replaceWith(made);

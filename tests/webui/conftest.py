@@ -1,0 +1,135 @@
+"""A real server, a real browser, and calls from the real recorder."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from django.contrib.auth.hashers import make_password
+from django.test import override_settings
+
+from supervision.recorder.events import RecordEvent
+from tests.factories import PASSWORD, Tenancy
+from tests.webui.story import record
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.support.servers import DatabaseUrls
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+# Without these Chromium looks for Google's hosts at every start.
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-color-profile=srgb",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: drives Debian's Chromium against a real server")
+
+
+@pytest.fixture
+def recorded(database_urls: DatabaseUrls, redis_url: str, tmp_path: Path) -> Callable[..., None]:
+    """Bring events into PostgreSQL with the real recorder, which announces them."""
+
+    def bring(events: Iterable[RecordEvent], *, announce: bool = True) -> None:
+        record(events, dsn=database_urls.app, journal_dir=tmp_path / "journal", announce=announce)
+
+    return bring
+
+
+class Console:
+    """A running console: `url`, and ways to take it away and bring it back."""
+
+    def __init__(self, environment: dict[str, str], port: int) -> None:
+        self.environment = {**environment, "PORT": str(port), "MIRROR_PUBLIC_URL": f"http://127.0.0.1:{port}"}
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "serve", "--only", "all"], cwd=ROOT, env=self.environment
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
+                connection.request("GET", "/livez", headers={"Host": "localhost"})
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                if self.process.poll() is not None:
+                    raise RuntimeError("the console's server ended at once; its output stands above") from None
+                time.sleep(0.1)
+            finally:
+                connection.close()
+        raise RuntimeError("the console's server did not answer /livez within 60 s")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(30)
+            self.process = None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def console(database_urls: DatabaseUrls, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    """The real server on this process's database."""
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_urls.app,
+        "DATABASE_OWNER_URL": database_urls.owner,
+        "REDIS_URL": redis_url,
+        "MIRROR_HOME": str(tmp_path_factory.mktemp("console")),
+    }
+    served = Console(environment, free_port())
+    served.start()
+    yield served
+    served.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.fail("Chromium is not installed: apt-get install chromium, or name it in CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+def let_sign_in(tenancy: Tenancy) -> None:
+    """Give the tenancy's people a password that the real server's hashers know (the tests' own hasher is a toy)."""
+    with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.PBKDF2PasswordHasher"]):
+        hashed = make_password(PASSWORD)
+    for user in tenancy.users.values():
+        user.password = hashed
+        user.save(update_fields=["password"])

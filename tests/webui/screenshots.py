@@ -1,0 +1,139 @@
+"""Screenshots of every page, wide and narrow, light and dark: `python -m tests.webui.screenshots [FOLDER]`.
+
+They are taken from a real server with a tenant whose calls came through the real recorder, and written to
+`build/screenshots` unless FOLDER says otherwise. Look at them: what a person sees is no test's to judge.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+
+def main(folder: Path) -> None:
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    import django
+
+    django.setup()
+    from channels.layers import channel_layers
+    from django.conf import settings
+    from django.db import connections
+    from playwright.sync_api import Page, sync_playwright
+
+    from mirror_saas.databases import database_settings
+    from tests.factories import PASSWORD, tenancy_create
+    from tests.support import servers as support
+    from tests.webui import story
+    from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, free_port, let_sign_in
+
+    servers = support.servers_start()
+    urls = support.database_create(servers)
+    settings.DATABASE_URL = urls.app
+    connections["default"].settings_dict.update(database_settings(urls.app))
+    config: dict[str, object] = settings.CHANNEL_LAYERS["default"]["CONFIG"]  # type: ignore[assignment]
+    config["hosts"] = [servers.redis_url]
+    channel_layers.backends.clear()
+    home = tempfile.TemporaryDirectory(prefix="mirror-screenshots-")
+    console = Console(
+        {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "mirror_saas.settings",
+            "DATABASE_URL": urls.app,
+            "DATABASE_OWNER_URL": urls.owner,
+            "REDIS_URL": servers.redis_url,
+            "MIRROR_HOME": home.name,
+        },
+        free_port(),
+    )
+    try:
+        now = story.now()
+        tenancy = tenancy_create(owner="alice", llm_model="demo-script")
+        with tenancy.context():
+            tenancy.agent.name = "Coffee shop hotline"
+            tenancy.agent.save(update_fields=["name"])
+            type(tenancy.policy).objects.filter(id=tenancy.policy.id).update(name="Customer care")
+        empty = tenancy_create(owner="erin")
+        for each in (tenancy, empty):
+            let_sign_in(each)
+        main_call = story.corrected_call(tenancy, now - timedelta(minutes=7))
+        live = story.live_call(tenancy, now - timedelta(seconds=14), from_number="+442079460123")
+        quiet = story.silent_call(tenancy, now - timedelta(hours=3), from_number="+33140205050")
+        failed = story.failed_call(tenancy, now - timedelta(hours=5), from_number="+14085550155")
+        stories = [main_call, live, quiet, failed]
+        stories += [
+            story.clean_call(
+                tenancy,
+                now - timedelta(minutes=40 * number + 11),
+                duration_ms=29_000 + 13_337 * number,
+                from_number=f"+4915112345{number:02d}",
+            )
+            for number in range(1, 9)
+        ]
+        events = [event for each in stories for event in each.events]
+        story.record(events, dsn=urls.app, journal_dir=Path(home.name) / "journal")
+        connections.close_all()
+        console.start()
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def shoot(page: Page, name: str, path: str) -> None:
+            page.goto(console.url + path)
+            page.wait_for_load_state("networkidle")
+            page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+        def sign_in(page: Page, email: str) -> None:
+            page.goto(console.url + "/sign-in")
+            page.get_by_label("Email").fill(email)
+            page.get_by_label("Password").fill(PASSWORD)
+            page.get_by_role("button", name="Sign in").click()
+            page.wait_for_url("**/calls")
+
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+            for size, (width, height) in SIZES.items():
+                for scheme in SCHEMES:
+                    view = browser.new_context(
+                        viewport={"width": width, "height": height},
+                        color_scheme=scheme,
+                        timezone_id="Europe/Berlin",
+                    )
+                    page = view.new_page()
+                    end = f"{size}-{scheme}"
+                    shoot(page, f"sign-in-{end}", "/sign-in")
+                    page.get_by_label("Email").fill("alice@example.com")
+                    page.get_by_role("button", name="Sign in").click()
+                    page.wait_for_load_state("networkidle")
+                    page.screenshot(path=folder / f"sign-in-wrong-{end}.png", full_page=True)
+                    sign_in(page, tenancy.users["alice"].email)
+                    shoot(page, f"calls-{end}", "/calls")
+                    shoot(page, f"calls-filtered-{end}", "/calls?state=ended&outcome=failed")
+                    shoot(page, f"calls-no-match-{end}", "/calls?state=live&outcome=failed")
+                    shoot(page, f"call-{end}", f"/calls/{main_call.call_id}")
+                    shoot(page, f"call-live-{end}", f"/calls/{live.call_id}")
+                    shoot(page, f"call-silent-{end}", f"/calls/{quiet.call_id}")
+                    shoot(page, f"call-failed-{end}", f"/calls/{failed.call_id}")
+                    shoot(page, f"not-found-{end}", f"/calls/{tenancy.id}")
+                    view.clear_cookies()
+                    sign_in(page, empty.users["erin"].email)
+                    shoot(page, f"calls-empty-{end}", "/calls")
+                    page.get_by_label("Your account").click()
+                    page.screenshot(path=folder / f"menu-{end}.png")
+                    view.close()
+            browser.close()
+    finally:
+        console.stop()
+        connections.close_all()
+        support.database_drop(servers, urls.name)
+        support.servers_stop(servers)
+        home.cleanup()
+    print(f"{len(list(folder.glob('*.png')))} screenshots in {folder}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("build/screenshots"))
