@@ -26,6 +26,10 @@ _STOP_EDGE = 1.10
 _ATTENUATION_DB = 66.0  # designed with some reserve to the 60 dB that are promised
 _ROW = 16  # outputs computed together, see _kernel
 
+# OpenBLAS puts a product on several threads from 2**18 multiplications on. On a server whose cores are all at work,
+# waiting for the other thread costs 10 ms or more, a hundred times what the product takes on one.
+_LARGEST_PRODUCT = 1 << 18
+
 # Taps are multiples of 2**-24. An int16 sample times such a tap, summed over a window, stays below 2**53, so float64
 # adds it up without rounding and in any order: that is what makes a stream equal the one-shot result bit for bit.
 _TAP_SCALE = float(1 << 24)
@@ -65,12 +69,15 @@ class Resampler:
         due = -(-new * self._up // self._down)
         span, per_row = self._kernel.shape
         rows = -(-due // per_row)
+        block = min(max(1, _LARGEST_PRODUCT // self._kernel.size), max(rows, 1))
+        rows = -(-rows // block) * block
         # Outputs that need inputs still to come are computed on zeros, and cut off again.
         padded = np.zeros(rows * self._taken_per_row + self._history)
         known = min(len(signal), len(padded))
         padded[:known] = signal[:known]
         windows = np.lib.stride_tricks.sliding_window_view(padded, span)[:: self._taken_per_row] if rows else padded[:0]
-        summed = (np.ascontiguousarray(windows).reshape(rows, span) @ self._kernel).ravel()[self._given : due]
+        blocks = np.ascontiguousarray(windows).reshape(rows // block, block, span)
+        summed = (blocks @ self._kernel).ravel()[self._given : due]
         finished = new // self._taken_per_row
         self._pending = signal[finished * self._taken_per_row :]
         self._given = due - finished * per_row
