@@ -16,7 +16,7 @@ from tenants.context import tenant_id_required
 from tenants.managers import TenantModel
 from tenants.roles import Role
 
-SLUG_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+SLUG_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
 
 
 class UserManager(BaseUserManager["User"]):
