@@ -183,10 +183,12 @@ async def test_the_default_script_talks_with_an_agent() -> None:
     assert "completed: the caller hung up" in out
 
 
-async def test_help_lists_the_switches(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_help_explains_scripts_and_switches(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, _ = await simulate("--help")
     assert code == 0
-    assert "pending_checkpoints_on_clear=drop" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "pending_checkpoints_on_clear=drop" in shown
+    assert "after: agent_silent 0.8" in shown
 
 
 async def test_a_wrong_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

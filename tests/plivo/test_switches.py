@@ -225,6 +225,30 @@ async def test_cleared_audio(position: str, answers: list[str]) -> None:
         assert all(wait >= 0.15 - 1e-3 for wait in waits)
 
 
+@pytest.mark.parametrize("late", [0.05, 0.4])
+async def test_how_late_late_answers_are(late: float) -> None:
+    async def handler(agent: Agent) -> None:
+        await agent.until("start")
+        await agent.play(frames(100))
+        await agent.checkpoint("cut")
+        await agent.until("media", 2)
+        await agent.clear()
+        await agent.until("clearedAudio")
+        await agent.until("playedStream")
+
+    async with agent_server(handler) as server:
+        record = await run(
+            server.url,
+            cleared_audio="late",
+            cleared_audio_delay_s=late,
+            pending_checkpoints_on_clear="fire_late",
+            pending_checkpoint_delay_s=late,
+        )
+    asked = record.of("clearAudio")[0].t
+    for answer in (record.of("clearedAudio")[0], record.of("playedStream")[0]):
+        assert late - 1e-3 <= answer.t - asked < late + 0.2
+
+
 BAD_MEDIA = {
     "no media": None,
     "no payload": {"contentType": "audio/x-l16", "sampleRate": 8000},

@@ -18,7 +18,7 @@ class Command(BaseCommand):
     requires_system_checks = ()  # needs no database and no settings
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        epilog = f"switches for --set:\n{cli.switches_help()}"
+        epilog = f"scripts: {cli.script_help()}\nswitches for --set:\n{cli.switches_help()}"
         return super().create_parser(
             prog_name, subcommand, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
         )

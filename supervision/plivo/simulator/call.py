@@ -224,10 +224,11 @@ class SimulatedCall:
     async def wait_for(
         self, predicate: Callable[[CallRecord], object], timeout_s: float | None = 10.0, what: str = ""
     ) -> CallRecord:
-        """Return the record once `predicate(record)` is true; looked at after every event and every 20 ms.
+        """Return the record once `predicate(record)` is true; looked at after every event, and every 20 ms once
+        `start` was sent.
 
-        Raises `TimeoutError` naming `what` (or the predicate), and `CallEnded`
-        when the call is over and the predicate still false.
+        Raises `TimeoutError` naming `what` (or the predicate), and `CallEnded` when the call is over and the
+        predicate still false.
         """
         await self._begun.wait()
         if predicate(self.record):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from . import script
 from .answer import AnswerClient, AnswerError
 from .call import SimulatedCall
 from .record import CallRecord, Event
@@ -17,7 +18,7 @@ from .script import DEFAULT_SCRIPT, Script, ScriptError, load_script, parse_scri
 from .sound import FRAME_MS, write_wav
 from .switches import PlivoSwitches, SwitchError
 
-__all__ = ["COMPLETED", "FAILED", "UNUSABLE", "simulate_call", "switches_help"]
+__all__ = ["COMPLETED", "FAILED", "UNUSABLE", "script_help", "simulate_call", "switches_help"]
 
 COMPLETED = 0
 FAILED = 1
@@ -53,8 +54,8 @@ def simulate_call(
     try:
         if urlsplit(url).scheme not in ("ws", "wss", "http", "https") or not urlsplit(url).netloc:
             raise ScriptError(f"{url!r} is neither a stream URL (ws://, wss://) nor an answer URL (http://, https://)")
-        script = parse_script(DEFAULT_SCRIPT) if script_file is None else load_script(script_file)
-        script = replace(script, switches=script.switches.with_text(settings)).prepare()
+        written = parse_script(DEFAULT_SCRIPT) if script_file is None else load_script(script_file)
+        prepared = replace(written, switches=written.switches.with_text(settings)).prepare()
         if wav_file is not None:
             wav_file.open("ab").close()  # better to know before the call than after it
     except (ScriptError, SwitchError) as error:
@@ -70,7 +71,7 @@ def simulate_call(
 
     placing = _by_answer_url if urlsplit(url).scheme in ("http", "https") else _directly
     try:
-        record = asyncio.run(placing(url, script, show))
+        record = asyncio.run(placing(url, prepared, show))
     except (AnswerError, ScriptError) as error:
         errors.write(f"{error}\n")
         return FAILED
@@ -87,8 +88,13 @@ def simulate_call(
     return COMPLETED if record.outcome == "completed" else FAILED
 
 
+def script_help() -> str:
+    """How a script is written."""
+    return script.__doc__ or ""
+
+
 def switches_help() -> str:
-    """One line for each switch: name, default and meaning."""
+    """Two lines for each switch: name and default, meaning."""
     return "\n".join(
         f"  {name}={default or '(empty)'}\n      {text}" for name, default, text in PlivoSwitches.describe()
     )
@@ -97,25 +103,25 @@ def switches_help() -> str:
 _Show = Callable[[Event], None]
 
 
-async def _directly(url: str, script: Script, show: _Show) -> CallRecord:
+async def _directly(url: str, caller: Script, show: _Show) -> CallRecord:
     call = SimulatedCall(
         url,
-        script.run,
-        script.switches,
-        media_format=script.media_format,
-        from_number=script.from_number,
-        to_number=script.to_number,
+        caller.run,
+        caller.switches,
+        media_format=caller.media_format,
+        from_number=caller.from_number,
+        to_number=caller.to_number,
         on_event=show,
     )
     return await call.run()
 
 
-async def _by_answer_url(url: str, script: Script, show: _Show) -> CallRecord:
-    async with AnswerClient(url, from_number=script.from_number, to_number=script.to_number) as plivo:
+async def _by_answer_url(url: str, caller: Script, show: _Show) -> CallRecord:
+    async with AnswerClient(url, from_number=caller.from_number, to_number=caller.to_number) as plivo:
         element = await plivo.fetch()
-        if element.media_format != script.media_format:
-            script = await asyncio.to_thread(script.prepare, element.media_format)
-        call = await plivo.answer(script.run, script.switches, on_event=show)
+        if element.media_format != caller.media_format:
+            caller = await asyncio.to_thread(caller.prepare, element.media_format)
+        call = await plivo.answer(caller.run, caller.switches, on_event=show)
         return await call.run()
 
 
