@@ -214,7 +214,7 @@ def word_count(text: str) -> int:
 
 
 def _says(pattern: str | None, folded: str) -> bool:
-    return pattern is not None and re.search(rf"(?<!\w)(?:{pattern})(?!\w)", folded) is not None
+    return pattern is not None and re.search(rf"(?<!\w)(?:{pattern})(?!\w|'t\b)", folded) is not None
 
 
 def _words(text: str) -> list[str]:
