@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-import webrtcvad  # type: ignore[import-untyped,unused-ignore]  # a C extension without stubs
+import webrtcvad
 
 from supervision.audio.format import MediaFormat
 from supervision.audio.pcm import encode_l16
