@@ -137,7 +137,7 @@ class StreamRuntime:
 def _tts() -> TTSProvider | None:
     kind = settings.MIRROR.tts
     if kind is None:
-        kind = "offline" if find_spec("hibari_tts") is not None else "off"
+        kind = "offline" if find_spec("hibari") is not None else "off"
     if kind == "offline":
         from supervision.engine.tts.offline import HibariTTS
 

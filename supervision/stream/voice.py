@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_BUFFER_S: Final = 1.6  # a longer buffer line makes the caller wait for nothing
 DEFAULT_DBFS: Final = -20.0  # until the agent has spoken there is no level to match
 _CACHE_LINES: Final = 512
+_QUIET: Final = 60  # of 32,768
+_MARGIN_MS: Final = 30
 
 
 class LineCache:
@@ -60,6 +62,15 @@ class Rendered:
     def duration_s(self, sample_rate: int) -> float:
         """Seconds of speech."""
         return len(self.pcm) / sample_rate
+
+
+def _trimmed(pcm: Pcm, media_format: MediaFormat) -> Pcm:
+    """``pcm`` without the silence that voices put around a line: between two lines the caller would hear it as a gap."""
+    loud = np.flatnonzero(np.abs(pcm.astype(np.int32)) > max(_QUIET, int(np.abs(pcm).max(initial=0)) // 100))
+    if not loud.size:
+        return pcm
+    margin = media_format.sample_rate * _MARGIN_MS // 1000
+    return pcm[max(0, int(loud[0]) - margin) : int(loud[-1]) + margin]
 
 
 class CallVoice:
@@ -149,7 +160,7 @@ class CallVoice:
 
     def _converted(self, text: str, speech: Speech) -> Rendered:
         pcm = np.frombuffer(speech.pcm, dtype="<i2").astype(np.int16)
-        return Rendered(text, resample(pcm, speech.sample_rate, self.format.sample_rate))
+        return Rendered(text, _trimmed(resample(pcm, speech.sample_rate, self.format.sample_rate), self.format))
 
     def _line(self, line: Rendered, source: Literal["llm", "template"] = "template") -> Line:
         pcm = match_level(line.pcm, self.format.sample_rate, self.level_dbfs)

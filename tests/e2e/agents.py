@@ -129,6 +129,14 @@ async def agent(script: Script, *, subprotocols: list[str] | None = None) -> Asy
     made = Agent(script)
     async with serve(made._serve, "127.0.0.1", 0, max_size=None, subprotocols=subprotocols, compression=None) as server:
         made.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/agent"
-        yield made
+        try:
+            yield made
+        except Exception:
+            # What went wrong in the agent is why the caller's side did not see what it waited for.
+            if made.errors:
+                raise made.errors[0] from None
+            for call in made.calls:
+                print("the agent was told:", [e for e in call.events if e.get("event") != "media"])
+            raise
     if made.errors:
         raise made.errors[0]

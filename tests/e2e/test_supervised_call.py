@@ -40,7 +40,7 @@ async def simulate(
 
 def judge_refunds(llm: LLMStandIn) -> None:
     llm.judge(words({"refunded": BAD_RULE}))
-    llm.correct(lambda question: {"text": CORRECTION})
+    llm.correct(lambda question: CORRECTION)
 
 
 @pytest.fixture
