@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
 
@@ -50,6 +50,15 @@ class Rule(BaseModel):
         return text.strip()
 
 
+if TYPE_CHECKING:
+    # What may be given; `rules` and the validators make tuples of it.
+    Rules = Sequence[Rule | str]
+    Names = Sequence[str]
+else:
+    Rules = tuple[Rule, ...]
+    Names = tuple[str, ...]
+
+
 class PolicyConfig(BaseModel):
     """Everything about supervision that a policy's author decides: `MirrorConfig` without the model and the tenant.
 
@@ -58,8 +67,9 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
-    policies: tuple[Rule, ...] = Field(default=(), max_length=MAX_RULES)
-    """The rules, as strings or `Rule`s. At least one, unless there is a `judging_prompt`."""
+    policies: Rules = Field(default=(), max_length=MAX_RULES)
+    """The rules, as strings or `Rule`s (`rules` has them all as `Rule`s). At least one, unless there is a
+    `judging_prompt`."""
     judging_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
     """A judging prompt of one's own instead of `policies`. `{customer_text}`, `{primary_response}`,
     `{tool_calls_json}` and `{history_summary}` become the names of the fields in which the judge finds them."""
@@ -71,7 +81,7 @@ class PolicyConfig(BaseModel):
     """Seconds that judging a turn may take."""
     tool_gate_enabled: bool = Field(default=True, strict=True)
     """Whether tools that are not irreversible are judged too. Irreversible ones always are."""
-    irreversible_tools: tuple[str, ...] = DEFAULT_IRREVERSIBLE_TOOLS
+    irreversible_tools: Names = DEFAULT_IRREVERSIBLE_TOOLS
     """Names of tools that cannot be undone; compared without regard to case."""
     tool_gate_on_failure: Literal["block", "allow"] = "block"
     """What becomes of an irreversible tool call that could not be judged. Others are allowed then."""
@@ -85,6 +95,11 @@ class PolicyConfig(BaseModel):
     """Spoken first while a correction is prepared, at most 1.6 seconds of speech; None: the engine's own lines."""
     judge_max_tokens: Millis = Field(default=400, ge=50, le=8_000)
     """The longest answer that the judge may give to one question, in tokens."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The policy's rules, in order."""
+        return cast(tuple[Rule, ...], self.policies)
 
     @field_validator("policies", mode="before")
     @classmethod

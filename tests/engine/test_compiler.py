@@ -157,7 +157,13 @@ def test_arguments_of_megabytes_do_not_reach_the_judge_of_a_turn() -> None:
     assert len(user_message(customer_text="", agent_text="hi", tool_calls=[(call, False)])) < 1_000
 
 
-texts = st.text(st.characters(codec=None), max_size=40)  # surrogates included
+@pytest.mark.parametrize(("said", "sent"), [("a\ud83d b", "a\ufffd b"), ("\ud83d\ude00", "😀"), ("\udc00", "\ufffd")])
+def test_half_a_character_does_not_keep_a_turn_from_being_judged(said: str, sent: str) -> None:
+    message = user_message(customer_text=said, agent_text="Hello.")
+    assert json.loads(message.encode())["customer_text"] == sent
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=40)  # half characters included
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),

@@ -47,6 +47,7 @@ def test_rules_are_strings_or_have_a_severity() -> None:
         ("policies", [{"text": "x", "severity": "catastrophic"}]),
         ("policies", [{"text": "x", "weight": 3}]),
         ("policies", [7]),
+        ("policies", 7),
         ("policies", ["x" * 5_000]),
         ("policies", ["x"] * 501),
         ("intervention_threshold", "abc"),
@@ -117,7 +118,7 @@ def test_a_stored_version_becomes_a_configuration() -> None:
     )
     assert made.llm is llm
     assert (made.tenant_id, made.mode, made.intervention_threshold) == ("t-1", "shadow", 1.0)
-    assert made.policies[0].severity == "high"
+    assert made.rules[0].severity == "high"
 
 
 @pytest.mark.parametrize("name", ["llm", "tenant_id", "policies"])

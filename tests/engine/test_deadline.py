@@ -76,6 +76,17 @@ async def test_a_client_that_cannot_be_cancelled_costs_no_time_and_its_answer_is
 
 
 @virtual_time
+async def test_a_client_that_fails_after_the_deadline_is_not_reported_as_late(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="supervision")
+    asker = DeadlineAsker(llm := ScriptedLLM(delay_s=30, ignores_cancellation=True, turn=KeyError("what was said")))
+    assert (await ask(llm, 2.0, asker)).state is JudgingState.TIMED_OUT
+    await asker.aclose()
+    await asyncio.sleep(0)
+    assert "ended with KeyError after its deadline" in caplog.text
+    assert "what was said" not in caplog.text
+
+
+@virtual_time
 async def test_with_no_time_left_nothing_is_asked() -> None:
     llm = ScriptedLLM()
     for seconds in (0.0, -1.0):

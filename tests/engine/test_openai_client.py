@@ -82,9 +82,11 @@ async def test_the_result_has_the_text_and_what_it_cost(llm: LLMStandIn, client:
     assert await ask(client) == LLMResult('{"score": 1}', Usage(900, 40, 768))
 
 
-@pytest.mark.parametrize("usage", [{}, {"prompt_tokens": "many", "prompt_tokens_details": 3}, {"prompt_tokens": -1}])
+@pytest.mark.parametrize(
+    "usage", [{}, {"prompt_tokens": "many", "prompt_tokens_details": 3}, {"prompt_tokens": -1}, []]
+)
 async def test_a_provider_that_counts_nothing_or_nonsense_costs_nothing(
-    llm: LLMStandIn, client: OpenAIClient, usage: dict[str, Any]
+    llm: LLMStandIn, client: OpenAIClient, usage: Any
 ) -> None:
     llm.once(usage=usage)
     assert (await ask(client)).usage == Usage(0, 0, 0)

@@ -320,6 +320,33 @@ async def test_t5_a_full_ledger_blocks_rather_than_forgets(monkeypatch: pytest.M
     assert (await gate_one(call, charge("again", 1))).code is ToolCode.DUPLICATE
 
 
+@virtual_time
+async def test_t5_a_repeat_that_waited_for_a_full_ledger_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supervision.engine.scorer.tool_gate.MAX_LEDGER_ENTRIES", 1)
+    call = make_call(ScriptedLLM())
+    await gate(call, charge("t1"))
+    repeat = asyncio.create_task(gate_one(call, charge("t2")))
+    await asyncio.sleep(1)
+    call.tool_done("t1", False)
+    other = asyncio.create_task(gate_one(call, charge("t3", 5)))
+    codes = {(await repeat).code, (await other).code}
+    assert codes == {ToolCode.OK, ToolCode.FAILED}
+
+
+@virtual_time
+async def test_j14_decisions_are_forgotten_but_not_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supervision.engine.scorer.tool_gate.MAX_DECISIONS", 5)
+    call = make_call(ScriptedLLM())
+    await gate(call, charge("t1"))
+    call.tool_done("t1", True, "receipt")
+    for number in range(20):
+        await gate(call, look_up(f"l{number}"))
+    assert len(call._gate._decisions) == 5
+    assert call.tool_done("l0", True) is None
+    verdict = await gate_one(call, charge("t1"))
+    assert (verdict.code, verdict.stored_result) == (ToolCode.DUPLICATE, "receipt")
+
+
 @pytest.mark.parametrize(
     ("intent", "says"),
     [

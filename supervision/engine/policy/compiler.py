@@ -215,7 +215,7 @@ def compile_policy(config: PolicyConfig) -> CompiledPolicy:
     if config.judging_prompt is None:
         # On one line each, so that a rule cannot be taken for a heading or for another rule.
         lines = [f"0. {BUILT_IN_RULE}"]
-        lines += [f"{number}. {' '.join(rule.text.split())}" for number, rule in enumerate(config.policies, 1)]
+        lines += [f"{number}. {' '.join(rule.text.split())}" for number, rule in enumerate(config.rules, 1)]
         rules = "\n".join(lines)
     else:
         rules = config.judging_prompt
@@ -227,8 +227,8 @@ def compile_policy(config: PolicyConfig) -> CompiledPolicy:
         turn_prompt=f"{stable}\n{_TURN_TASK}",
         tools_prompt=f"{stable}\n{_TOOLS_TASK}",
         correction_prompt=f"{stable}\n{_CORRECTION_TASK}",
-        rules=config.policies,
-        _by_text={_folded(text): text for text in [*(rule.text for rule in config.policies), BUILT_IN_RULE]},
+        rules=config.rules,
+        _by_text={_folded(text): text for text in [*(rule.text for rule in config.rules), BUILT_IN_RULE]},
     )
 
 
