@@ -99,6 +99,7 @@ class JournalWriter:
         self._backlog: deque[tuple[int, Row | None]] = deque()
         self._backlog_bytes = 0
         self._taken = 0
+        self._forgetting: list[int] = []
         # A journal that replaces a damaged one numbers on, so that no position ever names two events.
         self._last_position = 0
         self._failing = False
@@ -256,6 +257,9 @@ class JournalWriter:
             if row is not None:
                 self._backlog_bytes += row.size
             self._backlog.append((self._taken, row))
+        # Taken one by one: the loop appends while this thread is at work.
+        while self._drained:
+            self._forgetting += self._drained.popleft()
         if self._backlog_bytes > self._limits.max_backlog_bytes:
             self._shrink_backlog()
 
@@ -312,9 +316,9 @@ class JournalWriter:
             journal.quarantine(position, reason)
             self.counts.quarantined += 1
             self._refused.popleft()
-        if self._drained and (self._failing or not self._backlog):
-            journal.forget([position for positions in self._drained for position in positions])
-            self._drained.clear()
+        if self._forgetting and (self._failing or not self._backlog):
+            journal.forget(self._forgetting)
+            self._forgetting = []
 
     def _write_some(self, journal: Journal) -> None:
         if journal.fullness >= self._limits.detail_fullness:
@@ -322,12 +326,11 @@ class JournalWriter:
             self._thin_quarantine(journal)
         group = [self._backlog[n] for n in range(min(len(self._backlog), _ROWS_PER_COMMIT))]
         rows = [row for _, row in group if row is not None]
-        drained = [position for positions in self._drained for position in positions]
-        if rows or drained:
-            journal.append(rows, drained=drained)
+        if rows or self._forgetting:
+            journal.append(rows, drained=self._forgetting)
             self.counts.commits += 1
             self.counts.written += len(rows)
-        self._drained.clear()
+        self._forgetting = []
         for _, row in group:
             self._backlog.popleft()
             if row is not None:
@@ -362,7 +365,7 @@ class JournalWriter:
         if journal is None:
             return
         self._last_position = journal.last_position
-        self._drained.clear()
+        self._forgetting = []
         self._refused.clear()
         try:
             logger.error("the journal is damaged; it is kept as %s", journal.set_aside())

@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -106,7 +107,7 @@ def _pool(dsn: str) -> _Pool:
         kwargs={
             "autocommit": True,
             "row_factory": dict_row,
-            "connect_timeout": int(LOOKUP_TIMEOUT_S),
+            "connect_timeout": math.ceil(LOOKUP_TIMEOUT_S),
             "application_name": "mirror-stream",
         },
         name="mirror-stream",
