@@ -44,10 +44,16 @@ DATABASES: dict[str, dict[str, Any]] = {"default": database_settings(_role_url)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Media of calls never goes through the layer; it carries announcements ("call.changed") to console sockets.
+# The layer waits 5 s at a time for messages, and the client's own time-out is 5 s too: idle sockets would fail by it.
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.core.RedisChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL], "prefix": "mirror:asgi", "expiry": 30, "capacity": 1000},
+        "CONFIG": {
+            "hosts": [{"address": REDIS_URL, "socket_timeout": 15}],
+            "prefix": "mirror:asgi",
+            "expiry": 30,
+            "capacity": 1000,
+        },
     },
 }
 

@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from django.test import TransactionTestCase
 
     # Flushing is TRUNCATE, which the role that runs Mirror may not do; see the module's docstring.
-    TransactionTestCase._fixture_teardown = lambda self: None  # type: ignore[attr-defined, method-assign]
+    TransactionTestCase._fixture_teardown = lambda self: None  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -61,7 +61,7 @@ def redis_url(servers: support.Servers) -> str:
     from django.conf import settings
 
     settings.REDIS_URL = settings.CELERY_BROKER_URL = servers.redis_url
-    settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"] = [servers.redis_url]
+    settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"][0]["address"] = servers.redis_url
     channel_layers.backends.clear()
     return servers.redis_url
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,8 @@ import pytest
 from django.contrib.auth.hashers import make_password
 from django.test import override_settings
 
-from supervision.recorder.events import RecordEvent
 from tests.factories import PASSWORD, Tenancy
-from tests.webui.story import record
+from tests.webui.story import Recording
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -47,13 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def recorded(database_urls: DatabaseUrls, redis_url: str, tmp_path: Path) -> Callable[..., None]:
-    """Bring events into PostgreSQL with the real recorder, which announces them."""
-
-    def bring(events: Iterable[RecordEvent], *, announce: bool = True) -> None:
-        record(events, dsn=database_urls.app, journal_dir=tmp_path / "journal", announce=announce)
-
-    return bring
+def recorded(database_urls: DatabaseUrls, redis_url: str, tmp_path: Path) -> Iterator[Recording]:
+    """`recorded(events)` brings events into PostgreSQL with the real recorder, which announces them."""
+    recording = Recording(dsn=database_urls.app, journal_dir=tmp_path / "journal")
+    yield recording
+    recording.close()
 
 
 class Console:

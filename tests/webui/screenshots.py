@@ -11,7 +11,7 @@ import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -37,8 +37,8 @@ def main(folder: Path) -> None:
     urls = support.database_create(servers)
     settings.DATABASE_URL = urls.app
     connections["default"].settings_dict.update(database_settings(urls.app))
-    config: dict[str, object] = settings.CHANNEL_LAYERS["default"]["CONFIG"]  # type: ignore[assignment]
-    config["hosts"] = [servers.redis_url]
+    layers: Any = settings.CHANNEL_LAYERS
+    layers["default"]["CONFIG"]["hosts"][0]["address"] = servers.redis_url
     channel_layers.backends.clear()
     home = tempfile.TemporaryDirectory(prefix="mirror-screenshots-")
     console = Console(
@@ -52,6 +52,7 @@ def main(folder: Path) -> None:
         },
         free_port(),
     )
+    recording: story.Recording | None = None
     try:
         now = story.now()
         tenancy = tenancy_create(owner="alice", llm_model="demo-script")
@@ -77,7 +78,8 @@ def main(folder: Path) -> None:
             for number in range(1, 9)
         ]
         events = [event for each in stories for event in each.events]
-        story.record(events, dsn=urls.app, journal_dir=Path(home.name) / "journal")
+        recording = story.Recording(dsn=urls.app, journal_dir=Path(home.name) / "journal-of-screenshots")
+        recording(events)
         connections.close_all()
         console.start()
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +129,8 @@ def main(folder: Path) -> None:
                     view.close()
             browser.close()
     finally:
+        if recording is not None:
+            recording.close()
         console.stop()
         connections.close_all()
         support.database_drop(servers, urls.name)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from channels.layers import get_channel_layer
+
 from mirror_saas.ids import uuid7
+from supervision.recorder.announce import announce_to_channel_layer
 from supervision.recorder.events import (
     AgentConnected,
     AgentFailed,
@@ -401,42 +404,48 @@ def live_call(tenancy: Tenancy, started_at: datetime, **fields: Any) -> Story:
     return story
 
 
-def record(events: Iterable[RecordEvent], *, dsn: str, journal_dir: Path, announce: bool = True) -> None:
-    """Bring `events` into PostgreSQL with the real recorder, announcing them; returns when they are there.
+class Recording:
+    """The real recorder in a thread with a loop of its own: whoever calls may have one running (a browser test has).
 
-    In a thread with a loop of its own: whoever calls may have one running (a browser test has).
+    One per test: a recorder that starts takes calls of a journal that nobody holds for calls of a dead process.
     """
 
-    async def run() -> None:
-        recorder = Recorder(journal_dir, dsn) if announce else Recorder(journal_dir, dsn, announce=None)
-        await recorder.start()
-        for event in events:
-            recorder.record(event)
-        await recorder.drained(30)
-        await recorder.aclose()
+    def __init__(self, *, dsn: str, journal_dir: Path) -> None:
+        self._announcing = True
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._recorder = Recorder(journal_dir, dsn, announce=self._announce)
+        self._run(self._recorder.start())
 
-    in_thread(lambda: asyncio.run(run()))
+    def __call__(self, events: Iterable[RecordEvent], *, announce: bool = True) -> None:
+        """Bring `events` into PostgreSQL and, with `announce`, tell the console; returns when they are there."""
 
+        async def bring() -> None:
+            self._announcing = announce
+            for event in events:
+                self._recorder.record(event)
+            await self._recorder.drained(30)
 
-def in_thread(work: Callable[[], None]) -> None:
-    """Run `work` in a thread and wait for it; what it raises is raised here."""
-    failures: list[BaseException] = []
+        self._run(bring())
 
-    def run() -> None:
-        from django.db import connections
+    def close(self) -> None:
+        async def end() -> None:
+            await self._recorder.aclose()
+            if (layer := get_channel_layer()) is not None:
+                await layer.close_pools()
 
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            connections.close_all()
+        self._run(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    async def _announce(self, tenant_id: UUID, call_id: UUID, seq: int) -> None:
+        if self._announcing:
+            await announce_to_channel_layer(tenant_id, call_id, seq)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
 def now() -> datetime:

@@ -267,7 +267,7 @@ def test_the_theme_follows_its_cookie(alice: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_calls_page_shows_what_was_recorded(client: Client, tenant: Tenancy, recorded: Callable[..., None]) -> None:
+def test_a_calls_page_shows_what_was_recorded(client: Client, tenant: Tenancy, recorded: story.Recording) -> None:
     told = story.corrected_call(tenant, CALL_START)
     recorded(told.events)
     client.force_login(tenant.users["bob"])
@@ -298,7 +298,7 @@ def test_a_calls_page_shows_what_was_recorded(client: Client, tenant: Tenancy, r
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("told", [story.live_call, story.silent_call, story.failed_call, story.clean_call])
 def test_every_kind_of_call_has_a_page(
-    client: Client, tenant: Tenancy, recorded: Callable[..., None], told: Callable[..., story.Story]
+    client: Client, tenant: Tenancy, recorded: story.Recording, told: Callable[..., story.Story]
 ) -> None:
     one = told(tenant, story.now())
     recorded(one.events)
