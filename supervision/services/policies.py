@@ -84,17 +84,22 @@ def _checked(
     """Rules and config as they are stored: what the engine accepts, in its own form, without its defaults."""
     if "policies" in config:
         raise ValidationError({"config": "The rules have a field of their own; leave `policies` out of the config."})
+    if not rules and "judging_prompt" not in config:
+        raise ValidationError({"rules": "Give at least one rule, or a judging_prompt in the config."})
     try:
         checked = PolicyConfig(**{**config, "policies": tuple(rules)})
     except pydantic.ValidationError as error:
         messages: dict[str, list[str]] = {}
         for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "config"
-            field = "rules" if where.startswith("policies") else where
-            place = where.removeprefix("policies").removeprefix(".") if field == "rules" else ""
-            messages.setdefault(field, []).append(f"{place}: {problem['msg']}" if place else problem["msg"])
+            field, *inside = problem["loc"] or ("config",)
+            if field == "policies":
+                place = f"rule {inside[0] + 1}: " if inside and isinstance(inside[0], int) else ""
+                messages.setdefault("rules", []).append(place + problem["msg"])
+            else:
+                messages.setdefault(str(field), []).append(problem["msg"])
         raise ValidationError(messages) from error
-    if any("\x00" in rule.text for rule in checked.policies):
+    stored = checked.model_dump(mode="json", include={"policies", *config})
+    stored_rules = stored.pop("policies")
+    if any("\x00" in rule["text"] for rule in stored_rules):
         raise ValidationError({"rules": "A rule contains the character U+0000, which PostgreSQL cannot store."})
-    stored = checked.model_dump(mode="json", include=set(config))
-    return [rule.model_dump(mode="json") for rule in checked.policies], stored
+    return stored_rules, stored

@@ -268,7 +268,7 @@ def test_an_error_of_ours_is_500_without_a_trace_and_the_log_has_its_id(
     body = assert_problem(response, 500)
     assert "caller's words" not in response.content.decode()
     assert "Traceback" not in response.content.decode()
-    assert [record.request_id for record in caplog.records if record.message == "a request failed"] == [
+    assert [vars(record)["request_id"] for record in caplog.records if record.message == "a request failed"] == [
         body["request_id"]
     ]
 

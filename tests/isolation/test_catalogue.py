@@ -19,7 +19,7 @@ WALL = "(tenant_id = (NULLIF(current_setting('app.tenant_id'::text, true), ''::t
 def query(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 def tenant_tables() -> list[str]:

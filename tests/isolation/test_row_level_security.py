@@ -60,7 +60,8 @@ def test_without_a_tenant_there_are_no_rows(tenant: Tenancy, stranger: Tenancy, 
     if setting is not None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT set_config('app.tenant_id', %s, true)", [setting])
-    for model in [*TENANT_MODELS, Tenant]:
+    models_of_tenants: list[type[models.Model]] = [*TENANT_MODELS, Tenant]
+    for model in models_of_tenants:
         assert model._default_manager.count() == 0, model.__name__
 
 
@@ -132,7 +133,7 @@ def test_a_foreign_key_to_a_strangers_row_is_refused_like_one_to_a_missing_row(
 def lookup(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 @pytest.mark.django_db

@@ -94,7 +94,7 @@ def test_what_does_not_work_any_more_is_made_anew() -> None:
     user.save()
     second = run(previous=first)
     for name in ("api_key", "stream_url", "answer_url", "password"):
-        assert second[name] != first[name], name  # type: ignore[literal-required]
+        assert second[name] != first[name], name
     assert Client().login(username=second["email"], password=second["password"])
     assert second == run(previous=second)
 

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.django_db
 def setting() -> str | None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT nullif(current_setting('app.tenant_id', true), '')")
-        return cursor.fetchone()[0]
+        value: str | None = cursor.fetchone()[0]
+        return value
 
 
 def test_outside_of_a_context_a_query_says_that_a_tenant_is_missing() -> None:
