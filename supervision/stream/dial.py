@@ -144,9 +144,9 @@ class AgentLeg:
     def send_text(self, text: str) -> None:
         """Send a text frame as it is, or queue it while the agent is dialled or slow."""
         if self._paused:
-            self._wait(WSMsgType.TEXT, text.encode("utf-8", "surrogatepass"), is_media(text))
+            self._wait(WSMsgType.TEXT, text.encode(), is_media(text))
         elif self._transport is not None:
-            self._transport.send(WSMsgType.TEXT, text.encode("utf-8", "surrogatepass"))
+            self._transport.send(WSMsgType.TEXT, text.encode())
 
     def send_binary(self, data: bytes) -> None:
         """Send a binary frame as it is."""

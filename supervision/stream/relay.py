@@ -79,6 +79,16 @@ class _Queued:
 
 
 @dataclass(slots=True)
+class _Recent:
+    """One of the newest audio frames of the agent; whether it holds speech is looked at only when a turn waits."""
+
+    payload: str
+    duration: float
+    arrived_at: float
+    speaks: bool | None = None
+
+
+@dataclass(slots=True)
 class _Injected:
     """A frame of Mirror's own, waiting to be paced out."""
 
@@ -169,7 +179,7 @@ class CallRelay:
         self._injected_s = 0.0
         self._pending: deque[TurnAudio] = deque()
         self._gap = True
-        self._recent_agent: deque[tuple[str, float, float]] = deque(maxlen=12)
+        self._recent_agent: deque[_Recent] = deque(maxlen=12)
         self._muted_end_at = 0.0
         self.holding = False
         self.speaking = False
@@ -298,18 +308,20 @@ class CallRelay:
             self.current = self._pending.popleft()
             self._begin(self.current)
         self._gap = False
-        self._recent_agent.append((text[start:end], duration, now))
+        self._recent_agent.append(_Recent(text[start:end], duration, now))
         return self.current
 
     def _silent_for(self, now: float) -> float:
         """Seconds without agent speech: since the newest frame that holds any, or of quiet frames after it."""
         quiet = 0.0
         since = now
-        for payload, duration, arrived_at in reversed(self._recent_agent):
-            since = arrived_at
-            if self._speaks(payload):
+        for frame in reversed(self._recent_agent):
+            since = frame.arrived_at
+            if frame.speaks is None:
+                frame.speaks = self._speaks(frame.payload)
+            if frame.speaks:
                 break
-            quiet += duration
+            quiet += frame.duration
         return max(quiet, now - since)
 
     def _speaks(self, payload: str) -> bool:
