@@ -6,6 +6,7 @@ else of the shell that steers Mirror or names an account is taken out, also for 
 
 import base64
 import os
+import secrets
 import tempfile
 
 _TEST_SERVERS = ("DATABASE_ADMIN_URL", "REDIS_URL")
@@ -18,9 +19,10 @@ for _name in list(os.environ):
     if _name.startswith(_FOREIGN):
         del os.environ[_name]
 
-# Set once by the first process of the run; xdist's workers inherit it and so share one folder and one server.
+# Named once by the first process of the run; xdist's workers inherit it and so share one folder and one server.
+# The folder itself is made by the first test that needs it.
 if "TEST_RUN_HOME" not in os.environ:
-    os.environ["TEST_RUN_HOME"] = tempfile.mkdtemp(prefix="mirror-tests-")
+    os.environ["TEST_RUN_HOME"] = os.path.join(tempfile.gettempdir(), f"mirror-tests-{secrets.token_hex(4)}")
 
 os.environ["MIRROR_ENV"] = "development"
 os.environ["MIRROR_HOME"] = os.path.join(os.environ["TEST_RUN_HOME"], "home")

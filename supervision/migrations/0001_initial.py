@@ -482,6 +482,6 @@ class Migration(migrations.Migration):
             'TABLE (tenant_id uuid, agent_id uuid)',
             'SELECT k.tenant_id, k.agent_id FROM public.tenants_tenant t'
             ' JOIN public.supervision_streamkey k ON k.tenant_id = t.id AND k.key_hash = $2'
-            ' WHERE t.slug = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())',
+            ' WHERE t.slug = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > statement_timestamp())',
         ),
     ]

@@ -110,6 +110,6 @@ class Migration(migrations.Migration):
             'prefix text, secret_hash bytea',
             'TABLE (tenant_id uuid, api_key_id uuid)',
             'SELECT k.tenant_id, k.id FROM public.tenants_apikey k WHERE k.prefix = $1 AND k.secret_hash = $2'
-            ' AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())',
+            ' AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > statement_timestamp())',
         ),
     ]

@@ -72,6 +72,7 @@ def worker_number() -> int:
 
 def servers_start() -> Servers:
     """Start the run's servers, or find those that another process of the run started."""
+    run_home().mkdir(mode=0o700, exist_ok=True)
     admin_url = os.environ.get("TEST_DATABASE_ADMIN_URL")
     redis_url = os.environ.get("TEST_REDIS_URL")
     home: Path | None = None
