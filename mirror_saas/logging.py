@@ -57,6 +57,13 @@ class MaskSecrets(logging.Filter):
         return True
 
 
+class WithoutProbes(logging.Filter):
+    """Drops Django's line for each 503 of /readyz: probes ask every few seconds, and the answer says what is wrong."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (getattr(record, "status_code", None) == 503 and record.getMessage().endswith(" /readyz"))
+
+
 class JSONFormatter(logging.Formatter):
     """One JSON object a line: `at` (UTC), `level`, `logger`, `message`, `error` (traceback) and the extra fields."""
 
@@ -84,13 +91,17 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"mask": {"()": "mirror_saas.logging.MaskSecrets"}},
+        "filters": {
+            "mask": {"()": "mirror_saas.logging.MaskSecrets"},
+            "without_probes": {"()": "mirror_saas.logging.WithoutProbes"},
+        },
         "formatters": {"json": {"()": "mirror_saas.logging.JSONFormatter"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["mask"]}},
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             # Django's own handlers would print unmasked lines a second time.
             "django": {"handlers": [], "level": level, "propagate": True},
+            "django.request": {"filters": ["without_probes"]},
             "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
             "daphne": {"level": "WARNING"},
             "asyncio": {"level": "WARNING"},

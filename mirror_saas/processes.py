@@ -78,17 +78,22 @@ class ProcessGroup:
     def stopping(self) -> bool:
         return self._stop.is_set()
 
-    async def start(self, spec: ProcessSpec) -> None:
-        """Start a child and return once it is up. Raises `ProcessError` when it ends or takes too long."""
-        child = await self._spawn(spec)
-        self._children.append(child)
-        await self._race(child.wait_ready(), spec)
+    async def start(self, *specs: ProcessSpec) -> None:
+        """Start children, in this order, and return once all are up; they come up side by side.
+
+        Raises `ProcessError` when one ends or takes too long.
+        """
+        started = []
+        for spec in specs:
+            started.append(await self._spawn(spec))
+            self._children.append(started[-1])
+        await self._race(asyncio.gather(*(child.wait_ready() for child in started)), started)
 
     async def run(self, spec: ProcessSpec) -> None:
         """Run a child to its end. Raises `ProcessError` unless it exits with 0."""
         child = await self._spawn(spec)
         self._children.append(child)
-        code = await self._race(child.process.wait(), spec)
+        code = await self._race(child.process.wait(), [child])
         await child.output_done()
         self._children.remove(child)
         if code != 0:
@@ -101,8 +106,7 @@ class ProcessGroup:
         try:
             done, _ = await asyncio.wait({*ends, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*ends, stop):
-                task.cancel()
+            await _cancelled(*ends, stop)
         if stop in done:
             return
         child = next(ends[task] for task in done if task in ends)
@@ -133,12 +137,12 @@ class ProcessGroup:
             raise ProcessError(spec.name, f"cannot be started: {error.strerror} ({spec.command[0]})") from error
         return _Child(spec, process, self._write)
 
-    async def _race(self, work: Awaitable[Result], spec: ProcessSpec) -> Result:
-        """Await `work`, unless a stop is asked for or one of the other children ends first."""
+    async def _race(self, work: Awaitable[Result], children: "Sequence[_Child]") -> Result:
+        """Await `work` on `children`, unless a stop is asked for or one of the others ends first."""
         task: asyncio.Future[Any] = asyncio.ensure_future(work)
         stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
         others: dict[asyncio.Future[Any], _Child] = {
-            asyncio.ensure_future(child.process.wait()): child for child in self._children if child.spec is not spec
+            asyncio.ensure_future(child.process.wait()): child for child in self._children if child not in children
         }
         try:
             done, _ = await asyncio.wait({task, stop, *others}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,8 +154,7 @@ class ProcessGroup:
             await dead.output_done()
             raise ProcessError(dead.spec.name, f"ended ({_how(dead.process.returncode)}); stopping the others.")
         finally:
-            for pending in (task, stop, *others):
-                pending.cancel()
+            await _cancelled(task, stop, *others)
 
 
 class Stopped(Exception):
@@ -198,8 +201,7 @@ class _Child:
                 {ready, ended}, timeout=self.spec.ready_within_s, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            ready.cancel()
-            ended.cancel()
+            await _cancelled(ready, ended)
         if ready in done:
             ready.result()  # a probe that raised is a mistake of ours, not a child that is slow
             return
@@ -233,7 +235,7 @@ class _Child:
         # What a child leaves behind (a pool's workers, say) must not outlive it.
         self._signal(signal.SIGKILL, group=True)
         await self.output_done()
-        self._reader.cancel()
+        await _cancelled(self._reader)
 
     def _signal(self, number: signal.Signals, *, group: bool = False) -> None:
         # The child leads its own session, so its number is also its group's. Gone already is what we want.
@@ -242,6 +244,13 @@ class _Child:
                 os.killpg(self.process.pid, number)
             else:
                 os.kill(self.process.pid, number)
+
+
+async def _cancelled(*futures: "asyncio.Future[Any]") -> None:
+    """Cancel what still runs and take every outcome, so that nothing is reported as never looked at."""
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)
 
 
 def _how(code: int | None) -> str:

@@ -95,3 +95,16 @@ def test_access_lines_of_the_server_are_off(capsys: pytest.CaptureFixture[str]) 
     finally:
         logging.root.handlers[:] = saved
     assert capsys.readouterr().err == ""
+
+
+def test_a_probes_503_is_no_line_but_any_other_503_is(capsys: pytest.CaptureFixture[str]) -> None:
+    saved = logging.root.handlers[:]
+    try:
+        logging.config.dictConfig(logging_config())
+        for path in ("/readyz", "/api/v1/calls"):
+            logging.getLogger("django.request").error("Service Unavailable: %s", path, extra={"status_code": 503})
+    finally:
+        logging.root.handlers[:] = saved
+    assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == [
+        "Service Unavailable: /api/v1/calls"
+    ]

@@ -65,10 +65,12 @@ class Command(BaseCommand):
                 await group.start(_demo_spec("judge", judge_port, env))
                 seed["judge_base_url"] = f"http://127.0.0.1:{judge_port}/v1"
             await group.run(ProcessSpec(name="seed", command=manage("demo", "--seed", json.dumps(seed)), env=env))
-            await group.start(_demo_spec("agent", agent_port, env))
-            await group.start(web_spec(environment, env))
-            await group.start(worker_spec(env))
-            await group.start(beat_spec(env))
+            await group.start(
+                _demo_spec("agent", agent_port, env),
+                web_spec(environment, env),
+                worker_spec(env),
+                beat_spec(env),
+            )
             demo = json.loads((environment.home / DEMO_FILE).read_text(encoding="utf-8"))
             if call:
                 self._write(f"Placing a simulated call; watch it at {demo['console_url']}")

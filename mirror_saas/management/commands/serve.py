@@ -60,9 +60,7 @@ class Command(BaseCommand):
         async def body(group: ProcessGroup) -> None:
             if migrate:
                 await group.run(migrate_spec(env))
-            await group.start(web_spec(environment, env))
-            await group.start(worker_spec(env))
-            await group.start(beat_spec(env))
+            await group.start(web_spec(environment, env), worker_spec(env), beat_spec(env))
             self._write(f"Mirror runs: {environment.public_url}/")
 
         stack_run(environment, body, write=self._write)
