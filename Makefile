@@ -47,8 +47,8 @@ bench-relay: $(VENV)/.dev
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml
 lock: $(VENV)/.dev
-	$(LOCK) --extra server --extra local-speech -o requirements/run.txt
-	$(LOCK) --extra server --extra local-speech --extra uvicorn --group dev -o requirements/dev.txt
+	$(LOCK) --extra server --extra demo -o requirements/run.txt
+	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
