@@ -366,8 +366,12 @@ class JournalReader:
 
 
 def orphans(directory: Path) -> list[Path]:
-    """The journals in `directory`, oldest first; which of them are orphans shows when their lock is tried."""
-    return sorted(directory.glob(f"*{SUFFIX}"))
+    """The journals in `directory`, oldest first; which of them are orphans shows when their lock is tried.
+
+    Among them are names of which a process that died left no more than the lock: trying to adopt them removes it.
+    """
+    locks = directory.glob(f"*{SUFFIX}{LOCK_SUFFIX}")
+    return sorted({*directory.glob(f"*{SUFFIX}"), *(lock.with_suffix("") for lock in locks)})
 
 
 def is_damage(error: Exception) -> bool:

@@ -103,6 +103,7 @@ class JournalWriter:
         # A journal that replaces a damaged one numbers on, so that no position ever names two events.
         self._last_position = 0
         self._failing = False
+        self._nearly_full = False
         self._retry_s = _RETRY_FIRST_S
         self._thread = threading.Thread(target=self._run, name="mirror-journal", daemon=True)
 
@@ -321,7 +322,13 @@ class JournalWriter:
             self._forgetting = []
 
     def _write_some(self, journal: Journal) -> None:
-        if journal.fullness >= self._limits.detail_fullness:
+        nearly_full = journal.fullness >= self._limits.detail_fullness
+        if nearly_full != self._nearly_full:
+            self._nearly_full = nearly_full
+            logger.warning(
+                "the journal is nearly full, detail is left out" if nearly_full else "the journal has room again"
+            )
+        if nearly_full:
             self._drop_detail_of_backlog()
             self._thin_quarantine(journal)
         group = [self._backlog[n] for n in range(min(len(self._backlog), _ROWS_PER_COMMIT))]

@@ -123,6 +123,14 @@ def test_a_journal_that_somebody_else_finished_is_gone_not_new(journal):
     assert list(path.parent.iterdir()) == []
 
 
+def test_a_lock_without_a_journal_is_cleared_away(tmp_path):
+    (tmp_path / "1.journal.lock").touch()
+    assert orphans(tmp_path) == [tmp_path / "1.journal"]
+    with pytest.raises(JournalLocked):
+        Journal.adopt(tmp_path / "1.journal", max_bytes=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_on_a_file_that_an_adopter_removed_is_no_lock(tmp_path, monkeypatch):
     path = tmp_path / "1.journal"
     flock = journal_module.fcntl.flock

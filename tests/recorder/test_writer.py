@@ -197,7 +197,7 @@ async def test_it_is_tried_again_without_anybody_asking(make_writer, tmp_path):
         await written.wait()
 
 
-async def test_a_full_journal_gives_up_detail_before_what_counts(make_writer, tmp_path):
+async def test_a_full_journal_gives_up_detail_before_what_counts(make_writer, caplog):
     limits = JournalLimits(max_bytes=256 * 1024, detail_fullness=0.5)
     writer = make_writer(limits=limits)
     counted = 0
@@ -218,6 +218,7 @@ async def test_a_full_journal_gives_up_detail_before_what_counts(make_writer, tm
     with sqlite3.connect(writer.journal_path) as db:
         kinds = dict(db.execute("SELECT kind, count(*) FROM event GROUP BY kind"))
     assert kinds["turn.reported"] == counted
+    assert caplog.text.count("nearly full, detail is left out") == 1
     # Detail stops at half of the space, what counts goes on to the end.
     assert 0 < kinds["media.dropped"] <= counted * 0.6
 
