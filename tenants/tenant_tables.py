@@ -46,10 +46,11 @@ def tenant_foreign_key(table: str, column: str, references: str, *, on_delete: O
     It is checked at commit, because the recorder inserts a call's events before the call's own row.
     """
     action = f"SET NULL ({column})" if on_delete == "SET NULL" else on_delete
+    name = f"{table}_{column}_tenant_fk"
     return RunSQL(
-        f"ALTER TABLE {table} ADD CONSTRAINT {table}_{column}_tenant_fk FOREIGN KEY (tenant_id, {column}) "
+        f"ALTER TABLE {table} ADD CONSTRAINT {name} FOREIGN KEY (tenant_id, {column}) "
         f"REFERENCES {references} (tenant_id, id) ON DELETE {action} DEFERRABLE INITIALLY DEFERRED",
-        reverse_sql=RunSQL.noop,
+        reverse_sql=f"ALTER TABLE {table} DROP CONSTRAINT {name}",
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.staticfiles import finders
 from django.test import Client
 
 from mirror_saas.ids import uuid7
@@ -296,3 +298,5 @@ def test_the_docs_page_loads_nothing_from_another_host() -> None:
     assert "swagger-ui-bundle" in page
     assert "http://" not in page
     assert "https://" not in page
+    for asset in re.findall(r'(?:src|href)="/static/([^"]+)"', page):
+        assert finders.find(asset), asset
