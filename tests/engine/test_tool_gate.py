@@ -163,6 +163,7 @@ async def test_t2_a_policy_can_choose_otherwise(broken: dict[str, Any], code: To
     recorded = []
 
     async def before_allow(intent: ToolCallIntent) -> None:
+        await asyncio.sleep(0.05)
         recorded.append(intent.id)
 
     call = make_call(ScriptedLLM(**broken), tool_gate_on_failure="allow")
