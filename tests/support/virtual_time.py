@@ -95,6 +95,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """Waits for the executor's threads; Python 3.12 and later watch them from a thread that the loop ignores."""
+        self._jumping.threads_busy += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self._jumping.threads_busy -= 1
+
     def _thread_done(self, _future: asyncio.Future[Any]) -> None:
         self._jumping.threads_busy -= 1
 
