@@ -73,7 +73,7 @@ def calls(request: HttpRequest, query: Query[CallsQuery]) -> PageOut[CallOut]:
 @requires(Scope.CALLS_READ)
 def call(request: HttpRequest, call_id: UUID) -> CallDetailOut:
     """One call. Another tenant's call and one that never was are both 404."""
-    return CallDetailOut.of_call(call_get(call_id=call_id), call_tool_decisions(call_id=call_id, outside_turns=True))
+    return CallDetailOut.of_call(call_get(call_id=call_id), call_tool_decisions(call_id=call_id))
 
 
 @router.get(

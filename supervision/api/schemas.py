@@ -174,7 +174,7 @@ class AgentNoteOut(Out):
 
 
 class CallDetailOut(CallOut):
-    """A call with its counts. Tools that named no turn are here; the others are with their turns."""
+    """A call with its counts and every tool decision in order; those that named a turn are also with their turn."""
 
     policy_name: str | None
     tool_decisions: list[ToolDecisionOut]

@@ -130,14 +130,10 @@ def call_turns(*, call_id: UUID, after_index: int | None = None, limit: int | No
     ]
 
 
-def call_tool_decisions(*, call_id: UUID, outside_turns: bool = False) -> list[ToolDecision]:
-    """The call's tool decisions in order; with `outside_turns` only those of tools that named no turn.
-
-    Raises CallNotFound.
-    """
+def call_tool_decisions(*, call_id: UUID) -> list[ToolDecision]:
+    """The call's tool decisions in order, also of tools that named no turn. Raises CallNotFound."""
     _call_required(call_id)
-    decisions = ToolDecision.objects.filter(call_id=call_id).order_by("at_ms", "id")
-    return list(decisions.filter(turn_id__isnull=True) if outside_turns else decisions)
+    return list(ToolDecision.objects.filter(call_id=call_id).order_by("at_ms", "id"))
 
 
 def call_interventions(*, call_id: UUID) -> list[Intervention]:

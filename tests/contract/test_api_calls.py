@@ -89,15 +89,16 @@ def test_calls_of_one_agent_can_be_asked_for(tenant: Tenancy, stranger: Tenancy)
     assert get(tenant, "/calls", agent_id=str(stranger.agent.id)).json()["items"] == []
 
 
-def test_a_call_comes_with_its_counts_and_the_tools_that_named_no_turn(tenant: Tenancy) -> None:
+def test_a_call_comes_with_its_counts_and_every_tool_decision(tenant: Tenancy) -> None:
     call = call_create(tenant)
     with tenant.context():
         ToolDecision.objects.create(call=call, ref="x", name="lookup", args=None, allow=False, code="bad_args", at_ms=5)
     body = get(tenant, f"/calls/{call.id}").json()
     assert body["policy_name"] == "alice's policy"
     assert body["coverage"] == 1.0
-    assert [decision["name"] for decision in body["tool_decisions"]] == ["lookup"]
+    assert [decision["name"] for decision in body["tool_decisions"]] == ["lookup", "process_payment"]
     assert body["tool_decisions"][0]["args"] is None
+    assert [decision["turn_id"] is None for decision in body["tool_decisions"]] == [True, False]
 
 
 def test_a_turn_comes_with_verdict_heard_text_tools_and_the_steps_of_its_intervention(tenant: Tenancy) -> None:

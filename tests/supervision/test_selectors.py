@@ -54,7 +54,6 @@ def test_turns_and_events_can_be_asked_for_from_where_one_was(tenant: Tenancy) -
         assert [event.seq for event in call_timeline(call_id=call.id, after_seq=3)] == [4, 5]
         assert len(call_interventions(call_id=call.id)) == 1
         assert len(call_tool_decisions(call_id=call.id)) == 1
-        assert call_tool_decisions(call_id=call.id, outside_turns=True) == []
 
 
 def test_cursors_come_back_as_they_went() -> None:
