@@ -38,6 +38,7 @@ PING_AFTER_S: Final = 20.0
 WRITE_HIGH: Final = 256 * 1024  # bytes in the socket's buffer from which frames wait in our own queue
 BACKLOG_MEDIA: Final = 500  # media frames of 20 ms that wait for a slow agent: 10 s, then the oldest go
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
+GOODBYE_S: Final = 5.0  # for an agent to take what was sent and our close frame; then the connection is cut
 
 
 class AgentUnreachable(Exception):
@@ -156,7 +157,7 @@ class AgentLeg:
             self._transport.send(WSMsgType.BINARY, data)
 
     def close(self, code: int = 1000) -> None:
-        """Say goodbye with ``code``; a peer that does not answer is cut off by the socket's own timeouts."""
+        """Say goodbye with ``code``; nothing that still comes is taken, and a peer that does not answer is cut off."""
         self._closed = self._closed or AgentClosed(code, "closed by Mirror")
         if self._pinging is not None:
             self._pinging.cancel()
@@ -165,6 +166,8 @@ class AgentLeg:
         if self._transport is not None:
             self._transport.send_close(WSCloseCode(code))
             self._transport.disconnect()
+            # An agent that reads nothing would keep its socket, and what it did not read, for ever.
+            asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.disconnect, False)
 
     def _ping_later(self) -> None:
         self._heard_since_ping = False
@@ -225,6 +228,8 @@ class _Listener(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
+        if self._leg._closed is not None and kind is not WSMsgType.CLOSE:
+            return
         self._leg._heard_since_ping = True
         if kind is WSMsgType.TEXT and frame.fin:
             self._text(frame.get_payload_as_bytes())

@@ -286,7 +286,7 @@ class CallRelay:
         turn = self._whose(text, start, end, duration, now)
         if turn is not None:
             turn.received_s += duration
-            if len(turn.audio) < AUDIO_KEPT_S * self._bytes_per_s:
+            if not turn.heard_reported and len(turn.audio) < AUDIO_KEPT_S * self._bytes_per_s:
                 turn.audio += _decoded(text, start, end)
         if turn is not None and turn.muted:
             self._muted_end_at = max(now, self._muted_end_at) + duration

@@ -150,7 +150,7 @@ class CallSession:
         self._dropped_s = 0.0
         self._dropped_reported_s = 0.0
         self._closing: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._reading: asyncio.Timeout | None = None
         self._log.add(
             record.CallStarted(
                 plivo_call_id=start.call_id,
@@ -185,7 +185,10 @@ class CallSession:
         self._supervised.arm()
         dialling = asyncio.create_task(self._dial())
         try:
-            await self._read(receive)
+            async with asyncio.timeout(None) as self._reading:
+                await self._read(receive)
+        except TimeoutError:
+            logger.warning("Plivo did not answer the close of a stream within %d s", DISCONNECT_WAITS_S)
         finally:
             dialling.cancel()
             if self._closing is not None:
@@ -258,10 +261,12 @@ class CallSession:
         if not self._plivo.closed:
             self._ended_by, self._outcome, self._close_code, self._reason = ended_by, outcome, code, reason
             self._plivo.close(code)
+            if self._reading is not None:
+                self._reading.reschedule(self._loop.time() + DISCONNECT_WAITS_S)
 
     async def _end(self) -> None:
         ended_ms = self.at_ms()
-        await self._supervised.end()
+        await self._supervised.end(hung_up=self._ended_by == "caller")
         self._note_dropped()
         counts = self._supervised.counts
         states = {state.value: number for state, number in counts.states.items()}

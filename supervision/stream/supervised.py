@@ -54,6 +54,7 @@ PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for,
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
 RENDER_S: Final = 0.15  # kept free for rendering when the correction's deadline is set
+END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
 MAX_TOOLS_KEPT: Final = 512
 LEVEL_FROM_S: Final = 3.0
@@ -89,6 +90,7 @@ class ToolState:
     intent: ToolCallIntent
     decision_id: UUID
     decided: asyncio.Future[ToolVerdict]
+    asked_at: float
 
 
 @dataclass(slots=True)
@@ -138,6 +140,7 @@ class SupervisedCall:
         self._heard_customer: list[str] = []
         self._running: _Running | None = None
         self._ended = False
+        self._over: asyncio.Future[None] = self._loop.create_future()
 
     # ------------------------------------------------------------------ frames from the agent
 
@@ -301,7 +304,7 @@ class SupervisedCall:
         self._spawn(self._gate([self._tool_asked(tool.intent)], state, customer, keys, tool.timeout_ms))
 
     def _tool_asked(self, intent: ToolCallIntent) -> ToolState:
-        asked = ToolState(intent, uuid7(), self._loop.create_future())
+        asked = ToolState(intent, uuid7(), self._loop.create_future(), self._loop.time())
         self._tools[intent.id] = asked
         while len(self._tools) > MAX_TOOLS_KEPT:
             self._tools.pop(next(iter(self._tools)))
@@ -486,16 +489,18 @@ class SupervisedCall:
 
         self.relay.inbound_tap = tap
         assert running.intervention is not None
+        report = running.intervention.report
         try:
-            report = await running.intervention.run()
-            if report.outcome is not Outcome.CALLER_GONE:
+            await running.intervention.run()
+            if not self._ended:
                 await self._hand_back(running, report)
         finally:
             self.relay.inbound_tap = None
             self._running = None
             if not self._ended:
                 self.relay.hand_back(self._loop.time())
-        running.ended(report)
+            running.ended(report)
+            self._spawn(self._turn_heard(running.turn.audio, 0.0))
         if self._supervisor is not None and (said := running.said(report)):
             self._supervisor.note_mirror(said)
 
@@ -522,7 +527,7 @@ class SupervisedCall:
         ]
         for state in fresh_turns:
             # Bounded by the engine's own deadline for a turn.
-            await asyncio.wait({state.judged})
+            await asyncio.wait({state.judged, self._over}, return_when=asyncio.FIRST_COMPLETED)
         if running.dropped or report.outcome is not Outcome.COMPLETED:
             running.send_note(report)
         if self._supervisor is not None:
@@ -582,14 +587,16 @@ class SupervisedCall:
         self._spawn(self._turn_heard(audio, max(0.0, delay) + 0.5))
 
     async def _turn_heard(self, audio: TurnAudio, delay: float) -> None:
-        if not self._ended:
-            await asyncio.sleep(delay)
+        await asyncio.wait({self._over}, timeout=delay)
+        while self._running is not None and self._running.turn.audio is audio:
+            # Its audio is needed until it is known how much of it was heard.
+            await self._running.over.wait()
         if not audio.heard_reported:
+            audio.heard_reported = True
             self._match_level(audio)
             await self._report_heard(audio)
 
     async def _report_heard(self, audio: TurnAudio) -> None:
-        audio.heard_reported = True
         heard, high_s = await asyncio.to_thread(self._heard, audio, self._loop.time())
         audio_s = audio.received_s
         audio.audio.clear()
@@ -635,6 +642,26 @@ class SupervisedCall:
     # ------------------------------------------------------------------ tools
 
     async def _gate(
+        self,
+        tools: list[ToolState],
+        turn: TurnState | None,
+        customer_text: str,
+        keys: dict[str, str],
+        timeout_ms: int | None,
+    ) -> None:
+        try:
+            await self._gated(tools, turn, customer_text, keys, timeout_ms)
+        except asyncio.CancelledError:
+            # The call ended before it was decided: nothing was allowed, and the record says so.
+            for tool in tools:
+                if not tool.decided.done():
+                    verdict = _undecided(tool.intent)
+                    self._record_tool(tool, verdict, turn, self._irreversible(tool.intent), tool.asked_at)
+                    self.counts.tools_blocked += 1
+                    tool.decided.set_result(verdict)
+            raise
+
+    async def _gated(
         self,
         tools: list[ToolState],
         turn: TurnState | None,
@@ -775,21 +802,20 @@ class SupervisedCall:
 
     # ------------------------------------------------------------------ the end
 
-    async def end(self) -> None:
-        """The call is over: stop what would speak, let what is being judged be recorded. Bounded by the engine."""
+    async def end(self, *, hung_up: bool) -> None:
+        """The call is over: stop what would speak, and give what is being judged a moment to be recorded.
+
+        ``hung_up`` says that the caller ended it; otherwise an intervention that is still running has failed.
+        """
         self._ended = True
+        self._over.set_result(None)
         if self._running is not None and self._running.intervention is not None:
-            self._running.intervention.stop(Outcome.CALLER_GONE)
+            self._running.intervention.stop(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
         for state in self._turns.values():
-            if state.audio.started and not state.audio.heard_reported:
+            if state.audio.started:
                 self._spawn(self._turn_heard(state.audio, 0.0))
-        deadline = 5.0 if self._supervisor is None else self._supervisor.config.semantic_review_timeout_s + 1.0
-        sleeping = {task for task in self._tasks if task.get_name() == "turn-heard"}
-        for task in sleeping:
-            task.cancel()
-        pending = self._tasks - sleeping
-        if pending:
-            _, late = await asyncio.wait(pending, timeout=deadline)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=END_WAITS_S)
             for task in late:
                 task.cancel()
             if late:
@@ -832,8 +858,7 @@ class SupervisedCall:
         self._log.add(event)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        name = "turn-heard" if work.__name__ == "_turn_heard" and not self._ended else None
-        task = self._loop.create_task(_guarded(work), name=name)
+        task = self._loop.create_task(_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -880,7 +905,12 @@ class _Running:
         duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
         begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
         playing = _Playing(begin, duration)
-        relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=playing.acknowledged)
+        def played(at: float) -> None:
+            playing.acknowledged(at)
+            if label == "buffer":
+                self.step("buffer_played")
+
+        relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=played)
         return playing
 
     # -- Observer
@@ -1125,6 +1155,23 @@ def _ungoverned(intent: ToolCallIntent) -> ToolVerdict:
         score=None,
         reason="this agent has no live policy, so the call could not be judged",
         instruction="" if allow else "Say that you cannot do this right now and offer to have somebody call back.",
+        stored_result=None,
+        valid_ms=0,
+        latency_ms=0,
+    )
+
+
+def _undecided(intent: ToolCallIntent) -> ToolVerdict:
+    """The call ended first."""
+    return ToolVerdict(
+        id=intent.id,
+        name=intent.name,
+        allow=False,
+        code=ToolCode.CANCELLED,
+        state=JudgingState.FAILED,
+        score=None,
+        reason="the call ended before this was decided",
+        instruction="",
         stored_result=None,
         valid_ms=0,
         latency_ms=0,

@@ -26,7 +26,12 @@ class Lines:
 # 1.6 s, an opener with a correction line at most 5.9 s.
 _LINES: dict[str, Lines] = {
     "en": Lines(
-        buffers=("Just a moment.", "One moment.", "Bear with me.", "Just a second."),
+        buffers=(
+            "Sorry, let me check that for you.",
+            "Sorry, let me get that right.",
+            "Let me look at that.",
+            "Just a moment.",
+        ),
         openers=("Sorry, I misspoke.", "I'm sorry, that was wrong."),
         corrections=(
             "Let me take that back. What can I help you with?",
