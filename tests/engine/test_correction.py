@@ -275,7 +275,8 @@ def test_every_line_is_fit_to_be_said(language: str) -> None:
     lines = lines_for(language)
     assert lines is not None
     assert len(set(lines.buffers)) >= 4, "one for each of three interventions, and one to spare"
-    assert all(word_count(line) <= 5 for line in lines.buffers)
+    # "Sorry, let me check that for you." takes 1.5 s with the offline voice; what is longer is not used on a call.
+    assert all(word_count(line) <= 7 for line in lines.buffers)
     assert len(set(lines.openers)) == len(set(lines.corrections)) == 2
     for correction in lines.corrections:
         assert complaint_about(correction, language=language) is None
