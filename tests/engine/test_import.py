@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import supervision.engine
 
 FORBIDDEN = ("openai", "aiohttp", "httpx2", "django", "channels", "celery", "plivo", "numpy", "hibari_tts")
@@ -55,3 +57,20 @@ def test_openai_is_loaded_when_the_first_client_is_made() -> None:
         "from supervision.engine.llm.openai import OpenAIClient\n"
         "OpenAIClient(api_key='k', model='m', base_url='http://127.0.0.1:9/v1')"
     )
+
+
+def test_after_warming_up_the_first_client_loads_nothing_more() -> None:
+    code = (
+        "from supervision.engine.llm.openai import OpenAIClient, tls_context, warm_up\n"
+        "warm_up()\n"
+        "import sys; before, context = set(sys.modules), tls_context()\n"
+        "client = OpenAIClient(api_key='k', model='m')\n"
+        "assert tls_context() is context\n"
+        "assert client._endpoint.sdk._client._transport.ssl_context is context\n"
+        "assert set(sys.modules) == before\n"
+    )
+    assert run_python(code) == ""
+    without = "import sys; sys.modules['openai'] = None\n"
+    code = without + "from supervision.engine.llm.openai import warm_up\nwarm_up()"
+    with pytest.raises(AssertionError, match=r"install mirror\[openai\]"):
+        run_python(code)

@@ -6,6 +6,7 @@ The `openai` package is imported when the first client is made, not when this mo
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import re
@@ -24,6 +25,8 @@ from supervision.engine.llm.protocol import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
     import openai
 
@@ -85,6 +88,33 @@ class _Endpoint:
             await self.sdk.close()
 
 
+def warm_up() -> None:
+    """Imports the openai package and reads the certificates, so that the first call need not wait for it.
+
+    Takes a second or two, and holds up an event loop for as long: call it before there is one. Raises `ImportError`
+    when the package is not installed.
+    """
+    _packages()
+    tls_context()
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """The TLS settings of all connections that are made here. Shared: reading the certificates takes 0.1 s."""
+    httpx2, _openai = _packages()
+    context: ssl.SSLContext = httpx2.create_ssl_context()
+    return context
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import httpx2
+        import openai
+    except ImportError as error:
+        raise ImportError("OpenAIClient needs the openai package: install mirror[openai]") from error
+    return httpx2, openai
+
+
 class _Rejected(LLMRejected):
     """An HTTP error with what the client needs to decide about another try; none of it is shown to anybody."""
 
@@ -101,17 +131,13 @@ def _endpoint(
         raise ValueError("api_key is blank; for a server that wants none, give any word")
     if base_url is not None and not re.match(r"https?://[^/]", base_url):
         raise ValueError("base_url has to start with http:// or https:// and name a host")
-    try:
-        import httpx2
-        import openai
-    except ImportError as error:
-        raise ImportError("OpenAIClient needs the openai package: install mirror[openai]") from error
-
+    httpx2, openai = _packages()
     owned = http_client is None
     if http_client is None:
         http_client = openai.DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
             follow_redirects=False,
+            verify=tls_context(),
         )
     # The deadline of a question is ours, over connecting, waiting and reading together; the SDK's timeouts are per
     # read, and its retries know nothing of the deadline.
