@@ -527,7 +527,8 @@ class SupervisedCall:
         ]
         for state in fresh_turns:
             # Bounded by the engine's own deadline for a turn.
-            await asyncio.wait({state.judged, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {state.judged, self._over}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if running.dropped or report.outcome is not Outcome.COMPLETED:
             running.send_note(report)
         if self._supervisor is not None:

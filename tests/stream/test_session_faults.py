@@ -12,7 +12,7 @@ from picows import WSHandshakeError, WSMsgType
 from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
 from supervision.stream import session
 from tests.e2e.agents import AgentCall
-from tests.stream.world import BAD, CORRECTION, GOOD, Frame, World, ears, order, say_turn
+from tests.stream.world import BAD, BUFFER, CORRECTION, GOOD, Frame, World, ears, order, say_turn
 from tests.support.virtual_time import virtual_time
 
 BUFFER = "Sorry, let me check that for you."

@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from mirror_saas.ids import uuid7
 from supervision.audio import mulaw
+from supervision.engine.intervention.templates import buffer_lines
 from supervision.engine.tts.protocol import Speech
 from supervision.plivo.simulator import CallRecord, Heard, PlivoSwitches, SimulatedCall
 from supervision.plivo.simulator import call as simulator_call
@@ -47,6 +48,7 @@ KEY = "sk_right"
 SLUG = "alices-tenant"
 BAD = "Sure, I have refunded the money to your card."
 GOOD = "A colleague will take care of it. May I put you through?"
+BUFFER = buffer_lines("en")[0]
 CORRECTION = "I cannot refund that myself. Shall I connect you with a colleague?"
 VIOLATION = {
     "score": 0.95,
@@ -114,7 +116,8 @@ def order(heard: Heard) -> list[str]:
 
 
 class ToneTTS:
-    """Speaks every line as a tone of its own, 0.28 s a word, after `delay_s`; raises `error` if there is one."""
+    """Speaks every line as a tone of its own, 0.28 s a word and buffer lines in 1.14 s, after `delay_s`; raises
+    `error` if there is one."""
 
     def __init__(self, *, delay_s: float = 0.0, languages: frozenset[str] | None = frozenset({"en"})) -> None:
         self.delay_s = delay_s
@@ -128,7 +131,8 @@ class ToneTTS:
         if self.error is not None:
             raise self.error
         self.spoken.append(text)
-        return Speech(_wave(text, 0.3 + 0.28 * len(text.split()), 16000).tobytes(), 16000)
+        seconds = 1.14 if text in buffer_lines("en") else 0.3 + 0.28 * len(text.split())
+        return Speech(_wave(text, seconds, 16000).tobytes(), 16000)
 
     def languages(self) -> frozenset[str] | None:
         return self._languages

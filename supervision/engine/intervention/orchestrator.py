@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 CORRECTION_BEFORE_END_S: Final = 0.15  # the correction is queued at the latest this long before the buffer line ends
 ACK_GRACE_S: Final = 1.5  # how much longer than the audio still owed an acknowledgement is waited for
@@ -130,9 +130,11 @@ class Intervention:
     begins_at: float | None = None
     report: Report = field(default_factory=Report)
     _stopped: asyncio.Future[Outcome] | None = None
+    _early: Outcome | None = None  # of a stop before `run` had begun
 
     def stop(self, outcome: Outcome) -> None:
         """End the intervention now: the caller interrupted it, or hung up. Later calls change nothing."""
+        self._early = self._early or outcome
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(outcome)
 
@@ -140,9 +142,12 @@ class Intervention:
         """Carry the intervention out. Returns how it ended; raises only when it is cancelled."""
         loop = asyncio.get_running_loop()
         self._stopped = loop.create_future()
+        if self._early is not None:
+            self._stopped.set_result(self._early)
         work = asyncio.ensure_future(self._perform())
         try:
-            await asyncio.wait({work, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {work, self._stopped}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if self._stopped.done() and not work.done():
                 work.cancel()
                 await asyncio.wait({work})
