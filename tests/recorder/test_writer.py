@@ -119,6 +119,23 @@ async def test_a_journal_with_nothing_left_in_it_is_removed(make_writer, tmp_pat
     assert list((tmp_path / "journal").iterdir()) == []
 
 
+async def test_a_deletion_that_comes_while_a_commit_is_written_is_not_lost(make_writer, tmp_path, monkeypatch):
+    writer = make_writer()
+    write = Journal.append
+
+    def meanwhile_drained(self, rows, *, drained=()):
+        write(self, rows, drained=drained)
+        if rows:
+            writer.forget([self.last_position])
+
+    monkeypatch.setattr(Journal, "append", meanwhile_drained)
+    for n in range(1, 4):
+        writer.record(made(seq=n))
+        await writer.commit()
+    await writer.close()
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
 async def test_redaction_comes_before_the_journal(make_writer, tmp_path):
     def redact(event: RecordEvent) -> RecordEvent:
         return dataclasses.replace(event, data={**event.data, "customer_text": "[redacted]"})
