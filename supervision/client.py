@@ -596,7 +596,7 @@ class MirrorClient:
         headers = _handshake_headers(websocket)
         #: Whether Mirror is on the other end.
         self.supervised: Final = _header(headers, SIGNATURE_HEADER) is not None
-        #: Mirror's id of the call, as it dialled; "" without Mirror.
+        #: Plivo's id of the call, which Mirror gives when it dials; "" without Mirror.
         self.call_id: str = (_header(headers, CALL_HEADER) or "") if self.supervised else ""
         self.ready: Ready | None = None
         self.verdicts: Feed[Verdict] = Feed("verdict")
@@ -1079,6 +1079,6 @@ def _arguments(args: Mapping[str, JSON] | str) -> JSON:
         return dict(args)
     try:
         parsed = json.loads(args)
-    except ValueError:
+    except (ValueError, RecursionError):
         return args
     return parsed if isinstance(parsed, dict) else args

@@ -11,7 +11,7 @@ import base64
 import contextlib
 import importlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from plivo_stream.fastapi import PlivoFastAPIStreamingHandler
 from websockets.asyncio.server import ServerConnection
 
 from examples import slice_house
+from supervision.client import verify
 from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
 from supervision.plivo.simulator.script import parse_script
 from tests.client.servers import asgi_server, websockets_server
@@ -61,6 +62,7 @@ class Taken:
     def __init__(self) -> None:
         self.got: list[str] = []
         self.sent: list[str] = []
+        self.headers: Mapping[str, str] = {}
         self.over = asyncio.Event()
 
     def events(self, messages: list[str]) -> list[str]:
@@ -150,6 +152,8 @@ def plain_agent(taken: Taken) -> Any:
             payload = base64.b64encode(audio).decode()
             await send("playAudio", media={"contentType": "audio/x-mulaw", "sampleRate": 8000, "payload": payload})
 
+        assert websocket.request is not None
+        taken.headers = websocket.request.headers
         stream_id = ""
         async for message in websocket:
             taken.got.append(str(message))
@@ -273,6 +277,10 @@ async def test_an_unmodified_agent_takes_a_call_byte_for_byte(
     assert raw(record.raw_received) == taken.sent
     # The caller heard it: the words, the beginning of the long piece until the key, the words again.
     heard = record.heard.audio
+    if kind == "plain_websocket":
+        assert verify(taken.headers, tenancy.signing_secret, "/")
+        assert verify(taken.headers, tenancy.signing_secret, "/", record.call_id)
+        assert not verify(taken.headers, "another agent's secret", "/")
     if kind == "pipecat":
         # On an interruption its transport drops what it has not sent yet, and of a turn it sends whole 40 ms.
         played = b"".join(base64.b64decode(json.loads(text)["media"]["payload"]) for text in taken.sent[:60])
