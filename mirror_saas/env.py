@@ -11,7 +11,7 @@ import binascii
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -22,6 +22,8 @@ Mode = Literal["development", "production"]
 DatabaseRole = Literal["app", "owner"]
 TTSKind = Literal["offline", "openai", "off"]
 
+ADDRESS_FILE = "address"
+"""In MIRROR_HOME while Mirror runs: its public URL."""
 ENCRYPTION_KEY_BYTES = 32
 SECRET_KEY_MIN_CHARS = 32
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -339,3 +341,19 @@ def _tts(reader: _Reader) -> TTSKind | None:
         case "off":
             return "off"
     return None
+
+
+def address_in_use(
+    environment: Environment, environ: Mapping[str, str], *, read_text: Callable[[Path], str] = Path.read_text
+) -> Environment:
+    """`environment` with the address of the Mirror that runs on its home, when the environment names none itself.
+
+    So `manage.py create_agent` beside a `PORT=9000 make run` prints URLs on port 9000.
+    """
+    if environ.get("MIRROR_PUBLIC_URL") or environ.get("MIRROR_PUBLIC_URL_FILE") or environ.get("PORT"):
+        return environment
+    try:
+        address = read_text(environment.home / ADDRESS_FILE).strip()
+    except OSError:
+        return environment
+    return replace(environment, public_url=address) if re.fullmatch(r"https?://[^/\s]+", address) else environment

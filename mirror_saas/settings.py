@@ -6,13 +6,13 @@ from typing import Any
 
 from mirror_saas.databases import database_settings, database_url_for
 from mirror_saas.embedded import servers_read
-from mirror_saas.env import Environment, environment_parse
+from mirror_saas.env import Environment, address_in_use, environment_parse
 from mirror_saas.keys import keys_load_or_create
 from mirror_saas.logging import logging_config
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-MIRROR: Environment = environment_parse(os.environ, base_dir=BASE_DIR)
+MIRROR: Environment = address_in_use(environment_parse(os.environ, base_dir=BASE_DIR), os.environ)
 
 # -- keys ---------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from mirror_saas import embedded
-from mirror_saas.env import Environment
+from mirror_saas.env import ADDRESS_FILE, Environment
 from mirror_saas.processes import ProcessError, ProcessGroup, ProcessSpec, Stopped, Write
 from mirror_saas.serving import ListenError, port_check
 
@@ -131,6 +131,17 @@ def home_claimed(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def address_published(environment: Environment) -> Iterator[None]:
+    """Leave the address of this Mirror in its home, so that commands run beside it print URLs that work."""
+    file = environment.home / ADDRESS_FILE
+    file.write_text(environment.public_url, encoding="utf-8")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def servers_running(environment: Environment, write: Write) -> Iterator[None]:
     """Embedded PostgreSQL and Valkey for the time of the block, unless outside ones are configured."""
     if not environment.embedded:
@@ -166,7 +177,7 @@ def stack_run(environment: Environment, body: Callable[[ProcessGroup], Awaitable
     try:
         with _interrupting(signal.SIGTERM, signal.SIGHUP), home_claimed(environment.home):
             port_check(environment.bind, environment.port)
-            with servers_running(environment, write):
+            with servers_running(environment, write), address_published(environment):
                 asyncio.run(main())
     except (ProcessError, ListenError, embedded.EmbeddedError) as error:
         raise StackError(str(error)) from error

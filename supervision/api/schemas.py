@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from supervision.models import Call, ToolDecision
 from supervision.selectors.calls import TurnDetail
 
 Item = TypeVar("Item")
+
+# A word that is not there yet, or not at all, is null: as in the frames that an agent gets.
+Word = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 
 
 class Out(BaseModel):
@@ -59,7 +62,7 @@ class CallOut(Out):
     dial_ms: int | None
     agent_failed_at_ms: int | None
     agent_failure: str
-    outcome: str
+    outcome: Word
     ended_by: str
     close_code: int | None
     reason: str
@@ -99,7 +102,7 @@ class VerdictOut(Out):
     correction: str
     intervene: bool
     acted: bool
-    withheld: str
+    withheld: Word
     latency_ms: int | None
     prompt_tokens: int
     completion_tokens: int
@@ -145,15 +148,15 @@ class InterventionOut(Out):
     plan: str
     at_ms: int
     steps: list[StepOut]
-    outcome: str
+    outcome: Word
     ended_at_ms: int | None
     buffer_text: str
     correction_text: str
-    correction_source: str
+    correction_source: Word
     heard_ms: int | None
     violation_heard_ms: int | None
-    violation_basis: str
-    silence_proof: str
+    violation_basis: Word
+    silence_proof: Word
     gap_ms_cut_to_buffer: int | None
     gap_ms_buffer_to_correction: int | None
     detail: str
@@ -203,7 +206,7 @@ class TurnOut(Out):
     heard_text: str
     uncertain_text: str
     unheard_text: str
-    heard_basis: str
+    heard_basis: Word
     heard_at_ms: int | None
 
 

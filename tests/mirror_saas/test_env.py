@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror_saas.env import Environment, EnvironmentInvalid, environment_parse
+from mirror_saas.env import Environment, EnvironmentInvalid, address_in_use, environment_parse
 
 BASE = Path("/srv/mirror")
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -163,3 +163,20 @@ def test_a_postgres_url_may_name_a_socket_folder() -> None:
 def test_the_public_host_is_allowed_and_a_path_in_the_public_url_is_not() -> None:
     assert "m.example.com" in parse({"MIRROR_PUBLIC_URL": "https://m.example.com"}).allowed_hosts
     assert "path" in problems({"MIRROR_PUBLIC_URL": "https://m.example.com/mirror"})["MIRROR_PUBLIC_URL"]
+
+
+def test_commands_beside_a_running_mirror_print_its_address() -> None:
+    environment = environment_parse({}, base_dir=Path("/srv/mirror"))
+    files = {Path("/srv/mirror/.mirror/address"): "http://127.0.0.1:9000\n"}
+
+    def read(path: Path) -> str:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return files[path]
+
+    assert address_in_use(environment, {}, read_text=read).public_url == "http://127.0.0.1:9000"
+    assert address_in_use(environment, {"PORT": "8001"}, read_text=read) is environment
+    files.clear()
+    assert address_in_use(environment, {}, read_text=read) is environment
+    files[Path("/srv/mirror/.mirror/address")] = "half a li"
+    assert address_in_use(environment, {}, read_text=read) is environment
