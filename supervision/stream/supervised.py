@@ -91,6 +91,12 @@ class ToolState:
     decision_id: UUID
     decided: asyncio.Future[ToolVerdict]
     asked_at: float
+    finished: bool = False
+
+    def repeated_by(self, later: ToolCallIntent) -> bool:
+        """Whether ``later`` asks about the same call again. An id alone proves nothing: agents use one twice, and a
+        permission must never pass on to other arguments, or to a call that has run."""
+        return not self.finished and later == self.intent
 
 
 @dataclass(slots=True)
@@ -274,14 +280,15 @@ class SupervisedCall:
         )
         self._spawn(self._judge(state))
         if turn.tool_calls:
-            tools = [self._tool_asked(intent) for intent in turn.tool_calls if intent.id not in self._tools]
+            tools = []
             for intent in turn.tool_calls:
-                if intent.id in self._tools and all(tool.intent is not intent for tool in tools):
-                    self._spawn(self._repeat_verdict(self._tools[intent.id]))
+                known = self._tools.get(intent.id)
+                if known is not None and known.repeated_by(intent):
+                    self._spawn(self._repeat_verdict(known))
+                else:
+                    tools.append(self._tool_asked(intent))
             if tools:
-                self._spawn(
-                    self._gate(tools, state, customer, keys={}, timeout_ms=None),
-                )
+                self._spawn(self._gate(tools, state, customer, keys={}, timeout_ms=None))
 
     def _take_audio(self, audio: frames.Audio) -> None:
         if not self.relay.marks:
@@ -293,7 +300,7 @@ class SupervisedCall:
 
     def _take_tool(self, tool: frames.Tool) -> None:
         known = self._tools.get(tool.intent.id)
-        if known is not None:
+        if known is not None and known.repeated_by(tool.intent):
             self._spawn(self._repeat_verdict(known))
             return
         state = self._turns.get(tool.turn_ref or "")
@@ -314,6 +321,7 @@ class SupervisedCall:
         tool = self._tools.get(done.ref)
         if tool is None:
             raise frames.FrameError("unknown_id", "id: no such tool call was asked about", done.ref)
+        tool.finished = True
         if self._supervisor is not None:
             self._supervisor.tool_done(done.ref, done.ok, done.result, cancelled=done.cancelled)
         self._record(

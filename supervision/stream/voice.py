@@ -96,6 +96,7 @@ class CallVoice:
         self._used: set[str] = set()
         self._fallback: Rendered | None = None
         self._opener: Rendered | None = None
+        self._arming = 0
 
     @property
     def armed(self) -> bool:
@@ -104,6 +105,10 @@ class CallVoice:
 
     async def arm(self, *, buffers: Sequence[str], fallback: str, opener: str) -> None:
         """Render the lines that an intervention needs. Never raises: :attr:`unarmed_reason` says what failed."""
+        # What was rendered for another language, or still is being rendered, must not be spoken in this one.
+        self._arming += 1
+        arming = self._arming
+        self._buffers, self._fallback, self._opener = [], None, None
         if not buffers or not fallback or not opener:
             self.unarmed_reason = f"there are no lines in {self.language}"
             return
@@ -114,14 +119,16 @@ class CallVoice:
         if languages is not None and primary_language(self.language) not in languages:
             self.unarmed_reason = f"the speech provider does not speak {self.language}"
             return
-        self._buffers, self._fallback, self._opener = [], None, None
         try:
-            self._fallback = await self._render(fallback)
-            self._opener = await self._render(opener)
-            for text in buffers:
-                line = await self._render(text)
-                if line.duration_s(self.format.sample_rate) <= MAX_BUFFER_S or text == buffers[0]:
-                    self._buffers.append(line)
+            rendered = [await self._render(text) for text in (fallback, opener, *buffers)]
+            if arming == self._arming:
+                self._fallback, self._opener = rendered[0], rendered[1]
+                # A policy's own line is spoken however long it is; of the others those that keep nobody waiting.
+                self._buffers = [
+                    line
+                    for index, line in enumerate(rendered[2:])
+                    if index == 0 or line.duration_s(self.format.sample_rate) <= MAX_BUFFER_S
+                ]
         except TTSError as problem:
             self.unarmed_reason = f"speech could not be rendered: {problem}"
             logger.warning("A call stays unarmed: %s", self.unarmed_reason)
