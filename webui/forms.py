@@ -53,6 +53,24 @@ class SignInForm(ErrorAwareMixin, AuthenticationForm):
         return valid
 
 
+class LocalDateTimeInput(forms.DateTimeInput):
+    """The browser's field for date and time in the viewer's zone. What no such field could hold is not written into
+    it: the field's error says what is wrong."""
+
+    input_type = "datetime-local"
+
+    def __init__(self) -> None:
+        super().__init__(format="%Y-%m-%dT%H:%M")
+
+    def format_value(self, value: Any) -> str | None:
+        text = super().format_value(value)
+        try:
+            datetime.fromisoformat(text or "")
+        except ValueError:
+            return None
+        return text
+
+
 class CallFilterForm(forms.Form):
     """Which calls the list shows. It reads the URL: a part that is wrong filters nothing and says why."""
 
@@ -64,13 +82,13 @@ class CallFilterForm(forms.Form):
     after = forms.DateTimeField(
         required=False,
         label="From",
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        widget=LocalDateTimeInput(),
         error_messages={"invalid": "Give a date and time."},
     )
     before = forms.DateTimeField(
         required=False,
         label="To",
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        widget=LocalDateTimeInput(),
         error_messages={"invalid": "Give a date and time."},
     )
 

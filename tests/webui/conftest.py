@@ -9,21 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from django.contrib.auth.hashers import make_password
+from django.db import connections
 from django.test import override_settings
 
 from tests.factories import PASSWORD, Tenancy
 from tests.webui.story import Recording
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
     from tests.support.servers import DatabaseUrls
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,19 +110,6 @@ def console(database_urls: DatabaseUrls, redis_url: str, tmp_path_factory: pytes
     served.stop()
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, headless."""
-    from playwright.sync_api import sync_playwright
-
-    if CHROMIUM is None:
-        pytest.fail("Chromium is not installed: apt-get install chromium, or name it in CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
-        yield browser
-        browser.close()
-
-
 def let_sign_in(tenancy: Tenancy) -> None:
     """Give the tenancy's people a password that the real server's hashers know (the tests' own hasher is a toy)."""
     with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.PBKDF2PasswordHasher"]):
@@ -130,3 +117,22 @@ def let_sign_in(tenancy: Tenancy) -> None:
     for user in tenancy.users.values():
         user.password = hashed
         user.save(update_fields=["password"])
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    """Run `work` in a thread with database connections of its own and wait; what it raises is raised here."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from channels.layers import get_channel_layer
-
 from mirror_saas.ids import uuid7
 from supervision.recorder.announce import announce_to_channel_layer
 from supervision.recorder.events import (
@@ -413,7 +411,7 @@ class Recording:
     def __init__(self, *, dsn: str, journal_dir: Path) -> None:
         self._announcing = True
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         self._recorder = Recorder(journal_dir, dsn, announce=self._announce)
         self._run(self._recorder.start())
@@ -430,14 +428,13 @@ class Recording:
         self._run(bring())
 
     def close(self) -> None:
-        async def end() -> None:
-            await self._recorder.aclose()
-            if (layer := get_channel_layer()) is not None:
-                await layer.close_pools()
-
-        self._run(end())
+        self._run(self._recorder.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        # The channel layer ends its connections when its loop closes, on that loop.
         self._loop.close()
 
     async def _announce(self, tenant_id: UUID, call_id: UUID, seq: int) -> None:

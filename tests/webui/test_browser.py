@@ -1,0 +1,407 @@
+"""The console in Debian's Chromium, against a real server: every page, live, by keyboard, light and dark."""
+
+from __future__ import annotations
+
+import re
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from pytest_django import DjangoDbBlocker
+
+from tests.factories import PASSWORD, Tenancy, tenancy_create
+from tests.webui import story
+from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, in_thread, let_sign_in
+
+# Not django_db: Playwright has a loop running in the tests' thread, where Django refuses the database. What a test
+# needs there is done in a thread and committed, as its server must see it; each test makes a tenant of its own.
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, headless. Of this module only: its loop would be in the way of other tests' databases."""
+    if CHROMIUM is None:
+        pytest.fail("Chromium is not installed: apt-get install chromium, or name it in CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+Scheme = Literal["light", "dark"]
+
+
+@dataclass
+class Watched:
+    """A page, and everything that it complained about."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    expected_status: dict[str, int] = field(default_factory=dict)
+
+    def watch(self) -> None:
+        self.page.on("console", lambda message: self._complain(message.type in ("error", "warning"), message.text))
+        self.page.on("pageerror", lambda error: self._complain(True, f"uncaught: {error}"))
+        self.page.on("requestfailed", lambda request: self._complain(True, f"failed: {request.url} {request.failure}"))
+        self.page.on("response", self._response)
+
+    def _complain(self, really: bool, text: str) -> None:
+        # Chromium repeats a status of 400 and above in its console; `_response` judges it.
+        if really and "Failed to load resource" not in text:
+            self.complaints.append(text)
+
+    def _response(self, response: Response) -> None:
+        path = response.url.removeprefix(self.url)
+        if response.status >= 400 and self.expected_status.get(path) != response.status:
+            self.complaints.append(f"{response.status} for {path}")
+
+    def open(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        self.page.wait_for_load_state("load")
+        return self.page
+
+    def sign_in(self, tenancy: Tenancy, name: str = "alice") -> None:
+        self.open("/sign-in")
+        self.page.get_by_label("Email").fill(tenancy.users[name].email)
+        self.page.get_by_label("Password").fill(PASSWORD)
+        self.page.get_by_role("button", name="Sign in").click()
+        self.page.wait_for_url("**/calls")
+
+
+OpenPage = Callable[..., Watched]
+
+
+@pytest.fixture
+def open_page(chromium: Browser, console: Console) -> Iterator[OpenPage]:
+    """`open_page(width=390, scheme="dark")`: a new browser window; at the end none may have complained."""
+    opened: list[Watched] = []
+
+    def opener(*, width: int = 1440, scheme: Scheme = "light", zone: str = "Europe/Berlin") -> Watched:
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, timezone_id=zone, reduced_motion="reduce"
+        )
+        watched = Watched(context.new_page(), console.url)
+        watched.watch()
+        opened.append(watched)
+        return watched
+
+    yield opener
+    for watched in opened:
+        watched.page.context.close()
+    assert [complaint for watched in opened for complaint in watched.complaints] == []
+
+
+@pytest.fixture
+def shop(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Tenancy:
+    """Alice's tenant, with a password that the real server knows."""
+    tenancies: list[Tenancy] = []
+
+    def make() -> None:
+        tenancies.append(tenancy_create(owner="alice", viewer="bob", llm_model="demo-script"))
+        let_sign_in(tenancies[0])
+
+    with django_db_blocker.unblock():
+        in_thread(make)
+    return tenancies[0]
+
+
+def overflow_of(page: Page) -> list[str]:
+    """Elements that reach beyond the window's right edge, other than those inside something that scrolls."""
+    found: list[str] = page.evaluate(
+        """() => {
+            const scrolls = (element) => {
+                for (let parent = element.parentElement; parent; parent = parent.parentElement) {
+                    const style = getComputedStyle(parent);
+                    if (/auto|scroll|hidden|clip/.test(style.overflowX) && parent !== document.body) return true;
+                }
+                return false;
+            };
+            return [...document.querySelectorAll("body *")]
+                .filter((element) => element.getBoundingClientRect().right > innerWidth + 0.5 && !scrolls(element))
+                .map((element) => `${element.localName}.${element.getAttribute("class")}`);
+        }"""
+    )
+    wide: int = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    return found + ([f"the page is {wide} px too wide"] if wide > 0 else [])
+
+
+def test_every_page_at_every_width_light_and_dark(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording
+) -> None:
+    now = story.now()
+    told = {
+        "corrected": story.corrected_call(shop, now - timedelta(minutes=9)),
+        "live": story.live_call(shop, now - timedelta(seconds=12)),
+        "silent": story.silent_call(shop, now - timedelta(hours=2)),
+        "failed": story.failed_call(shop, now - timedelta(hours=3)),
+        "long words": story.clean_call(
+            shop, now - timedelta(hours=4), from_number="sip:" + "averylongusername" * 3 + "@sip.example.com"
+        ),
+    }
+    unbroken = story.Story(shop, now - timedelta(hours=5))
+    unbroken.start()
+    unbroken.turn(1_000, "x" * 300, "https://example.com/" + "y" * 300)
+    unbroken.judged("turn 1", 1_200, 0.9, rule="r" * 200, reason="z" * 300)
+    unbroken.tool(1_300, "t" * 120, {"k" * 80: "v" * 400}, allow=False, reason="w" * 200)
+    unbroken.end(2_000)
+    for one in (*told.values(), unbroken):
+        recorded(one.events)
+    missing = f"/calls/{shop.id}"
+    paths = [
+        "/calls",
+        "/calls?state=ended&outcome=failed",
+        "/calls?after=2020-01-01T00:00",
+        "/calls?after=never",
+        missing,
+    ]
+    paths += [f"/calls/{one.call_id}" for one in (*told.values(), unbroken)]
+    schemes: tuple[Scheme, ...] = ("light", "dark")
+    for scheme in schemes:
+        for width in (390, 820, 1440, 2560):
+            watched = open_page(width=width, scheme=scheme)
+            watched.expected_status[missing] = 404
+            watched.open("/sign-in")
+            assert overflow_of(watched.page) == []
+            watched.sign_in(shop)
+            for path in paths:
+                page = watched.open(path)
+                assert overflow_of(page) == [], (path, width)
+                assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light dark"
+                dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert (dark == "rgb(12, 15, 19)") == (scheme == "dark")
+            watched.page.context.close()
+
+
+def test_signing_in_wrong_keeps_the_email_and_right_leads_on(open_page: OpenPage, shop: Tenancy) -> None:
+    watched = open_page()
+    page = watched.open("/calls")
+    page.get_by_label("Email").fill(shop.users["alice"].email)
+    page.get_by_label("Password").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Email or password is wrong")
+    expect(page.get_by_label("Email")).to_have_value(shop.users["alice"].email)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Calls", exact=True)).to_be_visible()
+    page.get_by_label("Your account").click()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page).to_have_url(re.compile("/sign-in$"))
+    page.go_back()
+    page.reload()
+    expect(page).to_have_url(re.compile("/sign-in"))
+
+
+def test_a_live_call_changes_within_a_second_without_a_reload(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording
+) -> None:
+    told = story.Story(shop, story.now())
+    recorded(told.start())
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.open(f"/calls/{told.call_id}")
+    expect(page.locator("live-status")).to_have_text("Live updates")
+    page.evaluate("window.unloaded = false; addEventListener('pagehide', () => { window.unloaded = true; })")
+
+    took: list[float] = []
+    for number in range(1, 8):
+        events = told.turn(1_000 * number, "And then?", f"Answer number {number}.")
+        since = time.monotonic()
+        recorded(events)
+        page.get_by_text(f"Answer number {number}.", exact=True).wait_for(timeout=10_000)
+        took.append(time.monotonic() - since)
+    # From recording to the screen. The median, because the machine that tests is busy with other things too.
+    assert statistics.median(took) < 1.0, took
+
+    recorded(told.judged("turn 7", 7_300, 0.88, rule=story.DATE_RULE, reason="It promises."))
+    expect(page.locator("#highlights")).to_contain_text(story.DATE_RULE)
+    for step in told.intervention("turn 7", 7_304, story.DATE_RULE):
+        recorded(step)
+    expect(page.locator(".intervention")).to_contain_text("Corrected")
+    expect(page.get_by_role("figure")).to_be_visible()
+    recorded(told.end(14_000, interventions=1))
+    expect(page.locator(".call-title")).to_contain_text("Completed")
+    expect(page.get_by_role("log", name="What has just happened")).to_contain_text("The call has ended")
+    order: list[str] = page.locator("#events > li").evaluate_all("all => all.map((one) => one.dataset.order)")
+    assert order == sorted(order)
+    assert len(order) == len(told.events)
+    assert page.evaluate("window.unloaded") is False
+
+
+def test_an_update_leaves_alone_what_the_viewer_is_doing(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording
+) -> None:
+    told = story.Story(shop, story.now())
+    told.start()
+    told.turn(1_000, "Now?", "It is on its way, promised.", name="promise")
+    told.judged("promise", 1_300, 0.9, rule=story.DATE_RULE)
+    steps = told.intervention("promise", 1_304, story.DATE_RULE)
+    for _ in range(4):
+        next(steps)
+    recorded(told.events)
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.open(f"/calls/{told.call_id}")
+    expect(page.locator("live-status")).to_have_text("Live updates")
+    table = page.get_by_text("Steps as a table")
+    table.click()
+    expect(table).to_be_focused()
+    expect(page.get_by_role("cell", name="71 ms")).to_be_visible()
+
+    recorded(next(steps))
+    expect(page.get_by_role("row", name=re.compile("Correction ready"))).to_be_visible()
+    expect(page.locator("details.steps")).to_have_attribute("open", "")
+    expect(table).to_be_focused()
+
+
+def test_the_list_follows_calls_from_start_to_end(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording
+) -> None:
+    older = story.clean_call(shop, story.now() - timedelta(hours=1))
+    recorded(older.events)
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.page
+    expect(page.locator("live-status")).to_have_text("Live updates")
+    told = story.Story(shop, story.now())
+    recorded(told.start())
+    row = page.locator(f"#calls-live #call-{told.call_id.hex}")
+    expect(row).to_contain_text("Live")
+    recorded(told.turn(900, "Hi", "Hello"))
+    expect(row.get_by_role("cell").nth(5)).to_have_text("1")
+    first = row.locator("elapsed-time").inner_text()
+    expect(row.locator("elapsed-time")).not_to_have_text(first)
+    recorded(told.end(3_000))
+    expect(page.locator(f"#calls-ended > tr:first-child#call-{told.call_id.hex}")).to_contain_text("Completed")
+    expect(page.locator("#calls-live > tr")).to_have_count(0)
+
+
+def test_a_killed_server_shows_the_stale_banner_and_the_page_recovers_by_itself(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording, console: Console
+) -> None:
+    told = story.Story(shop, story.now())
+    recorded(told.start())
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.open(f"/calls/{told.call_id}")
+    expect(page.locator("live-status")).to_have_text("Live updates")
+    console.stop(signal.SIGKILL)
+    try:
+        expect(page.get_by_text("Not live: the connection to Mirror is lost.")).to_be_visible()
+        expect(page.locator("live-status")).to_have_text("Not live")
+        recorded(told.turn(1_000, "Are you there?", "Said while nobody could see it."))
+        expect(page.get_by_text("Said while nobody could see it.", exact=True)).to_have_count(0)
+    finally:
+        console.start()
+    expect(page.get_by_text("Said while nobody could see it.", exact=True)).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Not live: the connection to Mirror is lost.")).to_be_hidden()
+    # What the lost server cost is no complaint of the page.
+    watched.complaints = [text for text in watched.complaints if "/ws/console" not in text]
+
+
+def test_signed_out_elsewhere_is_said_plainly(open_page: OpenPage, shop: Tenancy, recorded: story.Recording) -> None:
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.page
+    expect(page.locator("live-status")).to_have_text("Live updates")
+    other = page.context.new_page()
+    other.goto(watched.url + "/calls")
+    other.get_by_label("Your account").click()
+    other.get_by_role("button", name="Sign out").click()
+    told = story.Story(shop, story.now())
+    recorded(told.start())
+    expect(page.get_by_text("You are signed out or no member of this tenant any more")).to_be_visible()
+
+
+def test_the_theme_is_chosen_and_kept(open_page: OpenPage, shop: Tenancy) -> None:
+    watched = open_page(scheme="light")
+    watched.sign_in(shop)
+    page = watched.page
+
+    def ground() -> Any:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = ground()
+    page.get_by_label("Your account").click()
+    toggle = page.get_by_role("button", name=re.compile("^Theme"))
+    toggle.click()
+    expect(toggle).to_have_text("Theme: light")
+    toggle.click()
+    expect(toggle).to_have_text("Theme: dark")
+    dark = ground()
+    assert dark != light
+    page.reload()
+    assert ground() == dark
+    page.keyboard.press("Escape")
+
+
+def test_everything_is_reached_by_keyboard(open_page: OpenPage, shop: Tenancy, recorded: story.Recording) -> None:
+    told = story.corrected_call(shop, story.now() - timedelta(minutes=3))
+    recorded(told.events)
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.page
+    page.reload()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('tr') !== null"):
+            break
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(str(told.call_id)))
+    highlight = page.locator("#highlights a").first
+    highlight.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".intervention:target")).to_be_in_viewport()
+    page.get_by_label("Your account").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Sign out")).to_be_hidden()
+    expect(page.get_by_label("Your account")).to_be_focused()
+
+
+def test_filters_stand_in_the_url_and_the_back_button_works(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording
+) -> None:
+    recorded(story.failed_call(shop, story.now() - timedelta(hours=1)).events)
+    recorded(story.clean_call(shop, story.now() - timedelta(hours=2)).events)
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.page
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.get_by_label("Outcome").select_option("failed")
+    expect(page).to_have_url(re.compile(r"/calls\?outcome=failed$"))
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.go_back()
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.go_forward()
+    page.get_by_role("link", name="Clear").click()
+    expect(page).to_have_url(re.compile(r"/calls$"))
+
+
+def test_times_are_the_viewers_from_the_first_page_on(
+    open_page: OpenPage, shop: Tenancy, recorded: story.Recording
+) -> None:
+    told = story.clean_call(shop, story.now().replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1))
+    recorded(told.events)
+    watched = open_page(zone="Asia/Tokyo")
+    watched.sign_in(shop)
+    # The sign-in page told the server the zone: the list comes with the right times.
+    assert watched.page.evaluate("document.documentElement.dataset.zone") == "Asia/Tokyo"
+    expect(watched.page.locator("tbody time").first).to_contain_text("21:00:00")
+    watched.page.context.clear_cookies(name="tz")
+    watched.page.reload()
+    # This page was written in UTC; the browser makes it right.
+    assert watched.page.evaluate("document.documentElement.dataset.zone") == "UTC"
+    expect(watched.page.locator("tbody time").first).to_contain_text("21:00:00")
