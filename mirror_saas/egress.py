@@ -97,8 +97,12 @@ def egress_http_client() -> Any:
     import httpx2
     import openai
 
+    from supervision.engine.llm.openai import tls_context
+
     client = openai.DefaultAioHttpClient(
-        limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_S), follow_redirects=False
+        limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_S),
+        follow_redirects=False,
+        verify=tls_context(),
     )
 
     def session() -> aiohttp.ClientSession:
@@ -106,6 +110,7 @@ def egress_http_client() -> Any:
         connector = aiohttp.TCPConnector(
             limit=_MAX_CONNECTIONS,
             keepalive_timeout=_KEEPALIVE_S,
+            ssl=tls_context(),
             resolver=resolver,
             socket_factory=resolver.socket,
         )

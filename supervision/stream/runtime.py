@@ -19,7 +19,7 @@ from mirror_saas.egress import egress_http_client
 from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, MirrorConfig
 from supervision.engine.context import SupervisorContext
 from supervision.engine.intervention import templates
-from supervision.engine.llm.openai import OpenAIPool
+from supervision.engine.llm.openai import OpenAIPool, warm_up
 from supervision.engine.supervisor import CallSupervisor, Supervisor
 from supervision.engine.tts.protocol import TTSProvider
 from supervision.recorder.recorder import Recorder
@@ -50,7 +50,8 @@ class StreamRuntime:
         await self.recorder.start()
 
     async def warm(self) -> None:
-        """Render the lines of the commonest language, so that the first call can be corrected as soon as the tenth."""
+        """Load what the first judged call would wait for, and render the lines of the commonest language."""
+        await asyncio.to_thread(warm_up)
         if self.tts is None:
             return
         spoken = self.tts.languages()
