@@ -109,6 +109,13 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         self.beat: asyncio.Task[None] | None = None
         self.closed = False
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Also when the channel layer fails under us: nothing of a socket outlives it.
+            await self._end()
+
     # -- from the server ------------------------------------------------------------------------------------------
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
@@ -270,9 +277,14 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
 
     async def _end(self) -> None:
         self.closed = True
-        await _cancel(self.beat)
+        for task in (self.beat, *(subscription.task for subscription in self.subscriptions.values())):
+            await _cancel(task)
         for name in list(self.subscriptions):
-            await self._unsubscribe(name)
+            try:
+                await self._unsubscribe(name)
+            except Exception as error:
+                # The layer is gone; it forgets groups by itself.
+                logger.warning("a console socket could not leave its group: %s", type(error).__name__)
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:

@@ -11,12 +11,13 @@ import zoneinfo
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib.auth import get_user
-from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils import timezone
@@ -70,7 +71,7 @@ def viewer_check(
     `strict`: of `tenant_id` and no other tenant; otherwise their oldest tenant will do when they are no member there.
     """
     request = HttpRequest()
-    request.session = SessionStore(session_key)
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
     # As every page asks it: checks the session's hash, so a changed password ends sockets too.
     user = get_user(request)
     if session_key is None or not isinstance(user, User):
@@ -170,7 +171,7 @@ class CallTopic(Topic):
         page = call_page(record, timezone.now())
         changed = _changed(record.events)
         parts = [*self._region("call-head", "webui/calls/head.html", {"head": page.head})]
-        context = {"highlights": page.highlights, "live": page.head.live}
+        context = {"highlights": page.highlights, "none_words": page.no_highlights}
         parts += self._region("highlights", "webui/calls/highlights.html", context)
         for kind, into, items in (
             ("turn", "turns", page.turns),

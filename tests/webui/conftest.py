@@ -41,10 +41,6 @@ CHROMIUM_FLAGS = (
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: drives Debian's Chromium against a real server")
-
-
 @pytest.fixture
 def recorded(database_urls: DatabaseUrls, redis_url: str, tmp_path: Path) -> Iterator[Recording]:
     """`recorded(events)` brings events into PostgreSQL with the real recorder, which announces them."""

@@ -316,6 +316,21 @@ def test_highlights_come_in_order_and_name_a_violation_that_was_let_pass() -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "reported", "words"),
+    [
+        ({"state": "live"}, True, "so far"),
+        ({"turn_count": 0}, False, "nothing to judge"),
+        ({"turn_count": 1, "failed_count": 1}, True, "among the turns that were judged"),
+        ({"turn_count": 1, "judged_count": 1}, True, "Nothing stood out"),
+    ],
+)
+def test_no_highlights_claims_no_more_than_was_looked_at(fields: dict[str, Any], reported: bool, words: str) -> None:
+    page = call_page(record(call(**fields), turns=[turn()] if reported else []), NOW)
+    assert page.highlights == ()
+    assert words in page.no_highlights
+
+
 def test_an_intervention_that_only_left_a_note_is_not_called_one() -> None:
     page = call_page(record(call(), interventions=[intervention(outcome="shadow", plan="cut_now")]), NOW)
     assert page.highlights[0].badge.text == "Not acted on"

@@ -437,6 +437,24 @@ async def test_topics_of_one_socket_are_bounded(connect: Connect, tenant: Tenanc
         assert (await alice.hear("update"))["topic"] == "calls"
 
 
+async def test_a_socket_that_fails_leaves_nothing_running(connect: Connect, tenant: Tenancy) -> None:
+    def ours() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if "ConsoleConsumer" in repr(task.get_coro())]
+
+    async def fail() -> None:
+        layer: Any = get_channel_layer()
+        async with connect(tenant.users["alice"]) as alice:
+            await alice.subscribe("calls")
+            await alice.hear("update")
+            assert len(ours()) == 2
+            await layer.group_send(f"t.{tenant.id.hex}.calls", {"type": "nobody.knows.this"})
+            await alice.wire.wait(5)
+
+    with pytest.raises(ValueError, match="No handler"):
+        await fail()
+    assert ours() == []
+
+
 async def test_nothing_is_left_in_the_channel_layer(connect: Connect, tenant: Tenancy, redis_url: str) -> None:
     import redis.asyncio
 

@@ -33,6 +33,8 @@ class Highlight:
 class CallPage:
     head: CallHead
     highlights: tuple[Highlight, ...]
+    no_highlights: str
+    """What to say when there are none."""
     turns: tuple[TurnView, ...]
     interventions: tuple[InterventionView, ...]
     tools: tuple[ToolView, ...]
@@ -75,6 +77,7 @@ def call_page(record: CallRecord, now: datetime) -> CallPage:
     return CallPage(
         head=call_head(record.call, now, record.judge_model),
         highlights=tuple(highlights_of(turns, interventions, tools)),
+        no_highlights=no_highlights_words(record.call, bool(turns or tools)),
         turns=turns,
         interventions=tuple(interventions),
         tools=tuple(tools),
@@ -82,6 +85,17 @@ def call_page(record: CallRecord, now: datetime) -> CallPage:
         events=tuple(event_view(event, record.call.started_at) for event in record.events),
         seq=record.seq,
     )
+
+
+def no_highlights_words(call: Call, supervised: bool) -> str:
+    """That nothing stood out, no stronger than what was looked at allows."""
+    if call.state == Call.State.LIVE:
+        return "Nothing to look at so far: no violation, no blocked tool."
+    if not supervised:
+        return "The agent reported nothing to judge, so nothing could stand out."
+    if call.timed_out_count + call.failed_count + call.shed_count:
+        return "No violation among the turns that were judged, no blocked tool."
+    return "Nothing stood out: no violation, no blocked tool."
 
 
 def highlights_of(
