@@ -13,7 +13,7 @@ import binascii
 import secrets
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -54,10 +54,17 @@ class TurnAudio:
     started: bool = False
     ended: bool = False
     anchored: bool = False
+    cut_at: float | None = None
     cut_low_s: float | None = None
     cut_high_s: float | None = None
     marks: list[tuple[float, int]] = field(default_factory=list)
     heard_reported: bool = False
+
+    @property
+    def ends_at(self) -> float | None:
+        """Time at which the last sample that will be heard has played; None before any was sent."""
+        ends_at = self.runs.ends_at
+        return ends_at if ends_at is None or self.cut_at is None else min(ends_at, self.cut_at)
 
     def heard_span(self, now: float) -> tuple[float, float]:
         """Least and most seconds of this turn that the caller can have heard by ``now``."""
@@ -175,6 +182,7 @@ class CallRelay:
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
         self._queue_s = 0.0
+        self._ahead: deque[_Queued] = deque()  # of earlier turns: plays before what Mirror injects
         self._injected: deque[_Injected] = deque()
         self._injected_s = 0.0
         self._pending: deque[TurnAudio] = deque()
@@ -372,8 +380,8 @@ class CallRelay:
             self._outstanding.append((name, turn, self.clock.end_at))
 
     def _agent_clear(self, text: str, now: float) -> None:
-        self._queue.clear()
-        self._queue_bytes, self._queue_s = 0, 0.0
+        self._ahead.clear()
+        self._requeue(())
         ended, self.current, self._gap = self.current, None, True
         if self.speaking:
             # Mirror's own audio must not be cut: the agent is answered as Plivo would, and nothing is forwarded.
@@ -413,48 +421,52 @@ class CallRelay:
                 self.current = None
             self._end(turn)
 
-    def adopt_unreported(self, turn: TurnAudio) -> None:
-        """Take audio that flows without a report as this turn's: its report came after its audio had begun."""
-        if turn in self._pending and self.current is None:
-            self._pending.remove(turn)
-            self.current = turn
-            self._begin(turn)
+    def adopt_unreported(self, turn: TurnAudio) -> bool:
+        """Take audio that flows without a report as this turn's: its report came after its audio had begun. False
+        when there is none, or when the agent says itself whose audio it is."""
+        if turn not in self._pending or self.current is not None or self.agent_audio_at is None:
+            return False
+        self._pending.remove(turn)
+        self.current = turn
+        self._begin(turn)
+        return True
 
     def mute(self, turn: TurnAudio, now: float) -> None:
         """Discard this turn's audio and checkpoints from now on, however late they come."""
         turn.muted = True
-        kept: deque[_Queued] = deque()
-        for item in self._queue:
-            if item.turn is not turn:
-                kept.append(item)
-                continue
-            self._queue_bytes -= len(item.text)
-            self._queue_s -= item.duration
-            if item.duration:
-                self._muted_end_at = max(now, self._muted_end_at) + item.duration
-            if item.name is not None:
-                self._owe(item.name, max(now, self._muted_end_at), now)
-        self._queue = kept
+        for item in [*self._ahead, *self._queue]:
+            if item.turn is turn:
+                if item.duration:
+                    self._muted_end_at = max(now, self._muted_end_at) + item.duration
+                if item.name is not None:
+                    self._owe(item.name, max(now, self._muted_end_at), now)
+        self._ahead = deque(item for item in self._ahead if item.turn is not turn)
+        self._requeue(item for item in self._queue if item.turn is not turn)
+
+    def take_over(self, turn: TurnAudio, now: float) -> None:
+        """Mirror speaks in this turn's place: the turn is mute, what waits before it plays first, and what comes after
+        it is held until :meth:`hand_back`."""
+        self.speaking = self.holding = True
+        before = next((index for index, item in enumerate(self._queue) if item.turn is turn), None)
+        if before is None:
+            later = (i for i, item in enumerate(self._queue) if item.turn and item.turn.reported_at > turn.reported_at)
+            before = next(later, len(self._queue))
+        for _ in range(before):
+            self._ahead.append(self._dequeue())
+        self.mute(turn, now)
 
     def queued(self, turn: TurnAudio) -> bool:
         """Whether audio of this turn still waits at Mirror."""
-        return any(item.turn is turn and item.duration for item in self._queue)
+        return any(item.turn is turn and item.duration for items in (self._ahead, self._queue) for item in items)
 
     def drop_unreported(self, before: float, now: float) -> float:
         """Discard held audio that no turn reported and that arrived before ``before``; returns its seconds."""
-        kept: deque[_Queued] = deque()
-        dropped = 0.0
-        for item in self._queue:
-            if item.turn is not None or item.arrived_at >= before:
-                kept.append(item)
-                continue
-            dropped += item.duration
-            self._queue_bytes -= len(item.text)
-            self._queue_s -= item.duration
+        stale = [item for item in self._queue if item.turn is None and item.arrived_at < before]
+        for item in stale:
             if item.name is not None:
                 self._owe(item.name, now, now)
-        self._queue = kept
-        return dropped
+        self._requeue(item for item in self._queue if item.turn is not None or item.arrived_at >= before)
+        return sum(item.duration for item in stale)
 
     # ------------------------------------------------------------------ Mirror's own frames
 
@@ -483,6 +495,10 @@ class CallRelay:
             once("fence", at)
 
         self._mirror_cleared = True
+        for item in self._ahead:
+            if item.name is not None:
+                self._owe(item.name, now, now)
+        self._ahead.clear()
         self._injected.clear()
         self._injected_s = 0.0
         self._clears.append(("mirror", now, lambda at: once("cleared", at)))
@@ -529,7 +545,7 @@ class CallRelay:
 
     def owed_s(self, now: float) -> float:
         """Seconds until all audio of Mirror's that is sent or queued has played."""
-        return max(0.0, self.clock.end_at - now) + self._injected_s
+        return max(0.0, self.clock.end_at - now) + sum(item.duration for item in self._ahead) + self._injected_s
 
     def hand_back(self, now: float) -> None:
         """Mirror is done: answer the agent's cleared and muted checkpoints, then let held audio flow."""
@@ -547,7 +563,13 @@ class CallRelay:
 
     def pump(self, now: float) -> None:
         """Send what may be sent now, and ask to be woken for the rest."""
-        while self._injected and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+        while self._ahead and (not self._ahead[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+            self._send_queued(self._ahead.popleft(), now)
+        while (
+            self._injected
+            and not self._ahead
+            and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S)
+        ):
             frame = self._injected.popleft()
             if frame.duration:
                 start = self.clock.sent(frame.duration, now)
@@ -555,12 +577,12 @@ class CallRelay:
                 if frame.on_sent is not None:
                     frame.on_sent(start)
             self._to_plivo(frame.text)
-        if not self._injected and not self.holding:
+        if not self._ahead and not self._injected and not self.holding:
             while self._queue and (not self._queue[0].duration or self.clock.lead(now) < MAX_LEAD_S):
-                self._send_queued(self._queue.popleft(), now)
+                self._send_queued(self._dequeue(), now)
         self._pay_late(now)
         wake = None
-        if self._injected or (self._queue and not self.holding):
+        if self._ahead or self._injected or (self._queue and not self.holding):
             wake = max(now + 0.005, self.clock.end_at - self.clock.one_way_s - MAX_LEAD_S + REFILL_S)
         if self._owed:
             due = self._owed[0].due_at + (OWED_LATE_S if self.speaking else 0.0)
@@ -568,9 +590,18 @@ class CallRelay:
         if wake is not None:
             self._listener.wake_at(wake)
 
-    def _send_queued(self, item: _Queued, now: float) -> None:
+    def _dequeue(self) -> _Queued:
+        item = self._queue.popleft()
         self._queue_bytes -= len(item.text)
         self._queue_s -= item.duration
+        return item
+
+    def _requeue(self, items: Iterable[_Queued]) -> None:
+        self._queue = deque(items)
+        self._queue_bytes = sum(len(item.text) for item in self._queue)
+        self._queue_s = sum(item.duration for item in self._queue)
+
+    def _send_queued(self, item: _Queued, now: float) -> None:
         if item.duration:
             self._send_audio(item.text, item.duration, item.turn, now)
         else:
@@ -591,7 +622,7 @@ class CallRelay:
         self._queue_s += item.duration
         if not self.holding and self._queue_bytes > QUEUE_MAX_BYTES:
             while self._queue:
-                self._send_queued(self._queue.popleft(), item.arrived_at)
+                self._send_queued(self._dequeue(), item.arrived_at)
 
     # ------------------------------------------------------------------ acknowledgements
 
@@ -600,6 +631,7 @@ class CallRelay:
             ends_at = turn.runs.ends_at
             if ends_at is not None and ends_at > now and turn.cut_low_s is None:
                 turn.cut_low_s = turn.runs.position(now)
+                turn.cut_at = now + self.clock.one_way_s
         self.clock.cleared(now)
 
     def _clear_proved(self, now: float) -> None:

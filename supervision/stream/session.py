@@ -309,7 +309,7 @@ class CallSession:
         self._rejected("bad_json", message)
 
     def turn_started(self, turn: TurnAudio) -> None:
-        pass
+        self._supervised.turn_started(turn)
 
     def turn_ended(self, turn: TurnAudio) -> None:
         self._supervised.turn_ended(turn)

@@ -7,6 +7,7 @@ never acts on a newer one; one intervention runs at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Coroutine
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 RETRACT_WITHIN_S: Final = 2.0  # a turn that ended longer ago is not taken back aloud
 STILL_COMING_S: Final = 0.5  # a turn whose last audio is this fresh may go on
+SETTLES_S: Final = 0.5  # after a turn has played, until its last acknowledgements are in and it is known what was heard
 PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for, or twice the round trip
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
@@ -69,7 +71,7 @@ class TurnState:
     payload: TurnPayload
     index: int
     judged: asyncio.Future[Verdict]
-    flagged: bool = False  # its tools are denied and its audio is muted
+    flagged: bool = False  # its words broke a rule: its tools are denied
     verdict_id: UUID | None = None
 
     @property
@@ -91,12 +93,14 @@ class ToolState:
     decision_id: UUID
     decided: asyncio.Future[ToolVerdict]
     asked_at: float
+    turn_ref: str | None = None
     finished: bool = False
 
-    def repeated_by(self, later: ToolCallIntent) -> bool:
+    def repeated_by(self, later: ToolCallIntent, turn_ref: str | None) -> bool:
         """Whether ``later`` asks about the same call again. An id alone proves nothing: agents use one twice, and a
-        permission must never pass on to other arguments, or to a call that has run."""
-        return not self.finished and later == self.intent
+        permission must never pass on to other arguments, to another turn, or to a call that has run."""
+        same_turn = self.turn_ref is None or turn_ref is None or self.turn_ref == turn_ref
+        return not self.finished and later == self.intent and same_turn
 
 
 @dataclass(slots=True)
@@ -205,16 +209,13 @@ class SupervisedCall:
             )
         )
         sent_at = self._loop.time()
-        self.relay.checkpoint("probe", lambda at: self._probed(at - sent_at), sent_at)
+        if self.relay.clock.lead(sent_at) == 0.0:
+            # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
+            self.relay.checkpoint("probe", lambda at: self.relay.clock.measured(at - sent_at), sent_at)
 
     def arm(self) -> None:
         """Render what an intervention says, before one is needed."""
         self._spawn(self._voice.arm(**self._arm_lines(self.language)))
-
-    def _probed(self, seconds: float) -> None:
-        # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
-        if seconds < 1.0 and self.relay.clock.lead(self._loop.time()) == 0.0:
-            self.relay.clock.measured(seconds)
 
     def _take_transcript(self, transcript: frames.Transcript) -> None:
         self._record(
@@ -283,10 +284,10 @@ class SupervisedCall:
             tools = []
             for intent in turn.tool_calls:
                 known = self._tools.get(intent.id)
-                if known is not None and known.repeated_by(intent):
+                if known is not None and known.repeated_by(intent, turn.ref):
                     self._spawn(self._repeat_verdict(known))
                 else:
-                    tools.append(self._tool_asked(intent))
+                    tools.append(self._tool_asked(intent, turn.ref))
             if tools:
                 self._spawn(self._gate(tools, state, customer, keys={}, timeout_ms=None))
 
@@ -300,7 +301,7 @@ class SupervisedCall:
 
     def _take_tool(self, tool: frames.Tool) -> None:
         known = self._tools.get(tool.intent.id)
-        if known is not None and known.repeated_by(tool.intent):
+        if known is not None and known.repeated_by(tool.intent, tool.turn_ref):
             self._spawn(self._repeat_verdict(known))
             return
         state = self._turns.get(tool.turn_ref or "")
@@ -308,10 +309,11 @@ class SupervisedCall:
             raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", tool.intent.id)
         customer = tool.customer_text or (state.payload.customer_text if state else " ".join(self._heard_customer))
         keys = {tool.intent.id: tool.key} if tool.key is not None else {}
-        self._spawn(self._gate([self._tool_asked(tool.intent)], state, customer, keys, tool.timeout_ms))
+        asked = self._tool_asked(tool.intent, tool.turn_ref)
+        self._spawn(self._gate([asked], state, customer, keys, tool.timeout_ms))
 
-    def _tool_asked(self, intent: ToolCallIntent) -> ToolState:
-        asked = ToolState(intent, uuid7(), self._loop.create_future(), self._loop.time())
+    def _tool_asked(self, intent: ToolCallIntent, turn_ref: str | None) -> ToolState:
+        asked = ToolState(intent, uuid7(), self._loop.create_future(), self._loop.time(), turn_ref)
         self._tools[intent.id] = asked
         while len(self._tools) > MAX_TOOLS_KEPT:
             self._tools.pop(next(iter(self._tools)))
@@ -391,8 +393,9 @@ class SupervisedCall:
         withheld = "shadow" if self._mode == "shadow" else self._supervisor.withheld(verdict)
         if withheld == "shadow":
             return False, withheld
+        # Whatever is said about it now: a turn whose words broke a rule may do nothing that cannot be undone.
+        turn.flagged = True
         if self._running is not None:
-            turn.flagged = True
             self.relay.mute(turn.audio, self._loop.time())
             self._running.joined(turn)
             return False, "in_progress"
@@ -408,7 +411,6 @@ class SupervisedCall:
         if plan is Plan.NOTE_ONLY:
             self._note_only(turn, verdict, "late")
             return False, "late"
-        turn.flagged = True
         if self._caller_speaks():
             self._cut_for_speaking_caller(turn, verdict, plan, now)
             return True, None
@@ -418,15 +420,15 @@ class SupervisedCall:
     def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None]:
         """What the caller can hear of this turn decides."""
         audio, clock = turn.audio, self.relay.clock
-        if not audio.started and self.relay.current is None and clock.end_at > now and self.relay.agent_audio_at:
+        if clock.end_at > now and self.relay.adopt_unreported(audio):
             # The agent reported this turn after its audio had begun: what is audible is what was reported.
-            self.relay.adopt_unreported(audio)
             return Plan.CUT_NOW, None
-        starts_at, ends_at = audio.runs.starts_at, audio.runs.ends_at
+        starts_at, ends_at = audio.runs.starts_at, audio.ends_at
         if starts_at is None or ends_at is None:
             return Plan.REPLACE_HELD, None
         if starts_at > now:
-            return Plan.CUT_WHEN_REACHED, starts_at
+            # The clear is sent so early that it arrives when the turn begins to play.
+            return Plan.CUT_WHEN_REACHED, starts_at - clock.one_way_s
         last_audio = self.relay.agent_audio_at or 0.0
         coming = not audio.ended and self.relay.current is audio and now - last_audio < STILL_COMING_S
         if ends_at > now or self.relay.queued(audio) or coming:
@@ -448,8 +450,10 @@ class SupervisedCall:
         self.counts.interventions += 1
         supervisor.note_intervention(verdict)
         self._match_level(turn.audio)
-        self.relay.speaking = self.relay.holding = True
-        self.relay.mute(turn.audio, now)
+        if plan is Plan.REPLACE_HELD:
+            self.relay.mute(turn.audio, now)
+        else:
+            self.relay.take_over(turn.audio, now)
         opener = plan is Plan.RETRACT
         buffer = self._voice.opener_line() if opener else self._voice.buffer_line()
         fallback = self._voice.fallback_line()
@@ -473,6 +477,7 @@ class SupervisedCall:
             fallback=fallback,
             correct=correct,
             begins_at=begins_at,
+            reached=running.reached,
         )
         self._running = running
         self._record(
@@ -508,7 +513,7 @@ class SupervisedCall:
             if not self._ended:
                 self.relay.hand_back(self._loop.time())
             running.ended(report)
-            self._spawn(self._turn_heard(running.turn.audio, 0.0))
+            self._spawn(self._turn_heard(running.turn.audio))
         if self._supervisor is not None and (said := running.said(report)):
             self._supervisor.note_mirror(said)
 
@@ -589,14 +594,24 @@ class SupervisedCall:
         if self._running is not None:
             self._running.agent_cleared = True
 
+    def turn_started(self, audio: TurnAudio) -> None:
+        """The first audio of a turn came."""
+        if self._running is not None:
+            self._running.moved.set()
+
     def turn_ended(self, audio: TurnAudio) -> None:
         """No more audio of this turn follows; record what was heard of it once it has played."""
-        ends_at = audio.runs.ends_at
-        delay = 0.0 if ends_at is None or audio.cut_low_s is not None else ends_at - self._loop.time()
-        self._spawn(self._turn_heard(audio, max(0.0, delay) + 0.5))
+        if self._running is not None:
+            self._running.moved.set()
+        self._spawn(self._turn_heard(audio))
 
-    async def _turn_heard(self, audio: TurnAudio, delay: float) -> None:
-        await asyncio.wait({self._over}, timeout=delay)
+    async def _turn_heard(self, audio: TurnAudio) -> None:
+        while not self._ended:
+            unplayed_s = max(0.0, (audio.ends_at or 0.0) - self._loop.time())
+            queued = self.relay.queued(audio)
+            await asyncio.wait({self._over}, timeout=unplayed_s + SETTLES_S)
+            if not unplayed_s and not queued:
+                break
         while self._running is not None and self._running.turn.audio is audio:
             # Its audio is needed until it is known how much of it was heard.
             await self._running.over.wait()
@@ -625,7 +640,8 @@ class SupervisedCall:
     def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
         low, high = audio.heard_span(now)
-        if not audio.muted and audio.cut_low_s is None and high >= audio.runs.total_s - 0.02 and high > 0:
+        coming = self.relay.current is audio and now - (self.relay.agent_audio_at or 0.0) < STILL_COMING_S
+        if audio.cut_low_s is None and high >= audio.received_s - 0.02 and high > 0 and (audio.ended or not coming):
             return Heard(audio.text, "", "", Basis.PAUSES), high
         return (
             estimate_heard(
@@ -658,17 +674,19 @@ class SupervisedCall:
         keys: dict[str, str],
         timeout_ms: int | None,
     ) -> None:
+        code, reason = ToolCode.FAILED, "the call could not be judged"
         try:
             await self._gated(tools, turn, customer_text, keys, timeout_ms)
         except asyncio.CancelledError:
-            # The call ended before it was decided: nothing was allowed, and the record says so.
+            code, reason = ToolCode.CANCELLED, "the call ended before this was decided"
+            raise
+        finally:
+            # Whatever happened: a tool that was asked about has an answer, and nothing was allowed by accident.
             for tool in tools:
                 if not tool.decided.done():
-                    verdict = _undecided(tool.intent)
+                    verdict = _undecided(tool.intent, code, reason)
                     self._record_tool(tool, verdict, turn, self._irreversible(tool.intent), tool.asked_at)
-                    self.counts.tools_blocked += 1
-                    tool.decided.set_result(verdict)
-            raise
+                    self._tool_answered(tool, verdict)
 
     async def _gated(
         self,
@@ -679,42 +697,37 @@ class SupervisedCall:
         timeout_ms: int | None,
     ) -> None:
         started = self._loop.time()
-        speech = asyncio.ensure_future(self._speech_clean(turn))
-        try:
-            if self._supervisor is None:
-                verdicts = [_ungoverned(tool.intent) for tool in tools]
-            else:
-                verdicts = await self._supervisor.gate_tools(
-                    [tool.intent for tool in tools],
-                    customer_text=customer_text,
-                    agent_text=turn.payload.agent_text if turn is not None else "",
-                    turn_id=turn.ref if turn is not None else "",
-                    keys=keys,
-                    timeout_ms=timeout_ms,
-                )
-            limit_ms = self._supervisor.config.tool_gate_timeout_ms if self._supervisor is not None else 0
-            if timeout_ms is not None:
-                limit_ms = min(limit_ms, timeout_ms)
-            left = max(0.0, started + limit_ms / 1000 - self._loop.time())
-            await asyncio.wait({speech}, timeout=left)
-            clean = speech.result() if speech.done() else None
-        finally:
-            speech.cancel()
+        if self._supervisor is None:
+            for tool in tools:
+                await self._tool_decided(tool, _ungoverned(tool.intent), turn, started)
+            return
+        verdicts = await self._supervisor.gate_tools(
+            [tool.intent for tool in tools],
+            customer_text=customer_text,
+            agent_text=turn.payload.agent_text if turn is not None else "",
+            turn_id=turn.ref if turn is not None else "",
+            keys=keys,
+            timeout_ms=timeout_ms,
+        )
+        limit_ms = self._supervisor.config.tool_gate_timeout_ms
+        if timeout_ms is not None:
+            limit_ms = min(limit_ms, timeout_ms)
+        clean = await self._speech_clean(turn, started + limit_ms / 1000)
         for tool, verdict in zip(tools, verdicts, strict=True):
             await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started)
 
-    async def _speech_clean(self, turn: TurnState | None) -> bool:
-        """Whether the words of the tool's own turn passed, once that is known."""
+    async def _speech_clean(self, turn: TurnState | None, until: float) -> bool | None:
+        """Whether the words of the tool's own turn passed; None when that is not known by ``until``."""
         if turn is None:
             return True
-        await asyncio.wait({turn.judged})
-        return not turn.flagged
+        if not turn.judged.done():
+            await asyncio.wait({turn.judged}, timeout=max(0.0, until - self._loop.time()))
+        return not turn.flagged if turn.judged.done() else None
 
     def _with_speech(self, tool: ToolState, verdict: ToolVerdict, clean: bool | None) -> ToolVerdict:
         """A tool runs only when its own verdict and that of its turn's words allow it."""
         if not verdict.allow or clean:
             return verdict
-        assert self._supervisor is not None or clean is not None
         if clean is None:
             if not self._irreversible(tool.intent) or self._fails_open():
                 return verdict
@@ -750,6 +763,9 @@ class SupervisedCall:
                         verdict, ToolCode.FAILED, JudgingState.FAILED, "the decision could not be recorded"
                     )
                     self._record_tool(tool, verdict, turn, irreversible, started)
+        self._tool_answered(tool, verdict)
+
+    def _tool_answered(self, tool: ToolState, verdict: ToolVerdict) -> None:
         if not verdict.allow:
             self.counts.tools_blocked += 1
         if not tool.decided.done():
@@ -822,7 +838,7 @@ class SupervisedCall:
             self._running.intervention.stop(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
         for state in self._turns.values():
             if state.audio.started:
-                self._spawn(self._turn_heard(state.audio, 0.0))
+                self._spawn(self._turn_heard(state.audio))
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=END_WAITS_S)
             for task in late:
@@ -887,9 +903,23 @@ class _Running:
         self.dropped: list[str] = []
         self.detail = ""
         self.over = asyncio.Event()
+        self.moved = asyncio.Event()
         self._call = call
         self._rev = 0
         self._line: Line | None = None
+
+    async def reached(self) -> None:
+        """Return when the turns before this one are out, or say nothing more; Mirror speaks from there on."""
+        relay, loop = self._call.relay, asyncio.get_running_loop()
+        while (earlier := relay.current) is not None and earlier is not self.turn.audio:
+            still_coming_s = (relay.agent_audio_at or 0.0) + STILL_COMING_S - loop.time()
+            if earlier.muted or earlier.ended or still_coming_s <= 0:
+                break
+            self.moved.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(still_coming_s):
+                    await self.moved.wait()
+        relay.take_over(self.turn.audio, loop.time())
 
     # -- PlaybackSink
 
@@ -1038,7 +1068,7 @@ class _Running:
 
     def interrupt(self) -> None:
         """The caller speaks or presses a key."""
-        if self.intervention is not None and self.intervention.report.buffer is not None:
+        if self.intervention is not None:
             self.intervention.stop(Outcome.INTERRUPTED)
 
     def joined(self, turn: TurnState) -> None:
@@ -1170,17 +1200,17 @@ def _ungoverned(intent: ToolCallIntent) -> ToolVerdict:
     )
 
 
-def _undecided(intent: ToolCallIntent) -> ToolVerdict:
-    """The call ended first."""
+def _undecided(intent: ToolCallIntent, code: ToolCode, reason: str) -> ToolVerdict:
+    """Nothing was decided, so nothing is allowed."""
     return ToolVerdict(
         id=intent.id,
         name=intent.name,
         allow=False,
-        code=ToolCode.CANCELLED,
+        code=code,
         state=JudgingState.FAILED,
         score=None,
-        reason="the call ended before this was decided",
-        instruction="",
+        reason=reason,
+        instruction="It did not run. Tell the caller that this cannot be done right now.",
         stored_result=None,
         valid_ms=0,
         latency_ms=0,

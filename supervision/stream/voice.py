@@ -65,7 +65,7 @@ class Rendered:
 
 
 def _trimmed(pcm: Pcm, media_format: MediaFormat) -> Pcm:
-    """``pcm`` without the silence that voices put around a line: between two lines the caller would hear it as a gap."""
+    """``pcm`` without the silence that voices put around a line: between two lines it would be heard as a gap."""
     loud = np.flatnonzero(np.abs(pcm.astype(np.int32)) > max(_QUIET, int(np.abs(pcm).max(initial=0)) // 100))
     if not loud.size:
         return pcm

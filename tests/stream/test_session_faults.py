@@ -15,7 +15,6 @@ from tests.e2e.agents import AgentCall
 from tests.stream.world import BAD, BUFFER, CORRECTION, GOOD, Frame, World, ears, order, say_turn
 from tests.support.virtual_time import virtual_time
 
-BUFFER = "Sorry, let me check that for you."
 SLOW_WIRE = PlivoSwitches(delay_s=0.1)
 
 

@@ -118,7 +118,8 @@ class Intervention:
 
     ``buffer`` is spoken at once, ``fallback`` is the template that speaks when ``correct`` has nothing clean in time.
     ``correct`` generates, checks, judges and renders the correction, and returns None when it has none.
-    ``begins_at`` is the loop time to wait for with ``CUT_WHEN_REACHED``.
+    ``begins_at`` is the loop time to wait for with ``CUT_WHEN_REACHED``; ``reached`` returns, with ``REPLACE_HELD``,
+    when what comes before the turn has left Mirror.
     """
 
     plan: Plan
@@ -128,6 +129,7 @@ class Intervention:
     fallback: Line
     correct: Callable[[], Awaitable[Line | None]]
     begins_at: float | None = None
+    reached: Callable[[], Awaitable[None]] | None = None
     report: Report = field(default_factory=Report)
     _stopped: asyncio.Future[Outcome] | None = None
     _early: Outcome | None = None  # of a stop before `run` had begun
@@ -163,6 +165,8 @@ class Intervention:
         return self.report
 
     async def _silence_ourselves(self) -> None:
+        if self.plan in (Plan.REPLACE_HELD, Plan.RETRACT) and self.report.buffer is None:
+            return  # nothing of Mirror's or of the turn is on its way
         try:
             self.observer.step("clear_sent", "interrupted")
             await self.sink.clear()
@@ -206,6 +210,8 @@ class Intervention:
         loop = asyncio.get_running_loop()
         if self.plan is Plan.CUT_WHEN_REACHED and self.begins_at is not None:
             await asyncio.sleep(max(0.0, self.begins_at - loop.time()))
+        if self.plan is Plan.REPLACE_HELD and self.reached is not None:
+            await self.reached()
         if self.plan not in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
             return None
         self.observer.step("clear_sent")
