@@ -316,6 +316,16 @@ def test_highlights_come_in_order_and_name_a_violation_that_was_let_pass() -> No
     ]
 
 
+def test_a_violation_that_was_found_late_is_a_highlight_too() -> None:
+    the_turn = turn()
+    verdicts = [verdict(turn=the_turn, state="timed_out", score=None), verdict(turn=the_turn, late=True, score=0.9)]
+    verdicts[1].intervene = True
+    (found,) = call_page(record(call(), turns=[the_turn], verdicts=verdicts), NOW).highlights
+    assert found.badge.text == "Violation"
+    assert found.outcome is not None
+    assert found.outcome.text == "Late answer"
+
+
 @pytest.mark.parametrize(
     ("fields", "reported", "words"),
     [

@@ -150,6 +150,7 @@ class CallHead:
     from_number: str
     to_number: str
     live: bool
+    agent_failed: bool
     outcome: Badge
     facts: tuple[Fact, ...]
     banners: tuple[Banner, ...]
@@ -181,6 +182,7 @@ def call_head(call: Call, now: datetime, judge_model: str = "") -> CallHead:
         from_number=call.from_number,
         to_number=call.to_number,
         live=live,
+        agent_failed=bool(call.agent_failure),
         outcome=outcome,
         facts=tuple(facts),
         banners=tuple(banners_of(call, judge_model)),

@@ -120,18 +120,18 @@ def highlights_of(
         for tool in tools
         if tool.blocked
     ]
-    found += [
-        Highlight(
-            turn.dom_id,
-            turn.at_ms,
-            Badge("Violation", "alert", "bad"),
-            verdict.rule or "A rule was broken",
-            verdict.withheld or verdict.reason,
-            None,
-        )
-        for turn in turns
-        if not turn.interventions
-        for verdict in turn.verdicts
-        if verdict.violation and not verdict.late
-    ]
+    for turn in turns:
+        verdict = next((verdict for verdict in turn.verdicts if verdict.violation), None)
+        if verdict is not None and not turn.interventions:
+            text = verdict.withheld or verdict.reason
+            found.append(
+                Highlight(
+                    turn.dom_id,
+                    turn.at_ms,
+                    Badge("Violation", "alert", "bad"),
+                    verdict.rule or "A rule was broken",
+                    text,
+                    Badge("Late answer", "clock", "warn") if verdict.late else None,
+                )
+            )
     return sorted(found, key=lambda highlight: highlight.at_ms)
