@@ -23,6 +23,7 @@ import locale
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -35,6 +36,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import psycopg
 import redis
@@ -77,7 +79,7 @@ def servers_read(home: Path) -> EmbeddedServers:
     try:
         return _servers_parse((home / SERVERS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
-        return EmbeddedServers(f"postgresql://postgres@/postgres?host={home / 'postgres'}", "redis://127.0.0.1:1/0")
+        return EmbeddedServers(_admin_url(home / "postgres"), "redis://127.0.0.1:1/0")
 
 
 def start(home: Path, *, notify: Notify | None = None) -> EmbeddedServers:
@@ -178,32 +180,50 @@ def _postgres_start(data: Path, say: Notify) -> str:
             with _initdb_locale():
                 server.ensure_pgdata_inited()
             _configure(data / "postgresql.conf")
-            _postgres_run(server, data, say)
+            _postgres_run(package, server, data)
             return _wait_for("PostgreSQL", lambda: _postgres_url(data), POSTGRES_START_S)
         except (subprocess.SubprocessError, AssertionError, RuntimeError, TimeoutError) as error:
             raise EmbeddedError(_postgres_reason(data, records, error)) from error
 
 
-def _postgres_run(server: Any, data: Path, say: Notify) -> None:
-    log = data / "log"
+def _postgres_run(package: Any, server: Any, data: Path) -> None:
+    """pg_ctl start. Not the package's own: that one breaks on a folder with a space, and gives up on a recovery."""
+    log, folder = data / "log", _socket_folder(package, server, data)
     deadline = time.monotonic() + LEFTOVERS_S
     while True:
         offset = log.stat().st_size if log.exists() else 0
         try:
-            server.ensure_postgres_running()
-            return
-        except subprocess.TimeoutExpired:
-            # Recovery after a crash may take longer than the package waits.
-            say("PostgreSQL is still starting (it may be recovering from a crash); waiting for it.")
+            package.pgexec.pgexec(
+                "pg_ctl",
+                (
+                    *("-w", "-t", str(int(POSTGRES_START_S)), "-o", f"-h '' -k {shlex.quote(str(folder))}"),
+                    *("-l", str(log), "-D", str(data), "start"),
+                ),
+                bin_path=server.bin_path,
+                user=server.system_user,
+            )
             return
         except subprocess.CalledProcessError:
             # The children of a killed PostgreSQL end by themselves, but not at once, and nothing starts before.
-            with open(log, "rb") as written:
-                written.seek(offset)
-                leftovers = b"pre-existing shared memory block" in written.read()
+            leftovers = False
+            if log.exists():
+                with open(log, "rb") as written:
+                    written.seek(offset)
+                    leftovers = b"pre-existing shared memory block" in written.read()
             if not leftovers or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def _socket_folder(package: Any, server: Any, data: Path) -> Path:
+    """Where the socket goes: beside the data, or in a folder of its own where that path is too long for a socket."""
+    folder: Path = package.utils.find_suitable_socket_dir(data, server.runtime_path)
+    if folder != data:
+        if server.system_user is not None:
+            package.utils.ensure_prefix_permissions(folder)
+            shutil.chown(folder, server.system_user)
+        folder.chmod(0o700)
+    return folder
 
 
 def _pgserver() -> Any:
@@ -265,12 +285,16 @@ def _postgres_url(data: Path) -> str | None:
     info = _postgres_info(data)
     if info is None:
         return None
-    url = f"postgresql://postgres@/postgres?host={info.socket_dir}"
+    url = _admin_url(info.socket_dir)
     try:
         with psycopg.connect(url, connect_timeout=5):
             return url
     except psycopg.OperationalError:
         return None
+
+
+def _admin_url(socket_folder: Path) -> str:
+    return f"postgresql://postgres@/postgres?host={quote(str(socket_folder))}"
 
 
 def _check_version(data: Path, expected: int) -> None:

@@ -141,9 +141,21 @@ def test_a_home_too_long_for_a_socket_works(home: Path) -> None:
     deep = home / ("d" * 60) / ("e" * 60)
     try:
         with psycopg.connect(start(deep).database_admin_url) as connection:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
+            row = connection.execute("SHOW unix_socket_directories").fetchone()
+        assert row is not None
+        assert stat.S_IMODE(Path(str(row[0])).stat().st_mode) == 0o700
     finally:
         embedded.stop(deep)
+
+
+def test_a_home_with_spaces_and_quotes_works(home: Path) -> None:
+    odd = home / "it's my project"
+    try:
+        write(start(odd))
+        embedded.stop(odd)
+        assert read(start(odd)) == (("grüße",), b"yes")
+    finally:
+        embedded.stop(odd)
 
 
 def test_a_stop_without_a_start_says_that_nothing_was_stopped(home: Path) -> None:
