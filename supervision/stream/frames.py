@@ -18,7 +18,7 @@ VERSION: Final = 1
 MAX_TEXT: Final = 32_000  # characters of one text field
 MAX_ID: Final = 200
 MAX_TOOLS: Final = 64
-MAX_ARGS: Final = 64_000  # characters of a tool's arguments as JSON
+MAX_ARGS: Final = 64_000  # bytes of a tool's arguments as JSON
 WANTS: Final = frozenset({"verdicts", "notes", "say"})
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*\Z")
 
@@ -205,12 +205,12 @@ def _intent(reader: _Reader) -> ToolCallIntent:
         args, error = None, "args must be a JSON object"
     if error is None:
         try:
-            size = len(json.dumps(args, allow_nan=False))
+            size = len(json.dumps(args, allow_nan=False, ensure_ascii=False).encode())
         except (ValueError, RecursionError) as problem:
             args, error = None, f"args cannot be written as JSON: {problem}"
         else:
             if size > MAX_ARGS:
-                args, error = None, f"args is longer than {MAX_ARGS} characters"
+                args, error = None, f"args is longer than {MAX_ARGS} bytes"
     return ToolCallIntent(
         id=reader.ident("id"),
         name=reader.ident("name"),

@@ -566,9 +566,7 @@ class CallRelay:
         while self._ahead and (not self._ahead[0].duration or self.clock.lead(now) < MAX_LEAD_S):
             self._send_queued(self._ahead.popleft(), now)
         while (
-            self._injected
-            and not self._ahead
-            and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S)
+            self._injected and not self._ahead and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S)
         ):
             frame = self._injected.popleft()
             if frame.duration:

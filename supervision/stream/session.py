@@ -33,6 +33,7 @@ from supervision.stream.voice import CallVoice
 logger = logging.getLogger(__name__)
 
 AGENT_CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after the agent said goodbye
+COMMIT_WITHIN_S: Final = 2.0  # for the call's last events to be on disk; the journal goes on trying
 DISCONNECT_WAITS_S: Final = 5.0  # for Plivo to answer our close
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -293,8 +294,9 @@ class CallSession:
             )
         )
         try:
-            await self._runtime.recorder.commit(self.call_id)
-        except JournalUnavailable:
+            async with asyncio.timeout(COMMIT_WITHIN_S):
+                await self._runtime.recorder.commit(self.call_id)
+        except (JournalUnavailable, TimeoutError):
             logger.error("The end of a call could not be journalled; its record is incomplete")
 
     # ------------------------------------------------------------------ RelayListener

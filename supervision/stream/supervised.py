@@ -20,6 +20,7 @@ import numpy as np
 from mirror_saas.ids import uuid7
 from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
+from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
 from supervision.engine.context import (
     JudgingState,
     ToolCallIntent,
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 RETRACT_WITHIN_S: Final = 2.0  # a turn that ended longer ago is not taken back aloud
 STILL_COMING_S: Final = 0.5  # a turn whose last audio is this fresh may go on
 SETTLES_S: Final = 0.5  # after a turn has played, until its last acknowledgements are in and it is known what was heard
+COMMIT_WITHIN_S: Final = 1.0  # a journal that takes longer to write a permission down has failed
 PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for, or twice the round trip
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
@@ -391,10 +393,10 @@ class SupervisedCall:
         if not verdict.should_intervene or self._supervisor is None:
             return False, None
         withheld = "shadow" if self._mode == "shadow" else self._supervisor.withheld(verdict)
+        # Whatever is said about it now: a turn whose words broke a rule may not act.
+        turn.flagged = True
         if withheld == "shadow":
             return False, withheld
-        # Whatever is said about it now: a turn whose words broke a rule may do nothing that cannot be undone.
-        turn.flagged = True
         if self._running is not None:
             self.relay.mute(turn.audio, self._loop.time())
             self._running.joined(turn)
@@ -699,7 +701,8 @@ class SupervisedCall:
         started = self._loop.time()
         if self._supervisor is None:
             for tool in tools:
-                await self._tool_decided(tool, _ungoverned(tool.intent), turn, started)
+                verdict = _ungoverned(tool.intent, self._irreversible(tool.intent))
+                await self._tool_decided(tool, verdict, turn, started)
             return
         verdicts = await self._supervisor.gate_tools(
             [tool.intent for tool in tools],
@@ -736,34 +739,37 @@ class SupervisedCall:
         else:
             code, state = ToolCode.DENIED, verdict.state
             reason = "the words of this turn broke a rule, so nothing that it wanted to do may run"
-        if self._supervisor is not None:
-            self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
+        self._take_back(tool)
         return _refused(verdict, code, state, reason)
 
     async def _tool_decided(
         self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, started: float
     ) -> None:
-        if self._ended and verdict.allow:
-            if self._supervisor is not None:
-                self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
-            verdict = _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
         if self._mode == "shadow" and not verdict.allow:
             verdict = _shadowed(verdict)
+        if self._ended and verdict.allow:
+            self._take_back(tool)
+            verdict = _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
         irreversible = self._irreversible(tool.intent)
         self._record_tool(tool, verdict, turn, irreversible, started)
         if irreversible and verdict.allow:
             # What cannot be undone may run only when the permission is on disk.
             try:
-                await self._recorder.commit(self._log.call_id)
-            except JournalUnavailable:
+                async with asyncio.timeout(COMMIT_WITHIN_S):
+                    await self._recorder.commit(self._log.call_id)
+            except (JournalUnavailable, TimeoutError):
                 if not self._fails_open():
-                    if self._supervisor is not None:
-                        self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
+                    self._take_back(tool)
                     verdict = _refused(
                         verdict, ToolCode.FAILED, JudgingState.FAILED, "the decision could not be recorded"
                     )
                     self._record_tool(tool, verdict, turn, irreversible, started)
         self._tool_answered(tool, verdict)
+
+    def _take_back(self, tool: ToolState) -> None:
+        """A permission of the gate that does not reach the agent: the call may be asked for again."""
+        if self._supervisor is not None and self._mode != "shadow":
+            self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
 
     def _tool_answered(self, tool: ToolState, verdict: ToolVerdict) -> None:
         if not verdict.allow:
@@ -817,12 +823,12 @@ class SupervisedCall:
         )
 
     def _irreversible(self, intent: ToolCallIntent) -> bool:
-        if self._supervisor is None:
-            return intent.irreversible
-        listed = {name.casefold() for name in self._supervisor.config.irreversible_tools}
-        return intent.irreversible or intent.name.casefold() in listed
+        names = DEFAULT_IRREVERSIBLE_TOOLS if self._supervisor is None else self._supervisor.config.irreversible_tools
+        return intent.irreversible or intent.name.strip().casefold() in {name.casefold() for name in names}
 
     def _fails_open(self) -> bool:
+        if self._mode == "shadow":
+            return True
         return self._supervisor is not None and self._supervisor.config.tool_gate_on_failure == "allow"
 
     # ------------------------------------------------------------------ the end
@@ -944,6 +950,7 @@ class _Running:
         duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
         begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
         playing = _Playing(begin, duration)
+
         def played(at: float) -> None:
             playing.acknowledged(at)
             if label == "buffer":
@@ -1182,14 +1189,14 @@ def _intent_json(intent: ToolCallIntent) -> dict[str, Any]:
     return {"id": intent.id, "name": intent.name, "args": intent.args, "irreversible": intent.irreversible}
 
 
-def _ungoverned(intent: ToolCallIntent) -> ToolVerdict:
-    """Without a policy nothing can be judged: what cannot be undone is refused."""
-    allow = not intent.irreversible
+def _ungoverned(intent: ToolCallIntent, irreversible: bool) -> ToolVerdict:
+    """Without a policy nothing can be judged: what cannot be undone, or cannot be read, is refused."""
+    allow = not irreversible and intent.error is None
     return ToolVerdict(
         id=intent.id,
         name=intent.name,
         allow=allow,
-        code=ToolCode.OK if allow else ToolCode.FAILED,
+        code=ToolCode.OK if allow else ToolCode.FAILED if intent.error is None else ToolCode.BAD_ARGS,
         state=JudgingState.FAILED,
         score=None,
         reason="this agent has no live policy, so the call could not be judged",
