@@ -178,7 +178,8 @@ class ToolVerdict:
 class Correction:
     """What to say instead of a violating turn.
 
-    `source` is `llm` when the model's words passed every check, else `template`; `detail` then says why.
+    `source` is `llm` when words of the model passed every check, else `template`. `detail` is empty for what the model
+    wrote for this turn; else it says that it is the judge's suggestion, or a template, and why.
     """
 
     text: str

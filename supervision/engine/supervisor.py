@@ -32,7 +32,7 @@ from supervision.engine.context import (
     TurnPayload,
     Verdict,
 )
-from supervision.engine.intervention.generator import CorrectionWriter
+from supervision.engine.intervention.generator import CorrectionWriter, OnCandidate
 from supervision.engine.intervention.templates import buffer_lines, correction_lines, opener_lines
 from supervision.engine.llm.deadline import DeadlineAsker
 from supervision.engine.policy.compiler import (
@@ -348,30 +348,52 @@ class CallSupervisor:
         return buffer_lines(language, self.config.buffer_text)
 
     async def correct(
-        self, payload: TurnPayload, verdict: Verdict, *, opener: bool = False, timeout_s: float = 4.0
+        self,
+        payload: TurnPayload,
+        verdict: Verdict,
+        *,
+        opener: bool = False,
+        timeout_s: float = 4.0,
+        on_candidate: OnCandidate | None = None,
     ) -> Correction:
         """What to say instead of a violating turn, within `timeout_s` seconds.
 
-        The model's text must have at most 20 words, be said by the agent to the customer, not speak of checks or
-        systems, not repeat what the judge quoted, end with a question or the next step, and be judged clean under the
-        same policy; else it is a template in the call's language. `opener` begins it with a retraction, for a turn
-        that was heard to its end. The text is empty when the language has no template and the model's text is no good.
+        It is what the model writes for this turn; if that is late or not clean, what the judge suggested in
+        `verdict.correction`; else a template in the call's language. `Correction.detail` says why it is not the first.
+        Either text of the model must have at most 20 words, be said by the agent to the customer, not speak of checks
+        or systems, not repeat what the judge quoted, end with a question or the next step, and be judged clean under
+        the same policy. `opener` begins it with a retraction, for a turn that was heard to its end. The text is empty
+        when the language has no template and no text of the model is any good.
+
+        `on_candidate` gets every text that may be spoken as soon as that is known, the template at once and each
+        later one better than the one before, so that it can be rendered while a better one is awaited; the last one is
+        what is returned. It must not raise. To use the best one so far at any moment, cancel.
 
         Raises nothing but `asyncio.CancelledError`.
         """
         start = self._next(opener_lines(payload.language), self._openers_used) if opener else ""
         template = self._next(correction_lines(payload.language), self._templates_used)
+        best = Correction(f"{start} {template}".strip(), "template")
+
+        def candidate(correction: Correction) -> None:
+            nonlocal best
+            best = correction
+            if on_candidate is not None:
+                on_candidate(correction)
+
         try:
-            correction = await self._supervisor.writer.write(
-                payload, verdict, opener=start, template=template, timeout_s=timeout_s
+            best = await self._supervisor.writer.write(
+                payload, verdict, opener=start, template=template, timeout_s=timeout_s, on_candidate=candidate
             )
         except Exception as error:
             _log_broken("writing a correction", error)
-            text = f"{start} {template}".strip()
-            correction = Correction(text, "template", f"the engine failed ({type(error).__name__})")
-        self._openers_used += opener
-        self._templates_used += correction.source == "template"
-        return correction
+            failed = f"the engine failed ({type(error).__name__})"
+            best = replace(best, detail=f"{best.detail}; {failed}" if best.detail else failed)
+        finally:
+            # Whoever cancels speaks the best there is.
+            self._openers_used += opener
+            self._templates_used += best.source == "template"
+        return best
 
     @staticmethod
     def _next(lines: Sequence[str], used: int) -> str:

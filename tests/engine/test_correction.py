@@ -1,6 +1,8 @@
-"""What is said instead: the model's words when they are fit to be said and judged clean, else a template."""
+"""What is said instead: words of the model when they are fit to be said and judged clean in time, else a template."""
 
+import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,10 +40,12 @@ VERDICT = Verdict(
     0.9,
     "Never confirm a refund.",
     'It says "your refund is confirmed".',
-    "A colleague decides on refunds. Shall I connect you?",
+    "A colleague decides on refunds.",  # not fit to be said: what comes next is missing
     0.7,
     200,
 )
+SUGGESTION = "A colleague decides on refunds. Shall I connect you?"
+SUGGESTING = replace(VERDICT, correction=SUGGESTION)
 GOOD = "I can't decide that myself, but I can connect you with a colleague. Shall I do that?"
 ENGLISH = correction_lines("en")
 
@@ -62,7 +66,7 @@ async def test_the_models_text_is_used_when_it_is_clean() -> None:
         "violation": {
             "rule": "Never confirm a refund.",
             "reason": 'It says "your refund is confirmed".',
-            "suggestion": "A colleague decides on refunds. Shall I connect you?",
+            "suggestion": "A colleague decides on refunds.",
         },
         "language": "en",
         "opener": "",
@@ -117,12 +121,199 @@ async def test_whatever_is_wrong_or_late_the_template_speaks_in_time(broken: dic
     assert detail in correction.detail
 
 
+# The judge's own suggestion
+
+
+@pytest.mark.parametrize(
+    ("judge_s", "spoken", "detail"),
+    [
+        (0.3, GOOD, ""),
+        (0.45, GOOD, ""),
+        (0.6, SUGGESTION, "the judge's suggestion; the model's text could not be judged"),
+        (0.99, SUGGESTION, "the judge's suggestion; the model's text could not be judged"),
+        (1.1, ENGLISH[0], "the model's text was not written: the judge did not answer in time; the judge's suggestion"),
+    ],
+)
+@virtual_time
+async def test_the_slower_the_judge_the_plainer_the_words(judge_s: float, spoken: str, detail: str) -> None:
+    llm = ScriptedLLM(correction={"text": GOOD}, delay_s=judge_s)
+    correction = Correction("", "template")
+
+    async def correct() -> None:
+        nonlocal correction
+        correction = await make_call(llm).correct(TURN, SUGGESTING, timeout_s=1.0)
+
+    took_s = await elapsed_s(correct())
+    assert took_s == pytest.approx(min(2 * judge_s, 1.0))
+    assert (correction.text, correction.source) == (spoken, "template" if spoken == ENGLISH[0] else "llm")
+    assert correction.detail.startswith(detail)
+    assert bool(correction.detail) == bool(detail)
+    assert len(llm.of("mirror_turn")) <= 2
+    await nothing_is_left()
+
+
+@virtual_time
+async def test_the_suggestion_is_judged_while_the_model_writes_and_by_the_same_policy() -> None:
+    llm = ScriptedLLM(correction={"text": GOOD}, delay_s=0.3)
+    await make_call(llm).correct(TURN, SUGGESTING, timeout_s=1.0)
+    suggested, written = llm.of("mirror_turn")
+    assert (suggested.at, written.at) == (llm.of("mirror_correction")[0].at, pytest.approx(suggested.at + 0.3))
+    assert (suggested.user["agent_text"], written.user["agent_text"]) == (SUGGESTION, GOOD)
+    assert {key: suggested.user[key] for key in ("customer_text", "tool_calls", "history")} == {
+        "customer_text": "Can I have my money back?",
+        "tool_calls": [],
+        "history": [{"role": "customer", "text": "Hello."}],
+    }
+    assert suggested.system == written.system
+
+
+@virtual_time
+async def test_candidates_are_told_as_soon_as_each_may_be_spoken() -> None:
+    llm = ScriptedLLM(correction={"text": GOOD}, delay_s=0.3)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    told: list[tuple[str, str, int]] = []
+
+    def candidate(correction: Correction) -> None:
+        told.append((correction.text, correction.source, round((loop.time() - began) * 1000)))
+
+    await make_call(llm).correct(TURN, SUGGESTING, timeout_s=1.0, on_candidate=candidate)
+    assert told == [(ENGLISH[0], "template", 0), (SUGGESTION, "llm", 300), (GOOD, "llm", 600)]
+
+
+@pytest.mark.parametrize(
+    ("suggestion", "problem"),
+    [
+        ("The system flagged that. Shall I connect you?", "speaks of a check or a system"),
+        ("Your refund is confirmed, as I said. Anything else?", "repeats the offending words"),
+        ("Tell the customer that a colleague decides. Okay?", "is not said by the agent to the customer"),
+        ("A colleague decides on refunds.", "ends with neither a question nor the next step"),
+        ("no " * 21 + "?", "more than 20 words"),
+        ("  ", "is empty"),
+        ("", "is empty"),
+        ('""', "is empty"),
+    ],
+)
+@virtual_time
+async def test_a_suggestion_that_one_does_not_say_is_not_even_judged(suggestion: str, problem: str) -> None:
+    llm = ScriptedLLM(correction="broken")
+    correction = await make_call(llm).correct(TURN, replace(VERDICT, correction=suggestion), timeout_s=1.0)
+    assert (correction.text, correction.source) == (ENGLISH[0], "template")
+    assert f"the judge's suggestion {problem}" in correction.detail.replace("has more", "more")
+    assert not llm.of("mirror_turn")
+
+
+@pytest.mark.parametrize(
+    ("suggested", "written", "spoken", "detail"),
+    [
+        (BAD, CLEAN, GOOD, ""),
+        (CLEAN, BAD, SUGGESTION, "the judge's suggestion; the model's text breaks a rule itself: Never confirm"),
+        ("garbage", CLEAN, GOOD, ""),
+        (CLEAN, "garbage", SUGGESTION, "the judge's suggestion; the model's text could not be judged"),
+        (BAD, BAD, ENGLISH[0], "breaks a rule itself: Never confirm a refund.; the judge's suggestion breaks a rule"),
+        ("garbage", LLMUnreachable("gone"), ENGLISH[0], "the judge's suggestion could not be judged"),
+    ],
+)
+@virtual_time
+async def test_no_candidate_is_spoken_that_was_not_judged_clean(
+    suggested: Any, written: Any, spoken: str, detail: str
+) -> None:
+    llm = ScriptedLLM(correction={"text": GOOD}, delay_s=0.1)
+    llm.turn = lambda asked: suggested if asked.user["agent_text"] == SUGGESTION else written
+    told: list[str] = []
+    correction = await make_call(llm).correct(
+        TURN, SUGGESTING, timeout_s=1.0, on_candidate=lambda candidate: told.append(candidate.text)
+    )
+    assert correction.text == spoken == told[-1]
+    assert detail in correction.detail
+    assert bool(correction.detail) == bool(detail)
+    clean = [text for text, verdict in ((SUGGESTION, suggested), (GOOD, written)) if verdict is CLEAN]
+    assert set(told) == {ENGLISH[0], *clean}
+    assert len(llm.of("mirror_turn")) == 2
+
+
+@virtual_time
+async def test_when_no_text_is_written_the_suggestion_does_not_wait_for_the_deadline() -> None:
+    llm = ScriptedLLM(
+        correction="broken", delay_s=lambda asked: 0.1 if asked.schema_name == "mirror_correction" else 0.4
+    )
+    call = make_call(llm)
+    assert await elapsed_s(call.correct(TURN, SUGGESTING, timeout_s=3.0)) == pytest.approx(0.4)
+    assert (await call.correct(TURN, SUGGESTING, timeout_s=3.0)).text == SUGGESTION
+
+
+@virtual_time
+async def test_a_suggestion_that_is_slow_to_be_judged_does_not_hold_up_the_written_text() -> None:
+    def delay(asked: Any) -> float:
+        return 60.0 if asked.user["agent_text"] == SUGGESTION else 0.2
+
+    llm = ScriptedLLM(correction={"text": GOOD}, delay_s=delay)
+    call = make_call(llm)
+    assert await elapsed_s(call.correct(TURN, SUGGESTING, timeout_s=3.0)) == pytest.approx(0.4)
+    await nothing_is_left()
+    assert llm.of("mirror_turn")[0].cancelled
+
+
+@pytest.mark.parametrize(("verdict", "source"), [(CLEAN, "llm"), (BAD, "template")])
+@virtual_time
+async def test_a_model_that_writes_what_it_suggested_is_asked_for_one_verdict(verdict: Any, source: str) -> None:
+    llm = ScriptedLLM(correction={"text": f'"{SUGGESTION}"'}, turn=verdict, delay_s=0.2)
+    correction = await make_call(llm).correct(TURN, SUGGESTING, timeout_s=1.0)
+    assert (correction.source, correction.usage) == (source, Usage(200, 40, 100))
+    assert ("breaks a rule itself" in correction.detail) if source == "template" else not correction.detail
+    assert len(llm.of("mirror_turn")) == 1
+
+
+@virtual_time
+async def test_a_suggestion_gets_the_opener_too_but_the_opener_alone_is_no_suggestion() -> None:
+    llm = ScriptedLLM(correction="broken")
+    empty = await make_call(llm).correct(TURN, replace(VERDICT, correction='""'), opener=True, timeout_s=1.0)
+    assert empty.detail.endswith("the judge's suggestion is empty")
+    correction = await make_call(llm).correct(TURN, SUGGESTING, opener=True, timeout_s=1.0)
+    assert correction.text == f"Sorry, I misspoke. {SUGGESTION}" == llm.of("mirror_turn")[0].user["agent_text"]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.35, 0.5])
+@virtual_time
+async def test_cancelling_leaves_no_question_behind(after_s: float) -> None:
+    llm = ScriptedLLM(correction={"text": GOOD}, delay_s=0.3)
+    correcting = asyncio.ensure_future(make_call(llm).correct(TURN, SUGGESTING, timeout_s=5.0))
+    await asyncio.sleep(after_s)
+    correcting.cancel()
+    await asyncio.wait({correcting})
+    assert correcting.cancelled()
+    await nothing_is_left()
+    assert len(llm.of("mirror_turn")) <= 2
+
+
+async def nothing_is_left() -> None:
+    """Without any time passing, all that was begun has ended."""
+    began = asyncio.get_running_loop().time()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert asyncio.get_running_loop().time() == began
+
+
+# Templates
+
+
 @virtual_time
 async def test_templates_and_openers_take_turns() -> None:
     call = make_call(ScriptedLLM(correction="broken"))
     texts = [(await call.correct(TURN, VERDICT, opener=True, timeout_s=1)).text for _ in range(3)]
     openers = opener_lines("en")
     assert texts == [f"{openers[i % 2]} {ENGLISH[i % 2]}" for i in range(3)]
+
+
+@virtual_time
+async def test_a_template_is_used_up_when_the_caller_cannot_wait_and_speaks_it() -> None:
+    call = make_call(ScriptedLLM(delay_s=60))
+    correcting = asyncio.ensure_future(call.correct(TURN, SUGGESTING, timeout_s=5.0))
+    await asyncio.sleep(1.0)
+    correcting.cancel()
+    await asyncio.wait({correcting})
+    assert (await call.correct(TURN, SUGGESTING, timeout_s=1.0)).text == ENGLISH[1]
 
 
 @virtual_time
@@ -140,7 +331,8 @@ async def test_the_language_is_the_turns() -> None:
 async def test_without_lines_in_the_language_there_is_nothing_to_fall_back_on() -> None:
     turn = TurnPayload("?", "Oczywiście.", language="pl")
     llm = ScriptedLLM(correction="broken")
-    assert (await make_call(llm).correct(turn, VERDICT, opener=True, timeout_s=1)).text == ""
+    speechless = replace(VERDICT, correction="")
+    assert (await make_call(llm).correct(turn, speechless, opener=True, timeout_s=1)).text == ""
     llm.correction = {"text": "Decyduje o tym mój kolega. Czy mam pana połączyć?"}
     assert (await make_call(llm).correct(turn, VERDICT, timeout_s=1)).source == "llm"
 
@@ -156,6 +348,25 @@ async def test_an_engine_that_breaks_still_has_a_template(monkeypatch: pytest.Mo
     correction = await call.correct(TURN, VERDICT, timeout_s=1)
     assert (correction.text, correction.source) == (ENGLISH[0], "template")
     assert "ZeroDivisionError" in correction.detail
+
+
+@virtual_time
+async def test_an_engine_that_breaks_late_speaks_the_best_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = ScriptedLLM(correction={"text": GOOD})
+    llm.delay_s = lambda asked: 0.2 if asked.schema_name == "mirror_correction" else 0.1
+    call = make_call(llm)
+    writer = call._supervisor.writer
+    judged = writer._judged
+
+    async def broken(payload: TurnPayload, text: str, deadline: float) -> Verdict:
+        if text == GOOD:
+            raise ZeroDivisionError
+        return await judged(payload, text, deadline)
+
+    monkeypatch.setattr(writer, "_judged", broken)
+    correction = await call.correct(TURN, SUGGESTING, timeout_s=1)
+    assert (correction.text, correction.source) == (SUGGESTION, "llm")
+    assert correction.detail == "the judge's suggestion; the engine failed (ZeroDivisionError)"
 
 
 # What may be said to a customer

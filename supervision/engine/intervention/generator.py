@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from supervision.engine.config import PolicyConfig
-from supervision.engine.context import Correction, JudgingState, ToolCallIntent, TurnPayload, Verdict
+from supervision.engine.context import NO_USAGE, Correction, JudgingState, ToolCallIntent, TurnPayload, Verdict
 from supervision.engine.intervention.templates import primary_language
-from supervision.engine.llm.deadline import DeadlineAsker, InvalidAnswer, exact_keys, text_of
+from supervision.engine.llm.deadline import Answer, DeadlineAsker, InvalidAnswer, exact_keys, text_of
 from supervision.engine.policy.compiler import CORRECTION_SCHEMA, CompiledPolicy, user_message
 from supervision.engine.scorer.llm import LLMScorer
 
@@ -19,6 +19,11 @@ from supervision.engine.scorer.llm import LLMScorer
 MAX_WORDS = 20
 MAX_CHARS = 240
 MAX_TOKENS = 120
+
+# How `Correction.detail` begins when the words are those that the judge suggested in its verdict.
+SUGGESTED = "the judge's suggestion"
+
+OnCandidate = Callable[[Correction], None]
 
 _TEXT_KEYS = frozenset(CORRECTION_SCHEMA["properties"])
 
@@ -95,16 +100,74 @@ class CorrectionWriter:
         self._irreversible = irreversible
 
     async def write(
-        self, payload: TurnPayload, verdict: Verdict, *, opener: str, template: str, timeout_s: float
+        self,
+        payload: TurnPayload,
+        verdict: Verdict,
+        *,
+        opener: str,
+        template: str,
+        timeout_s: float,
+        on_candidate: OnCandidate,
     ) -> Correction:
         """The words to speak instead of a violating turn, within `timeout_s` seconds.
 
-        `opener`, if any, becomes the text's beginning. `template` is what is spoken when the model's text is late or
-        not clean. Raises nothing but `asyncio.CancelledError`.
+        There are three candidates, each better than the one before: `template`; what the judge suggested in its
+        verdict; and what the model writes now. The suggestion is judged while the model writes, the model's text when
+        it is written: two verdicts at most. The best that is clean in time is returned; `on_candidate` gets each
+        candidate as soon as it may be spoken. `opener`, if any, becomes each text's beginning.
+
+        Raises nothing but `asyncio.CancelledError`.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        wrong = offending_words(verdict.reason, payload.agent_text)
         fallback = _joined(opener, template)
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        answer = await self._asker.ask(
+        seed = _plain(verdict.correction)
+        suggestion = _joined(opener, seed) if seed else ""
+        usage = NO_USAGE
+
+        async def problem_with(text: str) -> str | None:
+            """Why a text may not be spoken, completing "the text …", or None when it may."""
+            nonlocal usage
+            complaint = complaint_about(text, wrong=wrong, language=payload.language) if text else "is empty"
+            if complaint is not None:
+                return complaint
+            judged = await self._judged(payload, text, deadline)
+            usage += judged.usage
+            if judged.state is not JudgingState.JUDGED:
+                return f"could not be judged: {judged.detail}"
+            return f"breaks a rule itself: {judged.rule}" if judged.should_intervene else None
+
+        async def suggest() -> str | None:
+            problem = await problem_with(suggestion)
+            if problem is None:
+                on_candidate(Correction(suggestion, "llm", SUGGESTED, usage))
+            return problem
+
+        on_candidate(Correction(fallback, "template", "no text of the model was clean in time"))
+        suggesting = loop.create_task(suggest())
+        try:
+            answer = await self._written(payload, verdict, opener, deadline)
+            usage += answer.usage
+            if answer.value is None:
+                problem: str | None = f"was not written: {answer.detail}"
+            elif (text := _joined(opener, answer.value)) == suggestion:
+                problem = None  # but for what its verdict says, which is on the way
+            elif (problem := await problem_with(text)) is None:
+                correction = Correction(text, "llm", "", usage)
+                on_candidate(correction)
+                return correction
+            problem_with_suggestion = await suggesting
+        finally:
+            suggesting.cancel()
+        if problem_with_suggestion is None:
+            detail = f"{SUGGESTED}; the model's text {problem}" if problem else ""
+            return Correction(suggestion, "llm", detail, usage)
+        detail = f"the model's text {problem or problem_with_suggestion}; {SUGGESTED} {problem_with_suggestion}"
+        return Correction(fallback, "template", detail, usage)
+
+    async def _written(self, payload: TurnPayload, verdict: Verdict, opener: str, deadline: float) -> Answer[str]:
+        return await self._asker.ask(
             system=self._policy.correction_prompt,
             user=user_message(
                 customer_text=payload.customer_text,
@@ -122,15 +185,10 @@ class CorrectionWriter:
             deadline=deadline,
             validate=_text,
         )
-        if answer.value is None:
-            return Correction(fallback, "template", answer.detail, answer.usage)
-        text = _joined(opener, answer.value)
-        complaint = complaint_about(
-            text, wrong=offending_words(verdict.reason, payload.agent_text), language=payload.language
-        )
-        if complaint is not None:
-            return Correction(fallback, "template", f"the model's text {complaint}", answer.usage)
-        judged = await self._scorer.score(
+
+    async def _judged(self, payload: TurnPayload, text: str, deadline: float) -> Verdict:
+        """The verdict on a text as if the agent had said it."""
+        return await self._scorer.score(
             TurnPayload(
                 customer_text=payload.customer_text,
                 agent_text=text,
@@ -140,21 +198,21 @@ class CorrectionWriter:
             ),
             timeout_s=deadline - asyncio.get_running_loop().time(),
         )
-        usage = answer.usage + judged.usage
-        if judged.state is not JudgingState.JUDGED:
-            return Correction(fallback, "template", f"the model's text could not be judged: {judged.detail}", usage)
-        if judged.should_intervene:
-            return Correction(fallback, "template", f"the model's text breaks a rule itself: {judged.rule}", usage)
-        return Correction(text, "llm", "", usage)
 
 
 def _text(answer: dict[str, Any]) -> str:
     exact_keys(answer, _TEXT_KEYS)
-    text = " ".join(text_of(answer["text"], "text", 2_000).split())
-    if len(text) > 1 and text[0] in "\"“«„'" and text[-1] in "\"”»“'":
-        text = text[1:-1].strip()
+    text = _plain(text_of(answer["text"], "text", 2_000))
     if not text:
         raise InvalidAnswer("text is empty")
+    return text
+
+
+def _plain(text: str) -> str:
+    """A text on one line, without the quotation marks that models put around what somebody should say."""
+    text = " ".join(text.split())
+    if len(text) > 1 and text[0] in "\"“«„'" and text[-1] in "\"”»“'":
+        text = text[1:-1].strip()
     return text
 
 
