@@ -2,9 +2,9 @@
 
 Server CPU (user and system) per relayed 20 ms round trip: one media frame from Plivo to the agent and one playAudio
 back. Mirror runs as in production (`manage.py serve`, Daphne, journal, PostgreSQL), in two kinds of call: an agent that
-says nothing to Mirror, and one that said hello and reports a turn every 8 s that is judged. The floor is a bare relay on
-picows that copies frames. The load runs in this process at real-time pace; servers take turns, rounds are repeated, and
-the ratio is of medians within this run. The wall clock is not measured: the machine is shared.
+says nothing to Mirror, and one that said hello and reports a turn every 8 s that is judged. The floor is a bare relay
+on picows that copies frames. The load runs in this process at real-time pace; servers take turns, rounds are repeated,
+and the ratio is of medians within this run. The wall clock is not measured: the machine is shared.
 """
 
 from __future__ import annotations
@@ -279,14 +279,17 @@ def stream_url(http: str, upstream: str, judge: str) -> str:
     return agents.stream_url(public_url=http, tenant_slug=slug, key=key)
 
 
+def _floor_start(port: int, upstream: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "benchmarks.bare_relay", "--port", str(port), "--upstream", upstream]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
 async def run(options: argparse.Namespace, http: str, mirror_process: psutil.Process) -> int:
     plain_agent, plain_url = await agent_server(supervised=False)
     told_agent, told_url = await agent_server(supervised=True)
     judge, judge_url = await judge_server()
     floor_port = free_port()
-    floor = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.bare_relay", "--port", str(floor_port), "--upstream", plain_url], cwd=ROOT
-    )
+    floor = _floor_start(floor_port, plain_url)
     try:
         streams = {
             "relayed": await asyncio.to_thread(stream_url, http, plain_url, judge_url),
