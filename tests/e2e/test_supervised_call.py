@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
-from tests.e2e.agents import Agent, AgentCall, agent
-from tests.e2e.conftest import CallRows, MirrorServer, TenancyMaker, recorded
+from tests.e2e.agents import AgentCall, agent
+from tests.e2e.conftest import MirrorServer, TenancyMaker, recorded
 from tests.factories import Tenancy
 from tests.standins.llm import LLMStandIn, words
 from tests.support.speech import say
