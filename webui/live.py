@@ -184,6 +184,10 @@ class CallTopic(Topic):
                 for item in items
                 if changed.everything or str(item.id) in changed.ids
             ]
+        for tool in page.tools:
+            if changed.everything or str(tool.id) in changed.ids or str(tool.turn_id) in changed.ids:
+                html = render_to_string("webui/calls/loose_tool.html", {"tool": tool}) if tool.loose else None
+                parts.append(Part(tool.loose_dom_id, html, "turns"))
         parts += [
             Part(event.dom_id, render_to_string("webui/calls/event.html", {"event": event}), "events")
             for event in page.events

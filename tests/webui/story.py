@@ -316,7 +316,6 @@ def corrected_call(tenancy: Tenancy, started_at: datetime, **fields: Any) -> Sto
         "process_payment",
         {"order_id": "4417", "kind": "refund", "amount": {"value": 189.0, "currency": "USD"}},
         allow=False,
-        turn_id=story.ids["refund"],
         reason="Refunds need a colleague: the rule says the agent may not confirm one.",
         instruction="Tell the caller that a colleague will take care of the refund, and offer to connect them.",
     )

@@ -296,6 +296,8 @@ def test_the_page_puts_verdict_tool_and_intervention_beside_their_turn() -> None
     assert [found.name for found in shown.tools] == ["pay"]
     assert [found.dom_id for found in shown.interventions] == [f"intervention-{cut.id.hex}"]
     assert [found.name for found in page.tools] == ["pay", "lookup"]
+    # The tool that names no turn stands between the turns by itself.
+    assert [found.dom_id for found in page.story] == [shown.dom_id, f"tool-{alone.id.hex}"]
     assert page.interventions[0].turn_number == 1
 
 

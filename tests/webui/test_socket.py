@@ -138,8 +138,8 @@ async def test_a_live_call_is_followed_turn_by_turn(
     async with connect(tenant.users["bob"]) as bob, connect(stranger.users["charlie"]) as charlie:
         await bob.subscribe(f"call:{told.call_id}", after=told.events[-1].seq)
         await charlie.subscribe(f"call:{told.call_id}", after=0)
-        await charlie.subscribe("calls")
         await charlie.hear("refused")
+        await charlie.subscribe("calls")
         await charlie.hear("update")
 
         await bring(told.turn(2_140, "Is it coming?", "It will be there tomorrow, I promise.", name="promise"))
@@ -162,6 +162,13 @@ async def test_a_live_call_is_followed_turn_by_turn(
             update = await bob.hear("update")
             shown = html(update, f"intervention-{told.ids['intervention on promise'].hex}")
         assert "Correction queued" in shown
+
+        await bring(told.tool(8_000, "charge_card", {"amount": 5}, allow=False))
+        update = await bob.hear("update")
+        tool = f"tool-{told.ids['tool charge_card'].hex}"
+        assert "Blocked" in html(update, tool)
+        assert "Blocked" in html(update, f"loose-{tool}")
+        assert update["announce"] == ["Tool blocked: charge_card"]
 
         await bring(told.end(9_000, interventions=1))
         while "Call ended" not in "".join(part.get("html", "") for part in update["parts"]):

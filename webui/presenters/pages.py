@@ -42,6 +42,12 @@ class CallPage:
     events: tuple[EventView, ...]
     seq: int
 
+    @property
+    def story(self) -> list[TurnView | ToolView]:
+        """Turns, and the tools that belong to none of them, in the order in which they came."""
+        loose = [tool for tool in self.tools if tool.loose]
+        return sorted([*self.turns, *loose], key=lambda item: item.order)
+
 
 def call_page(record: CallRecord, now: datetime) -> CallPage:
     """Everything that a call's page shows."""

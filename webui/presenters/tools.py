@@ -40,11 +40,21 @@ class ToolView:
     at_ms: int
     done: Badge | None
     result: Any
-    turn_number: int | None = None
+    turn_id: UUID | None
+    turn_number: int | None
+    """None for a tool that belongs to no turn that was reported; it then stands between the turns by itself."""
 
     @property
     def dom_id(self) -> str:
         return f"tool-{self.id.hex}"
+
+    @property
+    def loose(self) -> bool:
+        return self.turn_number is None
+
+    @property
+    def loose_dom_id(self) -> str:
+        return f"loose-{self.dom_id}"
 
     @property
     def order(self) -> str:
@@ -77,5 +87,6 @@ def tool_view(decision: ToolDecision, turn_number: int | None = None) -> ToolVie
         at_ms=decision.at_ms,
         done=done,
         result=decision.result,
+        turn_id=decision.turn_id,
         turn_number=turn_number,
     )
