@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from daphne.endpoints import build_endpoint_description_strings
 from daphne.server import Server
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 
 from mirror_saas.draining import ANSWER_PREFIX, STREAM_PREFIX, ASGIApp, Drain, Receive, Scope, Send, drain
 from mirror_saas.draining import draining_application as behind_drain
@@ -60,6 +61,17 @@ def part_application(app: ASGIApp, part: Part) -> ASGIApp:
     return application
 
 
+class ServerSocket(WebSocketProtocol):  # type: ignore[misc]
+    """Daphne's WebSocket that can be closed with a server's codes.
+
+    Autobahn's `sendClose` raises on all but 1000 and 3000 to 4999, and the socket would stay open. RFC 6455 7.4.1 gives
+    servers 1008 (refused) and 1011 (the agent failed) as well.
+    """
+
+    def serverClose(self, code: int | None = None) -> None:
+        self.sendCloseFrame(code=1000 if code is None else code)
+
+
 class MirrorServer(Server):  # type: ignore[misc]
     """Daphne's Server that says why it could not listen, and that ends what it runs within a bound.
 
@@ -96,6 +108,7 @@ class MirrorServer(Server):  # type: ignore[misc]
 
 def server_build(application: ASGIApp, *, host: str, port: int, on_ready: Callable[[], None] | None = None) -> Any:
     """Daphne's server for `application` at `host`:`port`, with the limits above and no access log (paths hold keys)."""
+    WebSocketFactory.protocol = ServerSocket
     return MirrorServer(
         application=application,
         endpoints=build_endpoint_description_strings(host=host, port=port),

@@ -8,7 +8,7 @@ from mirror_saas.logging import logging_config
 
 
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """WebSockets get back what they send; HTTP gets its path."""
+    """WebSockets get back what they send, or the close that `close <code>` asks for; HTTP gets its path."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": scope["path"].encode()})
@@ -17,6 +17,9 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "websocket.accept"})
     try:
         while (message := await receive())["type"] == "websocket.receive":
+            if (message.get("text") or "").startswith("close "):
+                await send({"type": "websocket.close", "code": int(message["text"].removeprefix("close "))})
+                continue
             await send({"type": "websocket.send", "text": message.get("text"), "bytes": message.get("bytes")})
     finally:
         print("socket ended", flush=True)

@@ -93,6 +93,15 @@ async def test_a_message_of_16_mib_passes_and_one_byte_more_closes_the_socket() 
             await socket_.recv()
 
 
+@pytest.mark.parametrize("code", [1000, 1008, 1011, 4000])
+async def test_a_socket_is_closed_with_the_code_that_the_application_gives(code: int) -> None:
+    async with serving() as server, connect(server.stream) as call:
+        await call.send(f"close {code}")
+        async with asyncio.timeout(5):
+            await call.wait_closed()
+        assert call.close_code == code
+
+
 async def test_no_path_is_ever_printed() -> None:
     async with serving() as server:
         async with connect(server.stream) as socket_:
