@@ -122,19 +122,20 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         if not origin_allowed(self.scope["headers"]):
             await self.send({"type": "websocket.close"})
             raise StopConsumer
-        session = self.scope["session"]
-        self.session_key = session.session_key
-        zone = zone_named(self.scope["cookies"].get(TIME_ZONE_COOKIE, ""))
         # Accepted before it is known who this is: a browser cannot read why a handshake was refused, but a close code.
         await self.send({"type": "websocket.accept"})
-        try:
-            tenant_id = await in_database_thread(chosen_tenant_id, session)
-            self.viewer = await in_database_thread(
-                viewer_check, session_key=self.session_key, tenant_id=tenant_id, strict=False, zone=zone
-            )
-        except ViewerGone as gone:
-            await self.close(SIGNED_OUT if gone.signed_out else NO_MEMBER)
-            return
+        await self._guarded(self._enter)
+
+    async def _enter(self) -> None:
+        session = self.scope["session"]
+        self.session_key = session.session_key
+        self.viewer = await in_database_thread(
+            viewer_check,
+            session_key=self.session_key,
+            tenant_id=await in_database_thread(chosen_tenant_id, session),
+            strict=False,
+            zone=zone_named(self.scope["cookies"].get(TIME_ZONE_COOKIE, "")),
+        )
         self.beat = asyncio.create_task(self._guarded(self._beat))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
@@ -226,8 +227,8 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
                 update = await in_database_thread(self._read, subscription.topic)
             except TopicRefused:
                 # Not there, or not theirs: one answer, and nothing more of this topic.
-                self.subscriptions.pop(name, None)
                 await self._send({"type": "refused", "topic": name})
+                await self._unsubscribe(name)
                 return
             if update is not None:
                 subscription.sent += 1

@@ -465,7 +465,7 @@ async def test_a_socket_that_fails_leaves_nothing_running(connect: Connect, tena
 async def test_nothing_is_left_in_the_channel_layer(connect: Connect, tenant: Tenancy, redis_url: str) -> None:
     import redis.asyncio
 
-    layer = get_channel_layer()
+    layer: Any = get_channel_layer()
     group = f"{layer.prefix}:group:t.{tenant.id.hex}.calls"
     valkey = redis.asyncio.from_url(redis_url)
     try:
@@ -473,6 +473,12 @@ async def test_nothing_is_left_in_the_channel_layer(connect: Connect, tenant: Te
             await alice.subscribe("calls")
             await alice.hear("update")
             assert await valkey.zcard(group) == 1
+            missing = uuid7()
+            await alice.subscribe(f"call:{missing}")
+            await alice.hear("refused")
+            await alice.subscribe("calls")
+            await alice.hear("update")
+            assert await valkey.zcard(f"{layer.prefix}:group:t.{tenant.id.hex}.call.{missing.hex}") == 0
         assert await valkey.zcard(group) == 0
     finally:
         await valkey.aclose()
