@@ -44,6 +44,7 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
+from supervision.stream.correction import CorrectionLines
 from supervision.stream.heard import Basis, Heard, Mark, estimate_heard, span_times
 from supervision.stream.relay import CallRelay, TurnAudio
 from supervision.stream.voice import CallVoice
@@ -57,7 +58,6 @@ COMMIT_WITHIN_S: Final = 1.0  # a journal that takes longer to write a permissio
 PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for, or twice the round trip
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
-RENDER_S: Final = 0.15  # kept free for rendering when the correction's deadline is set
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
 MAX_TOOLS_KEPT: Final = 512
@@ -459,25 +459,22 @@ class SupervisedCall:
         opener = plan is Plan.RETRACT
         buffer = self._voice.opener_line() if opener else self._voice.buffer_line()
         fallback = self._voice.fallback_line()
-        buffer_s = len(buffer.audio) / (self.relay.format.bytes_per_ms * 1000)
-
-        async def correct() -> Line | None:
-            made = await supervisor.correct(
-                turn.payload, verdict, timeout_s=max(0.2, buffer_s + PROOF_AT_LEAST_S - RENDER_S)
-            )
-            running.detail = made.detail
-            if not made.text or made.text == fallback.text:
-                return None
-            return await self._voice.render(made.text, made.source)
-
         running = _Running(self, turn, verdict, plan)
+        # How long the words may take is known only when the buffer line plays; then the best that are rendered speak.
+        lines = running.lines = CorrectionLines(
+            ask=lambda candidate: supervisor.correct(turn.payload, verdict, on_candidate=candidate),
+            voice=self._voice,
+            fallback=fallback,
+            step=running.step,
+        )
         running.intervention = Intervention(
             plan=plan,
             sink=running,
             observer=running,
             buffer=buffer,
             fallback=fallback,
-            correct=correct,
+            correct=lines.best,
+            so_far=lines.ready,
             begins_at=begins_at,
             reached=running.reached,
         )
@@ -907,7 +904,7 @@ class _Running:
         self.agent_cleared = False
         self.note_sent_at: float | None = None
         self.dropped: list[str] = []
-        self.detail = ""
+        self.lines: CorrectionLines | None = None
         self.over = asyncio.Event()
         self.moved = asyncio.Event()
         self._call = call
@@ -1110,12 +1107,16 @@ class _Running:
                 gap_ms_cut_to_buffer=report.gap_cut_to_buffer_ms if report is not None else None,
                 gap_ms_buffer_to_correction=report.gap_buffer_to_correction_ms if report is not None else None,
                 at_ms=call._at_ms(),
-                detail="; ".join(
-                    part for part in (detail, report.detail if report is not None else "", self.detail) if part
-                ),
+                detail="; ".join(part for part in (detail, *self._details(report)) if part),
             )
         )
         self.over.set()
+
+    def _details(self, report: Report | None) -> tuple[str, ...]:
+        if report is None:
+            return ()
+        chosen = self.lines.detail(report.correction) if self.lines is not None and report.correction else ""
+        return report.detail, chosen
 
     def _violation_heard(self, high_s: float) -> tuple[int, str]:
         """Milliseconds of the violating words that were heard at most; of the whole turn when nobody quoted them."""

@@ -154,7 +154,7 @@ class CallVoice:
 
     async def render(self, text: str, source: Literal["llm", "template"]) -> Line:
         """``text`` as a line. Raises :class:`TTSError` when the provider cannot speak it."""
-        line = await self._render(text, cached=False)
+        line = await self._render(text, cached=source == "template")
         return await asyncio.to_thread(self._line, line, source)
 
     async def _render(self, text: str, *, cached: bool = True) -> Rendered:

@@ -366,7 +366,8 @@ async def test_an_engine_that_breaks_late_speaks_the_best_it_has(monkeypatch: py
     monkeypatch.setattr(writer, "_judged", broken)
     correction = await call.correct(TURN, SUGGESTING, timeout_s=1)
     assert (correction.text, correction.source) == (SUGGESTION, "llm")
-    assert correction.detail == "the judge's suggestion; the engine failed (ZeroDivisionError)"
+    assert correction.detail.startswith("the judge's suggestion; ")
+    assert correction.detail.endswith("; the engine failed (ZeroDivisionError)")
 
 
 # What may be said to a customer

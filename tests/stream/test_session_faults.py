@@ -511,4 +511,4 @@ async def test_a_voice_that_fails_after_the_cut_speaks_the_template(monkeypatch:
     ended = world.record.one("intervention.ended")
     assert (ended["outcome"], ended["correction_source"]) == ("completed", "template")
     assert order(record.heard) == [BAD, BUFFER, ended["correction_text"]]
-    assert "correction_failed" in world.record.steps()
+    assert "rendering_failed" in world.record.steps()

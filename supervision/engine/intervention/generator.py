@@ -141,10 +141,11 @@ class CorrectionWriter:
         async def suggest() -> str | None:
             problem = await problem_with(suggestion)
             if problem is None:
-                on_candidate(Correction(suggestion, "llm", SUGGESTED, usage))
+                detail = f"{SUGGESTED}; the model's text was not ready in time"
+                on_candidate(Correction(suggestion, "llm", detail, usage))
             return problem
 
-        on_candidate(Correction(fallback, "template", "no text of the model was clean in time"))
+        on_candidate(Correction(fallback, "template", "no text of the model was ready in time"))
         suggesting = loop.create_task(suggest())
         try:
             answer = await self._written(payload, verdict, opener, deadline)

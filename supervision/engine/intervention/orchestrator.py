@@ -116,8 +116,9 @@ class Report:
 class Intervention:
     """One intervention. `run` once; `stop` ends it early.
 
-    ``buffer`` is spoken at once, ``fallback`` is the template that speaks when ``correct`` has nothing clean in time.
-    ``correct`` generates, checks, judges and renders the correction, and returns None when it has none.
+    ``buffer`` is spoken at once. ``correct`` generates, checks, judges and renders the correction, and returns None
+    when it has none. When it fails, or has not returned 150 ms before the buffer line ends, what ``so_far`` returns
+    speaks: the best line that is rendered by then; when that is None too, ``fallback``, the template.
     ``begins_at`` is the loop time to wait for with ``CUT_WHEN_REACHED``; ``reached`` returns, with ``REPLACE_HELD``,
     when what comes before the turn has left Mirror.
     """
@@ -130,6 +131,7 @@ class Intervention:
     correct: Callable[[], Awaitable[Line | None]]
     begins_at: float | None = None
     reached: Callable[[], Awaitable[None]] | None = None
+    so_far: Callable[[], Line | None] = lambda: None
     report: Report = field(default_factory=Report)
     _stopped: asyncio.Future[Outcome] | None = None
     _early: Outcome | None = None  # of a stop before `run` had begun
@@ -225,10 +227,13 @@ class Intervention:
     async def _correction(self, correcting: asyncio.Future[Line | None], *, until: float) -> Line:
         loop = asyncio.get_running_loop()
         done, _ = await asyncio.wait({correcting}, timeout=max(0.0, until - loop.time()))
-        if not done:
+        problem = correcting.exception() if done else None
+        if done and problem is None:
+            return correcting.result() or self.fallback
+        if (line := self.so_far()) is not None:
+            return line
+        if problem is None:
             self.observer.step("correction_late", "no correction in time; the template speaks")
-            return self.fallback
-        if (problem := correcting.exception()) is not None:
+        else:
             self.observer.step("correction_failed", type(problem).__name__)
-            return self.fallback
-        return correcting.result() or self.fallback
+        return self.fallback
