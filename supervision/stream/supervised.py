@@ -511,6 +511,7 @@ class SupervisedCall:
             self._running = None
             if not self._ended:
                 self.relay.hand_back(self._loop.time())
+                running.step("handed_back")
             running.ended(report)
             self._spawn(self._turn_heard(running.turn.audio))
         if self._supervisor is not None and (said := running.said(report)):
