@@ -10,6 +10,7 @@ frames are taken out; until an agent says `mirror.hello` nothing is delayed. Tim
 from __future__ import annotations
 
 import binascii
+import re
 import secrets
 from base64 import b64encode
 from collections import deque
@@ -27,6 +28,7 @@ from supervision.stream.playout import AudioRuns, PlayClock
 MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
 REFILL_S: Final = 0.06  # how much of that lead is topped up at a time: fewer wake-ups, still no underrun
 TURN_GAP_S: Final = 0.2  # this long without agent speech, and the next reported turn's audio begins
+ABANDONED_S: Final = 3.0  # a reported turn that stays silent this long gives way to the next one reported
 CLEAR_EXPIRES_S: Final = 2.0  # an unanswered clearAudio stops waiting, so that a lost answer shifts nothing
 OWED_LATE_S: Final = 10.0  # a withheld acknowledgement goes out at the latest this long after it was due
 LATE_ACK_S: Final = 10.0  # a genuine acknowledgement that comes within this time of our synthetic one is swallowed
@@ -35,6 +37,12 @@ HOLD_MAX_BYTES: Final = 8 * 1024 * 1024
 QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes unpaced: nothing of it is ever lost
 AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
 INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
+MAX_MENDED: Final = 1024 * 1024  # characters of a broken mirror.* frame that are worth mending
+_MIRROR_EVENT: Final = re.compile(r'"event"\s*:\s*"mirror\.')
+# Escapes in pairs as they should be, and by themselves (the group); other escapes so that no backslash counts twice.
+_SURROGATES: Final = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
 SPEECH_PEAK: Final = 330  # of 32,768 (-40 dBFS): quieter agent audio is a pause
 
 
@@ -186,6 +194,7 @@ class CallRelay:
         self._injected: deque[_Injected] = deque()
         self._injected_s = 0.0
         self._pending: deque[TurnAudio] = deque()
+        self._agent_cleared_at: float | None = None
         self._gap = True
         self._recent_agent: deque[_Recent] = deque(maxlen=12)
         self._muted_end_at = 0.0
@@ -265,10 +274,12 @@ class CallRelay:
         try:
             frame = orjson.loads(text)
         except ValueError:
-            if text.lstrip().startswith(('{"event":"mirror.', '{"event": "mirror.')):
-                self._listener.mirror_garbled("this frame begins like a mirror.* frame and is not valid JSON")
-                return
             frame = None
+            if _MIRROR_EVENT.search(text):
+                frame = _mended(text)
+                if frame is None:
+                    self._listener.mirror_garbled("a frame that calls itself mirror.* is not valid JSON")
+                    return
         event = frame.get("event") if isinstance(frame, dict) else None
         if isinstance(event, str) and event.startswith("mirror."):
             self._listener.mirror_frame(frame)
@@ -383,6 +394,7 @@ class CallRelay:
         self._ahead.clear()
         self._requeue(())
         ended, self.current, self._gap = self.current, None, True
+        self._agent_cleared_at = now
         if self.speaking:
             # Mirror's own audio must not be cut: the agent is answered as Plivo would, and nothing is forwarded.
             self._to_agent(events.cleared_audio(stream_id=self.stream_id, sequence=self._sequence()))
@@ -402,8 +414,16 @@ class CallRelay:
     def turn_reported(self, turn: TurnAudio) -> None:
         """A turn was reported: its audio follows."""
         self.turns.append(turn)
+        while self._pending and self._abandoned(self._pending[0], turn.reported_at):
+            self._pending.popleft()
         if not self.marks and turn.text.strip():
             self._pending.append(turn)
+
+    def _abandoned(self, turn: TurnAudio, now: float) -> bool:
+        """Whether a turn whose audio has not begun was given up before a newer one was reported: the agent cleared its
+        audio since, or has been silent for long. Else the newer turn's audio would be taken for this one's."""
+        cleared_at, audio_at = self._agent_cleared_at or 0.0, self.agent_audio_at or 0.0
+        return cleared_at >= turn.reported_at or now - max(turn.reported_at, audio_at) > ABANDONED_S
 
     def audio_mark(self, turn: TurnAudio | None, state: str, chars: int | None, now: float) -> None:
         """A `mirror.audio` frame: from here on audio belongs to ``turn`` (`start`), to nobody (`end`, `cut`), or
@@ -671,6 +691,20 @@ def _played_name(frame: dict[str, Any]) -> str | None:
         nested = frame.get("playedStream")
         name = nested.get("name") if isinstance(nested, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _mended(text: str) -> Any:
+    """The frame in ``text``, which is not JSON, when all that is wrong with it are characters cut in half.
+
+    Programs that cut UTF-16 text leave those, as escapes (RFC 8259, section 8.2), and what was said around them must be
+    judged all the same. None when something else is wrong.
+    """
+    if len(text) > MAX_MENDED:
+        return None
+    try:
+        return orjson.loads(_SURROGATES.sub(lambda found: found[0] if found[1] is None else "\\ufffd", text))
+    except ValueError:
+        return None
 
 
 def _decoded(text: str, start: int, end: int) -> bytes:

@@ -140,7 +140,7 @@ class CallSession:
             mode=binding.mode,
             ready=runtime.ready(binding, start.call_id),
             arm_lines=lambda language: runtime.arm_lines(binding, language),
-            to_agent=lambda frame: self._agent.send_text(plivo_events.dump(frame)),
+            to_agent=self._tell_agent,
             at_ms=self.at_ms,
         )
         self._wake: asyncio.TimerHandle | None = None
@@ -300,6 +300,10 @@ class CallSession:
             logger.error("The end of a call could not be journalled; its record is incomplete")
 
     # ------------------------------------------------------------------ RelayListener
+
+    def _tell_agent(self, frame: dict[str, Any]) -> None:
+        # What models write may hold half a character; a frame with one would break the agent's socket.
+        self._agent.send_text(plivo_events.dump(frame).encode("utf-8", "replace").decode())
 
     def _agent_text(self, text: str) -> None:
         self._relay.agent_text(text, self._loop.time())

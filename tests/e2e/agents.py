@@ -42,7 +42,7 @@ class AgentCall:
         self.raw.append(message)
         try:
             event = json.loads(message)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(event, dict):
             self.events.append(event)

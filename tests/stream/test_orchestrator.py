@@ -21,6 +21,7 @@ from tests.support.virtual_time import virtual_time
 BUFFER = Line("One moment, please.", b"b" * 8000)  # one second of mu-law
 TEMPLATE = Line("Let me put that right. What can I do for you?", b"t" * 16000)
 CORRECTION = Line("I cannot refund that myself. Shall I connect you?", b"c" * 24000, "llm")
+SPARE = Line("A colleague decides on that. Shall I connect you?", b"s" * 24000, "llm")
 
 
 class Audio:
@@ -135,6 +136,41 @@ def test_a_correction_that_fails_or_is_empty_is_replaced_by_the_template(problem
         return await intervention(Sink(), correct).run()
 
     assert run().correction == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("correct_s", "ready_s", "problem", "spoken"),
+    [
+        (0.6, 0.3, None, CORRECTION),
+        (30.0, 0.3, None, SPARE),
+        (30.0, 0.89, None, SPARE),
+        (30.0, 0.91, None, TEMPLATE),
+        (0.6, 0.3, RuntimeError("model"), SPARE),
+        (0.6, 0.8, RuntimeError("model"), TEMPLATE),
+    ],
+)
+def test_at_the_deadline_the_best_line_so_far_is_spoken(
+    correct_s: float, ready_s: float, problem: Exception | None, spoken: Line
+) -> None:
+    @virtual_time
+    async def run() -> tuple[Report, list[str]]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        async def correct() -> Line | None:
+            await asyncio.sleep(correct_s)
+            if problem is not None:
+                raise problem
+            return CORRECTION
+
+        sink = Sink()
+        running = intervention(sink, correct)
+        running.so_far = lambda: SPARE if loop.time() - began >= ready_s else None
+        return await running.run(), [entry[0] for entry in sink.log]
+
+    report, log = run()
+    assert (report.correction, report.gap_buffer_to_correction_ms) == (spoken, 0)
+    assert ("step:correction_late" in log or "step:correction_failed" in log) == (spoken is TEMPLATE)
 
 
 @virtual_time

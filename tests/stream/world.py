@@ -347,8 +347,8 @@ class PlivoTransport:
         self._over = False
 
     def send(self, kind: WSMsgType, payload: bytes | str) -> None:
-        text = payload.decode() if isinstance(payload, bytes) else payload
         if kind is WSMsgType.TEXT:
+            text = payload.decode() if isinstance(payload, bytes) else payload
             self._put({"type": "websocket.receive", "text": text})
         else:
             self._put({"type": "websocket.receive", "bytes": payload})
