@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 START_WITHIN_S: Final = 15.0
 BEFORE_START: Final = 100  # frames kept that come before `start`
+BEFORE_START_CHARS: Final = 64 * 1024  # of each: nobody knows yet whose call this is
 DISCONNECTED: Final = object()
 
 
@@ -111,5 +112,5 @@ async def _wait_for_start(receive: Receive, before: list[str]) -> CallStart | No
             continue
         if start is not None:
             return start
-        if len(before) < BEFORE_START:
+        if len(before) < BEFORE_START and len(text) <= BEFORE_START_CHARS:
             before.append(text)

@@ -36,6 +36,7 @@ HOLD_MAX_S: Final = 30.0
 HOLD_MAX_BYTES: Final = 8 * 1024 * 1024
 QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes unpaced: nothing of it is ever lost
 AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
+RECENT_CHARS: Final = 8_000  # of an agent frame's base64, its end: tells whether the agent has just paused
 INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
 MAX_MENDED: Final = 1024 * 1024  # characters of a broken mirror.* frame that are worth mending
 _MIRROR_EVENT: Final = re.compile(r'"event"\s*:\s*"mirror\.')
@@ -285,9 +286,10 @@ class CallRelay:
             self._listener.mirror_frame(frame)
         elif event == "playAudio":
             self._agent_audio(text, now)
-        elif event == "checkpoint" and isinstance(frame.get("name"), str):
+        elif event == "checkpoint" and isinstance(frame.get("name"), str) and frame.get("streamId") == self.stream_id:
             self._agent_checkpoint(text, frame["name"], now)
-        elif event == "clearAudio":
+        elif event == "clearAudio" and frame.get("streamId") == self.stream_id:
+            # With another streamId, or none, Plivo ignores it: nothing is cleared, and nothing will be answered.
             self._agent_clear(text, now)
         elif self._queue or (self.holding and self.current is not None and not self.current.muted):
             self._enqueue(_Queued(text, turn=self.current, arrived_at=now))
@@ -305,8 +307,9 @@ class CallRelay:
         turn = self._whose(text, start, end, duration, now)
         if turn is not None:
             turn.received_s += duration
-            if not turn.heard_reported and len(turn.audio) < AUDIO_KEPT_S * self._bytes_per_s:
-                turn.audio += _decoded(text, start, end)
+            room = int(AUDIO_KEPT_S * self._bytes_per_s) - len(turn.audio)
+            if room > 0 and not turn.heard_reported:
+                turn.audio += _decoded(text, start, min(end, start + (room + 2) // 3 * 4))
         if turn is not None and turn.muted:
             self._muted_end_at = max(now, self._muted_end_at) + duration
         elif self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
@@ -327,7 +330,8 @@ class CallRelay:
             self.current = self._pending.popleft()
             self._begin(self.current)
         self._gap = False
-        self._recent_agent.append(_Recent(text[start:end], duration, now))
+        tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
+        self._recent_agent.append(_Recent(text[tail:end], duration, now))
         return self.current
 
     def _silent_for(self, now: float) -> float:
