@@ -36,6 +36,8 @@ AGENT_CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after th
 COMMIT_WITHIN_S: Final = 2.0  # for the call's last events to be on disk; the journal goes on trying
 DISCONNECT_WAITS_S: Final = 5.0  # for Plivo to answer our close
 
+NORMAL_CLOSE: Final = (1000, 1001, 1005, None)
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
@@ -214,6 +216,9 @@ class CallSession:
             elif kind == "websocket.disconnect":
                 if self._close_code is None:
                     self._close_code = message.get("code")
+                    if self._close_code not in NORMAL_CLOSE:
+                        # Whether Plivo hangs up like this, nobody has written down; so it is told, and no failure.
+                        self._reason = f"Plivo's connection ended with code {self._close_code}"
                 return
 
     async def _dial(self) -> None:
