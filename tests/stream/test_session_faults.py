@@ -100,7 +100,12 @@ async def test_a_caller_who_hangs_up_before_the_verdict_gets_the_turn_judged_all
     await world.call(bad_turn, during)
     assert world.connections[0].closed_at == pytest.approx(1_000.5, abs=0.05)
     judged = world.record.one("turn.judged")
-    assert (judged["state"], judged["intervene"], judged["acted"], judged["late"]) == ("judged", True, False, True)
+    assert (judged["state"], judged["intervene"], judged["acted"], judged["withheld"]) == (
+        "judged",
+        True,
+        False,
+        "late",
+    )
     assert world.record.of("intervention.started") == []
     assert world.record.one("turn.heard")["heard_ms"] == pytest.approx(480, abs=60)
 
@@ -459,7 +464,7 @@ async def test_a_verdict_that_comes_after_the_turn_was_played_gives_a_note_only(
     record = await world.call(script, lambda call: asyncio.sleep(6.0))
     assert order(record.heard) == [BAD]
     judged = world.record.one("turn.judged")
-    assert (judged["acted"], judged["withheld"], judged["late"]) == (False, "late", True)
+    assert (judged["acted"], judged["withheld"]) == (False, "late")
     ended = world.record.one("intervention.ended")
     assert (ended["outcome"], ended["heard_ms"]) == ("late", 1_000)
     assert world.record.one("turn.heard")["heard_text"] == BAD
