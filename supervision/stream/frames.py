@@ -99,6 +99,11 @@ class ToolDone:
 AgentFrame = Hello | Transcript | Turn | Audio | Tool | ToolDone
 
 
+def reference(frame: Mapping[str, Any]) -> str | None:
+    """What a `mirror.error` about this frame names: its `turn_id`, else its `id`, None without either."""
+    return _Reader(frame).ref
+
+
 def parse(frame: Mapping[str, Any]) -> AgentFrame:
     """A decoded `mirror.*` frame as what it says.
 

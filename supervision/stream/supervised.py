@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -151,6 +152,7 @@ class SupervisedCall:
         self._tools: dict[str, ToolState] = {}
         self._heard_customer: list[str] = []
         self._running: _Running | None = None
+        self._playing_on: dict[UUID, Callable[[], None]] = {}  # by turn: ends of interventions that were only a note
         self._ended = False
         self._over: asyncio.Future[None] = self._loop.create_future()
 
@@ -159,10 +161,9 @@ class SupervisedCall:
     def frame(self, raw: dict[str, Any]) -> None:
         """Take a decoded `mirror.*` frame. Never raises: what is wrong with it is told to the agent."""
         try:
-            parsed = frames.parse(raw)
-            if self.hello is None and not isinstance(parsed, frames.Hello):
-                raise frames.FrameError("no_hello", "send mirror.hello first")
-            self._take(parsed)
+            if self.hello is None and raw["event"] != "mirror.hello":
+                raise frames.FrameError("no_hello", "send mirror.hello first", frames.reference(raw))
+            self._take(frames.parse(raw))
         except frames.FrameError as problem:
             self.rejected(problem.code, problem.message, problem.ref)
         except Exception:
@@ -348,7 +349,10 @@ class SupervisedCall:
             verdict = await self._supervisor.judge_turn(turn.payload)
         self.counts.states[verdict.state] += 1
         turn.verdict_id = uuid7()
-        acted, withheld = (False, None) if self._ended else self._decide(turn, verdict)
+        if self._ended:
+            acted, withheld = False, "late" if verdict.should_intervene else None
+        else:
+            acted, withheld = self._decide(turn, verdict)
         self._record(
             record.TurnJudged(
                 turn_id=turn.turn_id,
@@ -365,7 +369,7 @@ class SupervisedCall:
                 latency_ms=verdict.latency_ms,
                 prompt_tokens=verdict.usage.prompt_tokens,
                 completion_tokens=verdict.usage.completion_tokens,
-                late=withheld == "late" or self._ended,
+                late=False,  # of answers after their deadline; one that came in time counts, whatever could be done
                 detail=verdict.detail,
                 at_ms=self._at_ms(),
             )
@@ -572,7 +576,12 @@ class SupervisedCall:
             )
         )
         running.send_note(None)
-        running.ended(None, outcome, self._voice.unarmed_reason if outcome == "unarmed" else "")
+        ended = partial(running.ended, None, outcome, self._voice.unarmed_reason if outcome == "unarmed" else "")
+        if outcome == "late" or turn.audio.heard_reported:
+            ended()
+        else:
+            # How much of the violation is heard shows when the turn has played.
+            self._playing_on[turn.turn_id] = ended
 
     def _match_level(self, audio: TurnAudio) -> None:
         if not audio.audio:
@@ -617,6 +626,8 @@ class SupervisedCall:
             await self._running.over.wait()
         if not audio.heard_reported:
             audio.heard_reported = True
+            if (ended := self._playing_on.pop(audio.turn_id, None)) is not None:
+                ended()
             self._match_level(audio)
             await self._report_heard(audio)
 
@@ -640,8 +651,7 @@ class SupervisedCall:
     def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
         low, high = audio.heard_span(now)
-        coming = self.relay.current is audio and now - (self.relay.agent_audio_at or 0.0) < STILL_COMING_S
-        if audio.cut_low_s is None and high >= audio.received_s - 0.02 and high > 0 and (audio.ended or not coming):
+        if self._played_out(audio, now):
             return Heard(audio.text, "", "", Basis.PAUSES), high
         return (
             estimate_heard(
@@ -656,6 +666,13 @@ class SupervisedCall:
             ),
             high,
         )
+
+    def _played_out(self, audio: TurnAudio, now: float) -> bool:
+        """Whether all of this turn has come and has been heard."""
+        _, high = audio.heard_span(now)
+        coming = self.relay.current is audio and now - (self.relay.agent_audio_at or 0.0) < STILL_COMING_S
+        whole = audio.cut_low_s is None and high >= audio.received_s - 0.02 and high > 0
+        return whole and (audio.ended or not coming)
 
     def _pcm(self, audio: TurnAudio) -> np.ndarray[Any, np.dtype[np.int16]] | None:
         return self.relay.format.decode(bytes(audio.audio)) if audio.audio else None
@@ -849,6 +866,8 @@ class SupervisedCall:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+        for ended in self._playing_on.values():
+            ended()
         for state in self._turns.values():
             if not state.judged.done():
                 self.counts.states[JudgingState.FAILED] += 1
@@ -989,7 +1008,7 @@ class _Running:
         call = self._call
         heard, high_s = call._heard(self.turn.audio, call._loop.time())
         said = self.said(report)
-        text = self._note_text(said, heard.heard_text)
+        text = self._note_text(said, heard)
         note = {
             "id": str(self.note_id),
             "rev": self._rev,
@@ -1023,7 +1042,7 @@ class _Running:
             if self.intervention is not None:
                 self.step("note_sent")
 
-    def _note_text(self, said: str, heard: str) -> str:
+    def _note_text(self, said: str, heard: Heard) -> str:
         rule = self.verdict.rule or "a rule of this service"
         parts = [f"Your last turn was against this rule: {rule}"]
         if self.verdict.reason:
@@ -1033,7 +1052,12 @@ class _Running:
             if self.verdict.correction:
                 parts.append(f"For instance: {self.verdict.correction}")
         else:
-            parts.append(f'Of it the caller heard: "{heard}"' if heard else "The caller heard none of it.")
+            if heard.heard_text:
+                parts.append(f'Of it the caller heard: "{heard.heard_text}"')
+            if heard.uncertain_text:
+                parts.append(f'Of it the caller may have heard: "{heard.uncertain_text}"')
+            if not heard.heard_text and not heard.uncertain_text:
+                parts.append("The caller heard none of it.")
             if said:
                 parts.append(f'In your place this was said, in your voice: "{said}"')
                 parts.append("Go on from there. Do not say the withdrawn words again and do not mention this note.")
@@ -1131,7 +1155,7 @@ class _Running:
                 pcm,
                 self._call.relay.format.sample_rate,
                 self._call._marks(audio),
-                complete=audio.ended,
+                complete=audio.ended or self._call._played_out(audio, self._call._loop.time()),
             )
             if times is not None:
                 start_ms, end_ms = times

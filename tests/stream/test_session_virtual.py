@@ -200,6 +200,60 @@ async def test_a_turn_that_was_just_played_is_taken_back_aloud(monkeypatch: pyte
 
 
 @virtual_time
+async def test_a_turn_that_played_faster_than_its_words_take_was_heard_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    world.llm.delay_s = lambda asked: 1.5 if asked.at < 1_001 else 0.1
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await say_turn(agent, "t1", BAD, 0.6)
+        await agent.wait("mirror.intervention", phase="completed")
+
+    await world.call(script, after_intervention(world))
+    assert world.record.one("intervention.started")["plan"] == "retract"
+    # The violating words end the turn, and all of it has played.
+    assert 0 < world.record.one("intervention.ended")["violation_heard_ms"] <= 600
+    assert world.record.one("turn.heard")["heard_text"] == BAD
+
+
+@virtual_time
+async def test_a_verdict_in_time_is_no_late_answer_even_when_it_comes_too_late_to_act_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    world.llm.delay_s = 3.5
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await say_turn(agent, "t1", BAD, 1.0)
+        await agent.wait("mirror.note")
+
+    await world.call(script, lambda call: asyncio.sleep(6.0))
+    judged = world.record.one("turn.judged")
+    assert (judged["state"], judged["withheld"], judged["late"]) == ("judged", "late", False)
+
+
+@virtual_time
+async def test_the_note_does_not_call_unheard_what_may_have_been_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await say_turn(agent, "t1", BAD, 6.0)
+        await agent.wait("mirror.intervention", phase="completed")
+
+    await world.call(script, after_intervention(world))
+    heard = world.record.one("turn.heard")
+    assert heard["heard_text"] == ""
+    assert heard["uncertain_text"] != ""
+    text = world.agent.of("mirror.note")[0]["text"]
+    assert "heard none of it" not in text
+    assert f'may have heard: "{heard["uncertain_text"].split()[0]}' in text
+
+
+@virtual_time
 async def test_a_turn_that_the_agent_itself_has_cut_short_is_not_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     world.llm.delay_s = lambda asked: 3.0 if asked.at < 1_001 else 0.1
@@ -573,6 +627,8 @@ async def test_without_a_voice_a_violation_gives_a_note_only(monkeypatch: pytest
     assert not record.of("clearAudio")
     ended = world.record.one("intervention.ended")
     assert (ended["outcome"], ended["detail"]) == ("unarmed", "no speech provider is configured")
+    assert ended["heard_ms"] == 2_000  # as it was in the end, not when the verdict came
+    assert 0 < ended["violation_heard_ms"] < 2_000
     assert world.agent.of("mirror.note")[0]["said"] == ""
     assert world.record.one("turn.judged")["withheld"] == "unarmed"
 

@@ -12,7 +12,7 @@ from supervision.models import Agent, Call, CallEvent, Intervention, Policy, Too
 from supervision.selectors.call_pages import CallRecord
 from webui.presenters.calls import banners_of, call_row, coverage_of
 from webui.presenters.events import event_view
-from webui.presenters.interventions import OUTCOMES, PLANS, intervention_view
+from webui.presenters.interventions import NOTED, OUTCOMES, PLANS, intervention_view
 from webui.presenters.pages import call_page
 from webui.presenters.tools import TOOL_CODES, tool_view
 from webui.presenters.turns import WITHHELD, heard_spans, verdict_view
@@ -236,8 +236,14 @@ def test_steps_that_nobody_has_named_yet_are_shown_all_the_same() -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_outcome_and_plan_has_its_words(outcome: str, plan: str) -> None:
     shown = intervention_view(intervention(outcome=outcome, plan=plan))
-    assert shown.badge is OUTCOMES[outcome]
+    assert shown.badge is (NOTED if (outcome, plan) == ("", "note_only") else OUTCOMES[outcome])
     assert shown.plan == PLANS[plan]
+
+
+def test_a_note_alone_is_not_shown_as_an_intervention_that_runs() -> None:
+    noted, cut = (intervention_view(intervention(outcome="", plan=plan)) for plan in ("note_only", "cut_now"))
+    assert (noted.running, noted.badge.text) == (False, "Note only")
+    assert (cut.running, cut.badge.text) == (True, "Running")
 
 
 def test_violating_words_that_were_heard_stand_out_and_none_is_said_in_words() -> None:

@@ -25,6 +25,9 @@ OUTCOMES: Mapping[str, Badge] = {
     "limit": Badge("Limit reached", "alert", "warn", "This call has had its limit of interventions."),
 }
 
+# While a turn plays on that the agent only got a note about: how much of it is heard is not known yet.
+NOTED = Badge("Note only", "note", "warn", "Nothing was played; the agent got a note.")
+
 # Outcomes of interventions that were not carried out; they are counted apart.
 NOT_ACTED = frozenset({"late", "unarmed", "caller_speaking", "shadow", "cooldown", "limit"})
 
@@ -101,13 +104,14 @@ def intervention_view(
     source = {"llm": "written for this turn", "template": "template"}.get(
         intervention.correction_source, intervention.correction_source
     )
+    noted = not intervention.outcome and intervention.plan == "note_only"
     return InterventionView(
         id=intervention.id,
         at_ms=intervention.at_ms,
         rule=intervention.rule or "",
-        badge=OUTCOMES.get(intervention.outcome, Badge(sentence_of(intervention.outcome))),
+        badge=NOTED if noted else OUTCOMES.get(intervention.outcome, Badge(sentence_of(intervention.outcome))),
         plan=PLANS.get(intervention.plan, sentence_of(intervention.plan)),
-        running=not intervention.outcome,
+        running=not intervention.outcome and not noted,
         buffer_text=intervention.buffer_text,
         correction_text=intervention.correction_text,
         correction_source=source,
