@@ -90,8 +90,19 @@ def correction_written(question: dict[str, Any]) -> dict[str, Any]:
     for violation in VIOLATIONS:
         if violation.phrase in text:
             return {"text": violation.correction}
-    suggested = question.get("violation")
-    return {"text": str(suggested.get("suggestion", "")) if isinstance(suggested, dict) else ""}
+    return {"text": _suggestion(question.get("history"))}
+
+
+def _suggestion(history: Any) -> str:
+    """What the verdict suggested: it is the last entry of a correction's history, as JSON."""
+    last = history[-1] if isinstance(history, list) and history else None
+    if not isinstance(last, dict) or last.get("role") != "verdict":
+        return ""
+    try:
+        verdict = json.loads(str(last.get("text")))
+    except ValueError:
+        return ""
+    return str(verdict.get("suggestion", "")) if isinstance(verdict, dict) else ""
 
 
 def _tool_decided(call: dict[str, Any]) -> dict[str, Any]:

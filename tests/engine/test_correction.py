@@ -58,20 +58,24 @@ async def test_the_models_text_is_used_when_it_is_clean() -> None:
     assert correction == Correction(GOOD, "llm", "", Usage(200, 40, 100))
     asked, judged = llm.asked
     assert (asked.schema_name, judged.schema_name) == ("mirror_correction", "mirror_turn")
+    verdict = asked.user["history"].pop()
     assert asked.user == {
         "customer_text": "Can I have my money back?",
         "agent_text": "Sure, your refund is confirmed and will be there tomorrow.",
         "tool_calls": [{"id": "t1", "name": "charge_card", "args": {"amount": 99}, "irreversible": True}],
         "history": [{"role": "customer", "text": "Hello."}],
-        "violation": {
+    }
+    assert (verdict["role"], json.loads(verdict["text"])) == (
+        "verdict",
+        {
             "rule": "Never confirm a refund.",
             "reason": 'It says "your refund is confirmed".',
             "suggestion": "A colleague decides on refunds.",
+            "language": "en",
+            "opener": "",
+            "max_words": 20,
         },
-        "language": "en",
-        "opener": "",
-        "max_words": 20,
-    }
+    )
     assert "Never confirm a refund." in asked.system
     assert judged.user["agent_text"] == GOOD, "the text is judged by the same policy"
     assert judged.user["tool_calls"] == []
@@ -83,7 +87,8 @@ async def test_with_an_opener_the_text_begins_with_a_retraction_and_keeps_its_le
     llm = ScriptedLLM(correction={"text": GOOD})
     correction = await make_call(llm).correct(TURN, VERDICT, opener=True, timeout_s=3)
     assert (correction.text, correction.source) == (f"Sorry, I misspoke. {GOOD}", "llm")
-    assert (llm.asked[0].user["opener"], llm.asked[0].user["max_words"]) == ("Sorry, I misspoke.", 17)
+    verdict = json.loads(llm.asked[0].user["history"][-1]["text"])
+    assert (verdict["opener"], verdict["max_words"]) == ("Sorry, I misspoke.", 17)
     assert llm.asked[1].user["agent_text"] == correction.text
 
 
@@ -322,7 +327,7 @@ async def test_the_language_is_the_turns() -> None:
     llm = ScriptedLLM(correction={"text": "Eso lo decide un compañero. ¿Le comunico con él?"})
     call = make_call(llm)
     assert (await call.correct(turn, VERDICT, timeout_s=1)).source == "llm"
-    assert llm.asked[0].user["language"] == "es-MX"
+    assert json.loads(llm.asked[0].user["history"][-1]["text"])["language"] == "es-MX"
     llm.correction = "broken"
     assert (await call.correct(turn, VERDICT, timeout_s=1)).text == correction_lines("es")[0]
 

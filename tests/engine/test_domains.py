@@ -5,6 +5,7 @@ that every text, argument and rule arrives, that every verdict comes back whole,
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,8 +152,8 @@ async def test_a_violation_is_found_and_corrected(supervised: Supervised) -> Non
     correction = await call.correct(payload, verdict, timeout_s=10)
     assert (correction.text, correction.source) == (domain.correction, "llm")
     asked = supervised.llm.asked("mirror_correction")[0]
-    assert asked.user["violation"]["rule"] == verdict.rule
-    assert asked.user["language"] == domain.language
+    told = json.loads(asked.history[-1]["text"])
+    assert (told["rule"], told["language"]) == (verdict.rule, domain.language)
 
 
 async def test_a_tool_call_that_fits_runs_once_and_one_that_does_not_is_blocked(supervised: Supervised) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,9 +109,10 @@ Answer with a JSON object: decisions, a list with exactly one entry for each too
 _CORRECTION_TASK = """\
 # Your task: write the correction
 
-agent_text broke a rule and was stopped; the customer may have heard a part of it. The user message says more in \
-"violation" (the rule, why it is broken, and a suggestion that may be used), "language", "opener" and "max_words". \
-Write the words that are spoken to the customer now, in the agent's place:
+agent_text broke a rule and was stopped; the customer may have heard a part of it. The last entry of history, of role \
+"verdict", is about it: its text is a JSON object with "rule" (the broken one), "reason" (why), "suggestion" (words \
+that may be used), "language", "opener" and "max_words". Write the words that are spoken to the customer now, in the \
+agent's place:
 - in the language that "language" names (a BCP 47 tag), as one says it on the phone;
 - as the agent, in the first person, to the customer;
 - at most "max_words" words;
@@ -248,23 +249,25 @@ def user_message(
     agent_text: str,
     tool_calls: Iterable[tuple[ToolCallIntent, bool]] = (),
     history: Sequence[HistoryEntry] = (),
-    **more: Any,
+    verdict: Mapping[str, Any] | None = None,
 ) -> str:
-    """A turn as one JSON object, with `more` fields after the usual four.
+    """A turn as one JSON object with the same four fields for every question.
+
+    `verdict` is what a correction has to know; it becomes the last entry of the history, of role `verdict`, as JSON.
 
     Bounded: of long texts and histories the end is kept, and arguments that are no JSON or too long become null.
     """
-    message = {
+    entries = [{"role": entry.role, "text": entry.text[:MAX_HISTORY_CHARS]} for entry in history[-MAX_HISTORY_ENTRIES:]]
+    if verdict is not None:
+        entries.append({"role": "verdict", "text": _encode(verdict)})
+    message: dict[str, Any] = {
         "customer_text": customer_text[-MAX_CUSTOMER_CHARS:],
         "agent_text": agent_text[-MAX_TURN_CHARS:],
         "tool_calls": [
             {"id": call.id, "name": call.name, "args": call.args, "irreversible": irreversible}
             for call, irreversible in tool_calls
         ],
-        "history": [
-            {"role": entry.role, "text": entry.text[:MAX_HISTORY_CHARS]} for entry in history[-MAX_HISTORY_ENTRIES:]
-        ],
-        **more,
+        "history": entries,
     }
     try:
         text = _encode(message)
