@@ -60,9 +60,7 @@ async def test_a_violating_turn_is_heard_as_silence_buffer_line_and_correction(
         await call.send("mirror.turn", turn_id="t1", customer_text="Give me my money back.", text=BAD)
         await call.speak(speech)
         await call.wait("mirror.intervention", phase="completed")
-        await call.send(
-            "mirror.turn", turn_id="t2", customer_text="", text=GOOD, seen=call.of("mirror.note")[-1]["id"]
-        )
+        await call.send("mirror.turn", turn_id="t2", customer_text="", text=GOOD, seen=call.of("mirror.note")[-1]["id"])
         await call.speak(say(GOOD))
         await call.send("checkpoint", streamId=call.stream_id, name="good-played")
 
