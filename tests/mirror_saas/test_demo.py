@@ -56,6 +56,9 @@ def test_the_demo_supervises_a_call_and_a_second_start_goes_on_where_the_first_e
         assert tuple(demo) == DEMO_FIELDS
         assert demo["console_url"] == f"http://127.0.0.1:{port}/"
         assert f"  Password   {demo['password']}\n" in first.lines
+        # Who is told to watch the call has to be able to sign in while it runs.
+        (placed,) = [line for line in first.lines if line.startswith("Placing a simulated call")]
+        assert f"(login {demo['email']}, password {demo['password']})" in placed
 
         assert api(demo, "/me")["tenant"]["slug"] == demo["tenant"]
         (call,) = api(demo, "/calls")["items"]

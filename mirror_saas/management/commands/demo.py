@@ -73,7 +73,10 @@ class Command(BaseCommand):
             )
             demo = json.loads((environment.home / DEMO_FILE).read_text(encoding="utf-8"))
             if call:
-                self._write(f"Placing a simulated call; watch it at {demo['console_url']}")
+                self._write(
+                    f"Placing a simulated call; watch it at {demo['console_url']}"
+                    f" (login {demo['email']}, password {demo['password']})"
+                )
                 await self._call(group, demo["answer_url"], env)
             self._tell(environment, demo, scripted)
 
