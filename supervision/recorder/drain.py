@@ -200,6 +200,7 @@ class Drain:
         self._progress = asyncio.Event()
         self._changed: dict[tuple[UUID, UUID], int] = {}
         self._announcing = asyncio.Event()
+        self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -227,6 +228,7 @@ class Drain:
 
     async def aclose(self) -> None:
         """Stop where it is; what is not stored stays in the journals."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -473,11 +475,14 @@ class Drain:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def _announcements(self, announce: Announce) -> None:
-        while True:
+        # Redis clients may answer a cancellation with an error of their own: being cancelled is not enough to end.
+        while not self._closing:
             await self._announcing.wait()
             self._announcing.clear()
             changed, self._changed = self._changed, {}
             for (tenant_id, call_id), seq in changed.items():
+                if self._closing:
+                    return
                 try:
                     await announce(tenant_id, call_id, seq)
                 except Exception as error:

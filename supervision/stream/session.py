@@ -192,6 +192,10 @@ class CallSession:
                 await self._read(receive)
         except TimeoutError:
             logger.warning("Plivo did not answer the close of a stream within %d s", DISCONNECT_WAITS_S)
+        except asyncio.CancelledError:
+            self._reading = None
+            self._finish("mirror", "failed", 1012, "Mirror was stopped during the call")
+            raise
         finally:
             dialling.cancel()
             if self._closing is not None:

@@ -12,7 +12,7 @@ from picows import WSHandshakeError, WSMsgType
 from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
 from supervision.stream import session
 from tests.e2e.agents import AgentCall
-from tests.stream.world import BAD, BUFFER, CORRECTION, GOOD, Frame, World, ears, order, say_turn
+from tests.stream.world import BAD, BUFFER, CORRECTION, GOOD, Frame, World, check_record, ears, order, say_turn
 from tests.support.virtual_time import virtual_time
 
 SLOW_WIRE = PlivoSwitches(delay_s=0.1)
@@ -373,6 +373,28 @@ async def test_a_plivo_that_never_answers_our_close_does_not_keep_the_call_open(
     await world.call(script, lambda call: asyncio.sleep(60))
     assert world.over_at < 1_010.0
     assert world.record.one("call.ended")["outcome"] == "completed"
+
+
+@virtual_time
+async def test_a_server_that_stops_ends_its_calls_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+
+    async def during(call: SimulatedCall) -> None:
+        await call.wait_for(cut, 20)
+        await asyncio.sleep(0.5)
+        world.apps[0].cancel()
+        await asyncio.sleep(60)
+
+    with pytest.raises(asyncio.CancelledError):
+        await world.call(bad_turn, during)
+    assert world.simulated is not None
+    assert world.simulated.record.close_code == 1012
+    assert world.connections[0].close_code == 1000
+    end = world.record.one("call.ended")
+    assert (end["outcome"], end["ended_by"], end["close_code"]) == ("failed", "mirror", 1012)
+    assert end["reason"] == "Mirror was stopped during the call"
+    assert world.record.one("intervention.ended")["outcome"] == "failed"
+    check_record(world.record.events)
 
 
 # The judge fails
