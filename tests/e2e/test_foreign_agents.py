@@ -274,7 +274,10 @@ async def test_an_unmodified_agent_takes_a_call_byte_for_byte(
     assert taken.got == sent_by_plivo[2 if kind == "pipecat" else 0 :]
     assert base64.b64encode(QUESTION[:160]).decode() in "".join(taken.got)
     # What the agent sent is what Plivo got, and nothing besides: no frame of Mirror's.
-    assert raw(record.raw_received) == taken.sent
+    received = raw(record.raw_received)
+    assert received == taken.sent[: len(received)]
+    # pipecat speaks in real time to the very end: a frame or two may have been on the way when the caller hung up.
+    assert len(taken.sent) - len(received) <= (3 if kind == "pipecat" else 0)
     # The caller heard it: the words, the beginning of the long piece until the key, the words again.
     heard = record.heard.audio
     if kind == "plain_websocket":
