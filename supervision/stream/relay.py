@@ -68,6 +68,14 @@ class TurnAudio:
     cut_high_s: float | None = None
     marks: list[tuple[float, int]] = field(default_factory=list)
     heard_reported: bool = False
+    rivals: tuple[TurnAudio, ...] = ()  # reported too when its audio began: without marks it may be theirs
+
+    def trade_names(self, other: TurnAudio) -> None:
+        """Let this audio be the other turn's, and the other's be this turn's."""
+        for name in ("turn_id", "ref", "reported_at", "seen", "text"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs)
+            setattr(other, name, mine)
 
     @property
     def ends_at(self) -> float | None:
@@ -328,6 +336,7 @@ class CallRelay:
             if self.current is not None:
                 self._end(self.current)
             self.current = self._pending.popleft()
+            self.current.rivals = tuple(self._pending)
             self._begin(self.current)
         self._gap = False
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
@@ -445,6 +454,11 @@ class CallRelay:
                 self.current = None
             self._end(turn)
 
+    def taken_for(self, turn: TurnAudio) -> TurnAudio | None:
+        """The turn to which audio is counted that may as well be this one's: both were reported when it began."""
+        current = self.current
+        return current if current is not None and not current.ended and turn in current.rivals else None
+
     def adopt_unreported(self, turn: TurnAudio) -> bool:
         """Take audio that flows without a report as this turn's: its report came after its audio had begun. False
         when there is none, or when the agent says itself whose audio it is."""
@@ -546,9 +560,7 @@ class CallRelay:
         at its end. ``on_sent(start)`` tells when its first sample will play, ``on_played(time)`` that all of it has.
         Returns the time at which it will have ended."""
         step = self.format.bytes_per_ms * 20
-        remainder = len(audio) % step
-        if remainder:
-            audio += self.format.silence((step - remainder) // self.format.bytes_per_ms)
+        audio = self.format.pad(audio)
         first = True
         for offset in range(0, len(audio), step):
             chunk = audio[offset : offset + step]

@@ -429,6 +429,14 @@ class SupervisedCall:
         if clock.end_at > now and self.relay.adopt_unreported(audio):
             # The agent reported this turn after its audio had begun: what is audible is what was reported.
             return Plan.CUT_NOW, None
+        if (taken := self.relay.taken_for(audio)) is not None:
+            # Whose audio it is, nobody said. Better an innocent turn cut than a wrong one heard; the other is mute too.
+            other = next((state for state in self._turns.values() if state.audio is taken), None)
+            if other is not None:
+                other.audio = audio
+            taken.trade_names(audio)
+            self.relay.mute(audio, now)
+            turn.audio = audio = taken
         starts_at, ends_at = audio.runs.starts_at, audio.ends_at
         if starts_at is None or ends_at is None:
             return Plan.REPLACE_HELD, None

@@ -272,6 +272,70 @@ async def test_a_turn_that_the_agent_itself_has_cut_short_is_not_cut_again(monke
     assert world.record.one("intervention.ended")["heard_ms"] == pytest.approx(500, abs=60)
 
 
+@virtual_time
+async def test_a_turn_behind_one_that_stayed_silent_is_cut_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without marks nobody says whose audio it is; when it may be the wrong turn's, it is cut."""
+    world = World(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.turn", turn_id="silent", customer_text="", text=INNOCENT)
+        await asyncio.sleep(1.0)
+        await say_turn(agent, "bad", BAD, 6.0)
+        await agent.wait("mirror.intervention", phase="completed")
+        assert agent.of("mirror.intervention")[0]["turn_id"] == "bad"
+
+    record = await world.call(script, after_intervention(world))
+    assert order(record.heard) == [BAD, BUFFER, CORRECTION]
+    assert ears(record.heard)[0].seconds < 0.3
+    silent, bad = world.record.of("turn.reported")
+    assert [event["turn_id"] for event in world.record.of("turn.heard")] == [bad["turn_id"]]
+    assert silent["ref"] == "silent"
+
+
+@virtual_time
+async def test_turns_that_are_reported_ahead_of_their_audio_are_never_heard_when_they_are_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        for ref, text in (("t1", INNOCENT), ("t2", BAD)):
+            await agent.send("mirror.turn", turn_id=ref, customer_text="", text=text)
+        for text in (INNOCENT, BAD):
+            await agent.speak(tone(text, 1.0), paced=True)
+            await asyncio.sleep(0.4)
+        await agent.wait("mirror.intervention", phase="completed")
+
+    record = await world.call(script, after_intervention(world))
+    assert BAD not in order(record.heard)
+    assert order(record.heard)[-2:] == [BUFFER, CORRECTION]
+
+
+@virtual_time
+async def test_a_turn_given_up_before_its_audio_does_not_shift_those_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    texts = ["One.", "Two.", "Three."]
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.turn", turn_id="given up", customer_text="", text=INNOCENT)
+        await agent.send("clearAudio", streamId=agent.stream_id)
+        for ref in texts:
+            await say_turn(agent, ref, ref, 0.6, paced=True)
+            await asyncio.sleep(0.5)
+        await agent.send("mirror.turn", turn_id="silent", customer_text="", text=INNOCENT)
+        await asyncio.sleep(4.0)
+        await say_turn(agent, "last", GOOD, 0.6)
+        await finish(agent)
+
+    await world.call(script, end_played)
+    turns = {turn["turn_id"]: turn["ref"] for turn in world.record.of("turn.reported")}
+    heard = {turns[event["turn_id"]]: event["heard_ms"] for event in world.record.of("turn.heard")}
+    assert heard == dict.fromkeys([*texts, "last"], 600)
+
+
 # Later turns
 
 
