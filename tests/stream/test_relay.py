@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import Any
 
 from mirror_saas.ids import uuid7
@@ -371,13 +371,15 @@ def test_injected_audio_is_paced_in_whole_frames_and_ends_with_its_checkpoint() 
     call.relay.clock.round_trip_s = 0.0
     starts: list[float] = []
     ends: list[float] = []
-    call.relay.inject(bytes(8 * 1010), "buffer", now=0.0, on_sent=starts.append, on_played=ends.append)
+    # Speech ends where it ends: not at a frame, and not at a millisecond either.
+    call.relay.inject(bytes(8 * 1010 + 3), "buffer", now=0.0, on_sent=starts.append, on_played=ends.append)
     assert len(call.audio_sent()) == 20
     now = 0.0
     while not call.own_checkpoints():
         now = call.listener.wakes[-1]
         call.relay.pump(now)
-    assert len(call.audio_sent()) == 51  # 1,010 ms: the last frame is padded with silence
+    assert len(call.audio_sent()) == 51
+    assert {len(b64decode(json.loads(text)["media"]["payload"])) for text in call.audio_sent()} == {160}
     last = json.loads(call.audio_sent()[-1])
     assert last["streamId"] == STREAM
     assert starts == [0.0]
