@@ -1,4 +1,4 @@
-"""What a relayed call costs: `make bench-relay`, or `python -m benchmarks.bench_relay [--calls 20] [--seconds 8]`.
+"""What a relayed call costs: `make bench-relay`, or `python -m benchmarks.bench_relay [--calls 50] [--seconds 8]`.
 
 Server CPU (user and system) per relayed 20 ms round trip: one media frame from Plivo to the agent and one playAudio
 back. Mirror runs as in production (`manage.py serve`, Daphne, journal, PostgreSQL), in two kinds of call: an agent that
@@ -341,7 +341,7 @@ async def _connectable(port: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
