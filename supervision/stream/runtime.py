@@ -16,6 +16,7 @@ from typing import Any, Final
 from django.conf import settings
 
 from mirror_saas.egress import egress_http_client
+from supervision.audio.format import MediaFormat
 from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, MirrorConfig
 from supervision.engine.context import SupervisorContext
 from supervision.engine.intervention import templates
@@ -63,7 +64,7 @@ class StreamRuntime:
             *templates.opener_lines(WARM_LANGUAGE)[:1],
         )
         for line in lines:
-            await self.lines.speech(self.tts, line, WARM_LANGUAGE, None)
+            await self.lines.rendered(self.tts, line, WARM_LANGUAGE, None, MediaFormat())
 
     async def aclose(self) -> None:
         """Close what calls shared; what is not in the database yet stays in the journal."""

@@ -32,23 +32,28 @@ _MARGIN_MS: Final = 30
 
 
 class LineCache:
-    """Rendered lines of a process: buffer lines and templates are the same in every call of an agent."""
+    """Rendered lines of a process: buffer lines and templates are the same in every call of an agent.
+
+    They are kept ready to be spoken, so that a call whose lines are known is armed before its first turn.
+    """
 
     def __init__(self, size: int = _CACHE_LINES) -> None:
         self._size = size
-        self._speech: OrderedDict[tuple[int, str, str, str | None], Speech] = OrderedDict()
+        self._lines: OrderedDict[tuple[int, str, str, str | None, int], Rendered] = OrderedDict()
 
-    async def speech(self, tts: TTSProvider, text: str, language: str, voice: str | None) -> Speech:
-        """The rendered ``text``; raises :class:`TTSError` when the provider cannot speak it."""
-        key = (id(tts), text, primary_language(language), voice)
-        found = self._speech.get(key)
+    async def rendered(
+        self, tts: TTSProvider, text: str, language: str, voice: str | None, media_format: MediaFormat
+    ) -> Rendered:
+        """``text`` at the format's sample rate; raises :class:`TTSError` when the provider cannot speak it."""
+        key = (id(tts), text, primary_language(language), voice, media_format.sample_rate)
+        found = self._lines.get(key)
         if found is None:
-            found = await tts.synthesize(text, language=language, voice=voice)
-            self._speech[key] = found
-            while len(self._speech) > self._size:
-                self._speech.popitem(last=False)
+            speech = await tts.synthesize(text, language=language, voice=voice)
+            found = self._lines[key] = await asyncio.to_thread(_converted, text, speech, media_format)
+            while len(self._lines) > self._size:
+                self._lines.popitem(last=False)
         else:
-            self._speech.move_to_end(key)
+            self._lines.move_to_end(key)
         return found
 
 
@@ -62,6 +67,11 @@ class Rendered:
     def duration_s(self, sample_rate: int) -> float:
         """Seconds of speech."""
         return len(self.pcm) / sample_rate
+
+
+def _converted(text: str, speech: Speech, media_format: MediaFormat) -> Rendered:
+    pcm = np.frombuffer(speech.pcm, dtype="<i2").astype(np.int16)
+    return Rendered(text, _trimmed(resample(pcm, speech.sample_rate, media_format.sample_rate), media_format))
 
 
 def _trimmed(pcm: Pcm, media_format: MediaFormat) -> Pcm:
@@ -160,14 +170,9 @@ class CallVoice:
     async def _render(self, text: str, *, cached: bool = True) -> Rendered:
         assert self._tts is not None
         if cached:
-            speech = await self._cache.speech(self._tts, text, self.language, self.voice)
-        else:
-            speech = await self._tts.synthesize(text, language=self.language, voice=self.voice)
-        return await asyncio.to_thread(self._converted, text, speech)
-
-    def _converted(self, text: str, speech: Speech) -> Rendered:
-        pcm = np.frombuffer(speech.pcm, dtype="<i2").astype(np.int16)
-        return Rendered(text, _trimmed(resample(pcm, speech.sample_rate, self.format.sample_rate), self.format))
+            return await self._cache.rendered(self._tts, text, self.language, self.voice, self.format)
+        speech = await self._tts.synthesize(text, language=self.language, voice=self.voice)
+        return await asyncio.to_thread(_converted, text, speech, self.format)
 
     def _line(self, line: Rendered, source: Literal["llm", "template"] = "template") -> Line:
         pcm = match_level(line.pcm, self.format.sample_rate, self.level_dbfs)
