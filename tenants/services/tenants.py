@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import dataclass, field
+
 from django.core.exceptions import ValidationError
+from django.db import transaction
 
 from mirror_saas.ids import uuid7
 from tenants.context import tenant_context
 from tenants.models import Membership, Tenant, User
-from tenants.roles import Role
+from tenants.roles import ALL_SCOPES, Role
 from tenants.selectors.tenants import TenantNotFound, TenantRef, tenant_by_slug
+from tenants.services.api_keys import api_key_create
+
+PASSWORD_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class NewTenant:
+    """A tenant just made. `password` is None when the owner had an account before, which keeps its own."""
+
+    tenant: TenantRef
+    email: str
+    password: str | None = field(repr=False)
+    api_key: str = field(repr=False)
+
+
+def tenant_with_owner_create(*, slug: str, name: str, email: str) -> NewTenant:
+    """A new tenant, its owner and an API key with all scopes: everything that its first use needs, or nothing.
+
+    Raises ValidationError (fields `slug`, `name`, `email`).
+    """
+    with transaction.atomic():
+        tenant = tenant_create(slug=slug, name=name)
+        user = User.objects.filter(email=email.strip().lower()).first()
+        password = None
+        if user is None:
+            password = secrets.token_urlsafe(PASSWORD_BYTES)
+            user = user_create(email=email, password=password)
+        with tenant_context(tenant.id):
+            membership_create(user=user, role=Role.OWNER)
+            api_key = api_key_create(name="First key", scopes=ALL_SCOPES).key
+    return NewTenant(tenant=tenant, email=user.email, password=password, api_key=api_key)
 
 
 def tenant_create(*, slug: str, name: str) -> TenantRef:
