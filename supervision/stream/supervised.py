@@ -155,6 +155,7 @@ class SupervisedCall:
         self._playing_on: dict[UUID, Callable[[], None]] = {}  # by turn: ends of interventions that were only a note
         self._ended = False
         self._over: asyncio.Future[None] = self._loop.create_future()
+        self._left_at: float | None = None
 
     # ------------------------------------------------------------------ frames from the agent
 
@@ -307,9 +308,8 @@ class SupervisedCall:
         if known is not None and known.repeated_by(tool.intent, tool.turn_ref):
             self._spawn(self._repeat_verdict(known))
             return
+        # A turn that is not reported yet is no error: many agents run their tools before they know what to say.
         state = self._turns.get(tool.turn_ref or "")
-        if tool.turn_ref is not None and state is None:
-            raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", tool.intent.id)
         customer = tool.customer_text or (state.payload.customer_text if state else " ".join(self._heard_customer))
         keys = {tool.intent.id: tool.key} if tool.key is not None else {}
         asked = self._tool_asked(tool.intent, tool.turn_ref)
@@ -639,8 +639,12 @@ class SupervisedCall:
             self._match_level(audio)
             await self._report_heard(audio)
 
+    def _hearing(self) -> float:
+        """Loop time up to which the caller can have heard anything: now, or when they left."""
+        return self._loop.time() if self._left_at is None else self._left_at
+
     async def _report_heard(self, audio: TurnAudio) -> None:
-        heard, high_s = await asyncio.to_thread(self._heard, audio, self._loop.time())
+        heard, high_s = await asyncio.to_thread(self._heard, audio, self._hearing())
         audio_s = audio.received_s
         audio.audio.clear()
         self._record(
@@ -738,6 +742,7 @@ class SupervisedCall:
         limit_ms = self._supervisor.config.tool_gate_timeout_ms
         if timeout_ms is not None:
             limit_ms = min(limit_ms, timeout_ms)
+        turn = turn or self._turns.get(tools[0].turn_ref or "")
         clean = await self._speech_clean(turn, started + limit_ms / 1000)
         for tool, verdict in zip(tools, verdicts, strict=True):
             await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started)
@@ -862,18 +867,22 @@ class SupervisedCall:
         ``hung_up`` says that the caller ended it; otherwise an intervention that is still running has failed.
         """
         self._ended = True
+        # Plivo's goodbye was on its way for a while, too.
+        self._left_at = self._loop.time() - self.relay.clock.one_way_s
         self._over.set_result(None)
         if self._running is not None and self._running.intervention is not None:
             self._running.intervention.stop(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
         for state in self._turns.values():
             if state.audio.started:
                 self._spawn(self._turn_heard(state.audio))
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=END_WAITS_S)
+        until = self._loop.time() + END_WAITS_S
+        while self._tasks and self._loop.time() < until:
+            # What ends may leave something to do, such as to tell what was heard.
+            await asyncio.wait(self._tasks, timeout=until - self._loop.time())
+        if late := set(self._tasks):
             for task in late:
                 task.cancel()
-            if late:
-                await asyncio.wait(late)
+            await asyncio.wait(late)
         for ended in self._playing_on.values():
             ended()
         for state in self._turns.values():
@@ -1014,7 +1023,7 @@ class _Running:
         """Tell the agent what was said in its place; a higher `rev` replaces what it was told before."""
         self._rev += 1
         call = self._call
-        heard, high_s = call._heard(self.turn.audio, call._loop.time())
+        heard, high_s = call._heard(self.turn.audio, call._hearing())
         said = self.said(report)
         text = self._note_text(said, heard)
         note = {
@@ -1115,14 +1124,14 @@ class _Running:
 
     def correct_history(self, supervisor: CallSupervisor) -> None:
         """The conversation goes on from what the caller heard, not from what the agent had meant to say."""
-        heard, _ = self._call._heard(self.turn.audio, self._call._loop.time())
+        heard, _ = self._call._heard(self.turn.audio, self._call._hearing())
         supervisor.note_agent(self.turn.payload.agent_text, heard=heard.heard_text, turn_id=self.turn.ref)
 
     def ended(self, report: Report | None, outcome: str = "", detail: str = "") -> None:
         """Record how it ended, and how much of the violation was heard."""
         call = self._call
         audio = self.turn.audio
-        _, high_s = audio.heard_span(call._loop.time())
+        _, high_s = audio.heard_span(call._hearing())
         violation_ms, basis = self._violation_heard(high_s)
         call._record(
             record.InterventionEnded(
@@ -1163,7 +1172,7 @@ class _Running:
                 pcm,
                 self._call.relay.format.sample_rate,
                 self._call._marks(audio),
-                complete=audio.ended or self._call._played_out(audio, self._call._loop.time()),
+                complete=audio.ended or self._call._played_out(audio, self._call._hearing()),
             )
             if times is not None:
                 start_ms, end_ms = times
