@@ -408,9 +408,37 @@ async def test_tool_done_for_an_unknown_id_is_an_error_and_nothing_else(monkeypa
         await agent.send("mirror.tool_done", id="nobody", ok=True)
         error = await agent.wait("mirror.error")
         assert (error["code"], error["ref"]) == ("unknown_id", "nobody")
-        await agent.send("mirror.tool", id="c1", turn_id="nobody", **CHARGE)
-        error = await agent.wait("mirror.error", count=2)
-        assert (error["code"], error["ref"]) == ("unknown_id", "c1")
 
     await tools(world, script)
     assert world.record.of("tool.done") == []
+
+
+@virtual_time
+async def test_a_tool_may_come_before_the_words_of_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        verdict = await ask(agent, "c1", turn_id="t1", **CHARGE)
+        assert (verdict["allow"], verdict["code"]) == (True, "ok")
+        await agent.send("mirror.turn", turn_id="t1", text=GOOD)
+        await agent.wait("mirror.verdict", turn_id="t1")
+        assert agent.of("mirror.error") == []
+
+    await tools(world, script)
+    assert world.record.one("tool.decided")["turn_id"] is None
+
+
+@virtual_time
+async def test_words_that_come_while_their_tool_is_judged_decide_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.llm.delay_s = 0.5
+
+    async def script(agent: AgentCall) -> None:
+        await agent.send("mirror.tool", id="c1", turn_id="t1", **CHARGE)
+        await asyncio.sleep(0.2)
+        await agent.send("mirror.turn", turn_id="t1", text=BAD)
+        verdict = await agent.wait("mirror.tool_verdict", id="c1")
+        assert (verdict["allow"], verdict["code"]) == (False, "denied")
+
+    await tools(world, script)
+    assert world.record.one("tool.decided")["allow"] is False
