@@ -528,11 +528,15 @@ def _ended(pid: int, child: "subprocess.Popen[bytes] | None", patience: float) -
         except subprocess.TimeoutExpired:
             return False
         return True
+    import psutil
+
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+            # Started by another process that has not asked for its end yet: it is over all the same.
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.05)
     return False

@@ -102,6 +102,7 @@ class AgentLeg:
         self._backlog_media = 0
         self._closed: AgentClosed | None = None
         self._pinging: asyncio.TimerHandle | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._heard_since_ping = False
 
     @property
@@ -136,6 +137,7 @@ class AgentLeg:
             raise AgentUnreachable(f"the connection failed: {problem.strerror or type(problem).__name__}") from problem
         except ValueError as problem:
             raise AgentUnreachable("the agent's URL cannot be dialled") from problem
+        self._watching = asyncio.get_running_loop().create_task(_retrieved(transport))
         if self._closed is None:
             transport.underlying_transport.set_write_buffer_limits(high=WRITE_HIGH)
             self._transport = transport
@@ -279,6 +281,15 @@ class _Listener(WSListener):
 
     def resume_writing(self) -> None:
         self._leg._resume()
+
+
+async def _retrieved(transport: WSTransport) -> None:
+    """Take in how the transport ended: :class:`_Listener` has told already, and an end that nobody asks about would be
+    logged as an error of ours."""
+    try:
+        await transport.wait_disconnected()
+    except Exception as problem:
+        logger.debug("An agent's socket ended: %s", type(problem).__name__)
 
 
 async def _socket(url: Any) -> Any:
