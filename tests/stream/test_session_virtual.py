@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from typing import Any
 
 import pytest
 
 from supervision.engine.intervention.templates import buffer_lines
-from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
+from supervision.plivo.simulator import L16_8K, L16_16K, CallRecord, PlivoSwitches, SimulatedCall, WireFormat
+from supervision.plivo.simulator import tone as simulator_tone
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN
 from tests.stream.world import (
@@ -745,6 +747,55 @@ async def test_a_change_of_language_while_lines_are_rendered_does_not_mix_them(m
     await world.call(script, after_intervention(world))
     ended = world.record.one("intervention.ended")
     assert ended["buffer_text"] in buffer_lines("de")
+
+
+# History, codec
+
+
+@virtual_time
+async def test_the_judge_is_told_what_was_heard_and_what_mirror_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await say_turn(agent, "t1", BAD, 6.0, customer_text="Give me my money back.")
+        await agent.wait("mirror.intervention", phase="completed")
+        await agent.send("mirror.turn", turn_id="t2", customer_text="Yes, please.", text=GOOD)
+        await agent.wait("mirror.verdict", turn_id="t2")
+
+    await world.call(script, after_intervention(world))
+    asked = world.llm.of("mirror_turn")[-1]
+    assert asked.user["agent_text"] == GOOD
+    customer, bad, mirror = asked.user["history"]
+    assert customer == {"role": "customer", "text": "Give me my money back."}
+    assert bad["role"] == "agent"
+    assert "refunded" not in bad["text"]  # the caller never heard it
+    assert "cut off" in bad["text"]
+    assert mirror == {"role": "mirror", "text": f"{BUFFER} {CORRECTION}"}
+
+
+@pytest.mark.parametrize("wire", [L16_8K, L16_16K], ids=["8 kHz", "16 kHz"])
+@virtual_time
+async def test_mirror_speaks_in_the_streams_own_codec(monkeypatch: pytest.MonkeyPatch, wire: WireFormat) -> None:
+    world = World(monkeypatch)
+    bad = wire.encode(simulator_tone(300, 6.0, wire.sample_rate), wire.sample_rate)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.turn", turn_id="t1", customer_text="", text=BAD)
+        for offset in range(0, len(bad), wire.frame_bytes):
+            payload = b64encode(bad[offset : offset + wire.frame_bytes]).decode()
+            media = {"contentType": wire.encoding, "sampleRate": wire.sample_rate, "payload": payload}
+            await agent.send("playAudio", media=media)
+        await agent.wait("mirror.intervention", phase="completed")
+
+    record = await world.call(script, after_intervention(world), media_format=wire)
+    assert not record.of("ignored")
+    seconds = len(bytes(record.heard.audio)) / wire.bytes_per_second
+    assert seconds == pytest.approx(0.2 + 1.14 + 3.66, abs=0.1)
+    ended = world.record.one("intervention.ended")
+    assert (ended["outcome"], ended["heard_ms"]) == ("completed", pytest.approx(180, abs=40))
+    assert world.record.one("call.started")["encoding"] == wire.encoding
 
 
 # Marks, shadow, wire
