@@ -71,9 +71,8 @@ def main() -> int:
     print(f"replay, {CALLS} calls of {TURNS} turns, a judge that takes {DELAY_S * 1000:.0f} ms, one run each")
     print(f"  {CONCURRENCY} at a time   {took_s:6.1f} s from start to exit; {report['seconds']:.1f} s of it judging")
     print(f"                  (at that delay judging alone takes at least {at_best_s:.1f} s)")
-    print(
-        f"  one at a time {sequential_s:6.1f} s, projected: {FEW * TURNS} and {MORE * TURNS} questions were measured now"
-    )
+    measured = f"{FEW * TURNS} and {MORE * TURNS} questions were measured now"
+    print(f"  one at a time {sequential_s:6.1f} s, projected: {measured}")
     print(f"                  ({few_s:.1f} and {more_s:.1f} s, so {per_question_s * 1000:.0f} ms a question)")
     print(f"  ratio         {sequential_s / took_s:6.1f}")
     print(f"  judged {judged}, errors {errors}; precision {speech['precision']}, recall {speech['recall']}")
