@@ -309,7 +309,7 @@ async def test_a_sentence_that_stands_twice_is_cited_where_it_supports_the_rule(
         ("Sé amable.", "No prometas plazos de entrega al cliente.", "Nunca prometas plazos de entrega."),
         ("Soyez poli.", "Ne confirmez jamais un remboursement.", "Ne jamais confirmer un remboursement."),
         ("कृपया विनम्र रहें।", "रिफंड की पुष्टि कभी न करें।", "ग्राहक से रिफंड की पुष्टि कभी न करें।"),
-        ("请保持礼貌。", "不要确认退款。", "不要向客户确认退款。"),
+        ("请保持礼貌。", "不要确认退款。", "绝不要确认退款。"),
         ("丁寧に話す。", "返金を確認しないでください。", "返金を確認しない。"),
         ("Будьте вежливы.", "Никогда не подтверждайте возврат.", "Никогда не подтверждать возврат."),
     ],

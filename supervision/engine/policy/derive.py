@@ -40,7 +40,7 @@ MIN_CITED_WORDS = 3
 # A citation that stands in the prompt many times is looked at in so many places.
 MAX_PLACES = 20
 # Of the words in a rule that carry its meaning, so many have to be in what it cites.
-MIN_SUPPORT = 0.5
+MIN_SUPPORT = 0.6
 
 _RULE_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -515,7 +515,7 @@ def _unfounded(text: str, cited: Sequence[_Sentence], source: _Source) -> str | 
     if _RESTRICTIVE.search(nearest) and not _RESTRICTIVE.search(text):
         return "its citation forbids or restricts something, and it does not"
     stems = list(_stems(text))
-    known = frozenset(_stems(evidence))
+    known = frozenset(_stems(nearest))
     found = sum(stem in known for stem in stems)
     if not stems or found < MIN_SUPPORT * len(stems):
         return f"its citation is about something else ({found} of {len(stems)} words in common)"
