@@ -370,7 +370,7 @@ def one_call(*turns: dict[str, Any], **more: Any) -> list[RecordedCall]:
 
 
 async def replayed(judge: Any, calls: list[RecordedCall], **more: Any) -> Replayed:
-    options = {key: more.pop(key) for key in ("concurrency", "tools", "on_progress") if key in more}
+    options = {key: more.pop(key) for key in ("concurrency", "tools", "pregate", "on_progress") if key in more}
     return await replay(calls, MirrorConfig(llm=judge, policies=[REFUND], **more), **options)
 
 
@@ -500,6 +500,20 @@ async def test_only_irreversible_tools_or_none_can_be_judged() -> None:
     assert result.turns[0].tools == ()
     assert question_count(calls, "off") == 1
     assert question_count(calls) == 2
+
+
+@virtual_time
+async def test_every_turn_is_judged_unless_the_pregate_is_wanted() -> None:
+    calls = one_call(
+        *[turn("Hello, how can I help you?", "Hi."), turn("I have refunded you 40 dollars.", "And now?")] * 5
+    )
+    result = await replayed(ScriptedLLM(), calls)
+    assert result.questions == 10
+    gated = await replayed(ScriptedLLM(), calls, pregate=True)
+    states = [turn.speech.state for turn in gated.turns if turn.speech is not None]
+    assert gated.questions == states.count(JudgingState.JUDGED)
+    assert len(states) - gated.questions == states.count(JudgingState.SKIPPED)
+    assert states[1::2] == [JudgingState.JUDGED] * 5
 
 
 @virtual_time

@@ -87,6 +87,7 @@ async def _replay(options: argparse.Namespace, calls: Sequence[RecordedCall]) ->
                 config,
                 concurrency=options.concurrency,
                 tools=options.tools,
+                pregate=options.pregate,
                 on_progress=progress.update,
             )
     finally:
@@ -257,6 +258,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("all", "irreversible", "off"),
         default="all",
         help="which tool calls to put before the gate (%(default)s)",
+    )
+    parser.add_argument(
+        "--pregate",
+        action="store_true",
+        help="skip the turns that the pre-gate skips in live calls; else all are judged",
     )
     parser.add_argument(
         "--labels", action="store_true", help="insist on labels: without any in the recordings, stop (exit status 2)"

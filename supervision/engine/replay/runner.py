@@ -268,11 +268,13 @@ async def replay(
     *,
     concurrency: int = 16,
     tools: Tools = "all",
+    pregate: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Replayed:
     """Judges every turn and tool call of `calls` by `config`, at most `concurrency` questions at a time.
 
-    `tools` says which tool calls are judged: `all`, only `irreversible` ones, or none (`off`). Questions have the
+    `tools` says which tool calls are judged: `all`, only `irreversible` ones, or none (`off`). Every turn with speech
+    is judged; with `pregate` only those that the policy's pre-gate lets through, as in a live call. Questions have the
     deadlines of the configuration. A judge that answers nothing for a while is not asked any more; see `gave_up`.
     `on_progress` gets how many questions are done and how many of the verdicts so far are errors.
 
@@ -282,7 +284,10 @@ async def replay(
     if concurrency < 1:
         raise ValueError("concurrency has to be at least 1")
     watched = _Watched(config.llm, max(GIVE_UP_AFTER, 2 * concurrency))
-    watched_config = config.model_copy(update={"llm": watched, "tool_gate_enabled": tools == "all"})
+    changes: dict[str, Any] = {"llm": watched, "tool_gate_enabled": tools == "all"}
+    if not pregate:
+        changes["tiered_scoring_enabled"] = False
+    watched_config = config.model_copy(update=changes)
     supervisor = Supervisor(watched_config)
     asker = DeadlineAsker(watched)
     judgings: list[_Judging] = []
