@@ -275,6 +275,17 @@ async def test_what_follows_is_kept_with_its_whole_sentence(text: str, citation:
     assert SHOP[found.start : found.end] == source
 
 
+async def test_a_number_is_the_same_however_it_is_written() -> None:
+    prompt = "Never refund more than $1,000.00 or fifty percent. Call back at 10:30."
+    assert await kept(prompt, "Never refund more than $1000.", "Never refund more than $1,000.00")
+    assert await kept(
+        prompt, "Never refund more than 50 percent.", "Never refund more than $1,000.00 or fifty percent."
+    )
+    assert await kept(prompt, "Call back at 10:30.", "Call back at 10:30.")
+    assert not await kept(prompt, "Never refund more than $1,001.", "Never refund more than $1,000.00")
+    assert not await kept(prompt, "Call back at 10:35.", "Call back at 10:30.")
+
+
 async def test_the_line_that_introduces_a_list_goes_with_its_items() -> None:
     proposals = [
         ("Never ask for a card number.", "ask for a card number"),

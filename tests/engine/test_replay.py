@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import gzip
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervision.engine import JudgingState, MirrorConfig, ToolCode
+from supervision.engine import JudgingState, MirrorConfig, ToolCode, Usage
 from supervision.engine.llm.protocol import LLMUnreachable
 from supervision.engine.replay import (
     Label,
@@ -32,7 +33,7 @@ from supervision.engine.replay import (
     replay,
     summarize,
 )
-from supervision.engine.replay.__main__ import Progress, main
+from supervision.engine.replay.__main__ import Progress, _prices, main
 from supervision.engine.replay.runner import question_count
 from tests.engine.llms import CLEAN, ScriptedLLM, decisions
 from tests.standins.llm import LLMStandIn, words
@@ -176,6 +177,7 @@ def test_openais_messages_are_read_with_their_tool_results() -> None:
         {"role": "tool", "name": "get_weather", "text": "rain"},
         {"role": "tool", "name": "get_order", "error": "no such order"},
         {"role": "assistant", "content": "It is on its way."},
+        {"role": "user", "content": "Really?"},
         {"role": "mirror", "text": "Let me check that."},
         {"role": "assistant", "content": "Anything else?"},
     ]
@@ -186,13 +188,16 @@ def test_openais_messages_are_read_with_their_tool_results() -> None:
     assert (bad.intent.args, bad.outcome, bad.result) == (None, "failed", "no such order")
     assert bad.intent.error is not None
     assert bad.intent.error.startswith("not JSON")
-    assert telling.customer_text == again.customer_text == "Where is my order?"
+    assert (telling.customer_text, again.customer_text) == ("Where is my order?", "Really?")
     assert [entry.text for entry in telling.before] == [
         'get_order {"id": "A7"} ran: shipped',
         "get_weather {} ran: rain",
         "get_order null failed: no such order",
     ]
-    assert [(entry.role, entry.text) for entry in again.before] == [("mirror", "Let me check that.")]
+    assert [(entry.role, entry.text) for entry in again.before] == [
+        ("customer", "Really?"),
+        ("mirror", "Let me check that."),
+    ]
 
 
 def test_tool_calls_get_ids_of_their_own_where_theirs_are_missing_or_used_twice() -> None:
@@ -826,6 +831,19 @@ def test_tokens_and_cost_are_those_of_the_answers(
     assert "cost unknown (give --price)" in capsys.readouterr().out
     assert llm.requests[-1].body["model"] == "judge-1"
     assert llm.requests[-1].headers["Authorization"] == "Bearer sk-test"
+
+
+def test_openais_own_models_have_list_prices() -> None:
+    usage = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000, cached_tokens=400_000)
+
+    def cost(model: str, base_url: str | None) -> float | None:
+        prices = _prices(argparse.Namespace(price=None, model=model, base_url=base_url))
+        return prices and prices.cost(usage)
+
+    for base_url in (None, "https://api.openai.com/v1"):
+        assert cost("gpt-4o-mini", base_url) == pytest.approx(0.6 * 0.15 + 0.4 * 0.075 + 0.60)
+        assert cost("somebody-elses", base_url) is None
+    assert cost("gpt-4o-mini", "https://example.com/v1") is None
 
 
 def test_every_turn_can_be_written_to_a_file(

@@ -476,6 +476,13 @@ async def test_a_call_goes_on_without_its_store_and_is_whole_when_it_is_back(
     await again.close()
 
 
+async def test_a_missing_table_is_said_by_its_code(state_table: DatabaseUrls, key: CallKey) -> None:
+    store = PostgresStateStore(state_table.app, table="no_such_table", timeout_s=10)
+    with pytest.raises(StateUnavailable, match="UndefinedTable, SQLSTATE 42P01"):
+        await claim(store, key)
+    await store.aclose()
+
+
 # What is kept of a call
 
 CHARGE = KeptTool("charge_card", "ab" * 32, "", "t1")

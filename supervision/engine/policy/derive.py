@@ -529,10 +529,10 @@ def _numbers(text: str, words: Mapping[str, str]) -> set[str]:
 
 def _number(text: str) -> str:
     """One spelling for 1,000 and 1000, and for 50.00 and 50; times and versions stay as they are."""
-    grouped = re.fullmatch(r"\d{1,3}(?:[.,]\d{3})+", text)
-    if grouped:
+    text = re.sub(r"[.,]0{1,2}$", "", text)
+    if re.fullmatch(r"\d{1,3}(?:[.,]\d{3})+", text):
         return re.sub(r"[.,]", "", text)
-    return re.sub(r"[.,]0+$", "", text).replace(",", ".")
+    return text.replace(",", ".")
 
 
 def _stems(text: str) -> Iterator[str]:
