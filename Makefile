@@ -10,7 +10,7 @@ SPACE_MB := 1500
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lock bench-relay screenshots clean preflight
+.PHONY: help run test check fmt lock bench-relay bench-replay screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -19,6 +19,7 @@ help:
 	@echo "make fmt          format the code"
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
+	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
 	@echo "make clean        remove .venv and caches; the data in .mirror stays"
 
@@ -44,6 +45,9 @@ fmt: $(VENV)/.dev
 
 bench-relay: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay
+
+bench-replay: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_replay
 
 screenshots: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m tests.webui.screenshots

@@ -416,3 +416,11 @@ def _shown(value: Any, limit: int) -> str:
     except (TypeError, ValueError, RecursionError):
         return "(not JSON)"
     return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def tool_entry(intent: ToolCallIntent, outcome: str, result: Any = None) -> HistoryEntry:
+    """The line of a history that tells of a tool call: what was called, and what became of it (`ran`, `failed`)."""
+    told = f"{_shown_call(intent)} {outcome}"
+    if result is not None:
+        told += f": {_shown(result, MAX_RESULT_SHOWN_CHARS)}"
+    return HistoryEntry("tool", told[:MAX_HISTORY_CHARS])

@@ -88,7 +88,7 @@ class JournalWriter:
         self._wake = threading.Event()
         self._flush = threading.Event()
         # The loop's side.
-        self._waiters: deque[tuple[int, UUID | None, asyncio.Future[None]]] = deque()
+        self._waiters: deque[tuple[int, int, UUID | None, asyncio.Future[None]]] = deque()
         self._queued = 0
         self._written_upto = 0
         self.last_position = 0
@@ -105,6 +105,7 @@ class JournalWriter:
         self._failing = False
         self._nearly_full = False
         self._retry_s = _RETRY_FIRST_S
+        self._cycles = 0
         self._thread = threading.Thread(target=self._run, name="mirror-journal", daemon=True)
 
     def start(self) -> None:
@@ -143,7 +144,7 @@ class JournalWriter:
         now = self._loop.time()
         self._lost = {call: at for call, at in self._lost.items() if now - at < _LOSS_MEMORY_S}
         self._lost.update(dict.fromkeys(calls, now))
-        for _, call, waiter in self._waiters:
+        for _, _, call, waiter in self._waiters:
             if not waiter.done() and (call is None or call in self._lost):
                 waiter.set_exception(JournalUnavailable(f"an event was lost: {reason}"))
 
@@ -165,7 +166,7 @@ class JournalWriter:
         if self._stopping:
             raise JournalUnavailable("the recorder is closing")
         written: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append((self._queued, call_id, written))
+        self._waiters.append((self._queued, self._cycles, call_id, written))
         self._flush.set()
         self._wake.set()
         await written
@@ -192,17 +193,25 @@ class JournalWriter:
         await self._closed
 
     def _settle(self, upto: int, problem: str | None, position: int = 0) -> None:
+        """Everything up to ticket `upto` is written; with a `problem`, nobody who waits for it will see it written."""
         if problem is None:
             self._written_upto = max(self._written_upto, upto)
             # The position of the newest event on disk.
             self.last_position = max(self.last_position, position)
         while self._waiters and self._waiters[0][0] <= upto:
-            _, _, waiter = self._waiters.popleft()
+            _, _, _, waiter = self._waiters.popleft()
             if waiter.done():
                 continue
             if problem is None:
                 waiter.set_result(None)
             else:
+                waiter.set_exception(JournalUnavailable(problem))
+
+    def _settle_failure(self, cycle: int, problem: str) -> None:
+        """A cycle failed. It speaks only for those who asked before it began: the next one is for the others."""
+        while self._waiters and self._waiters[0][1] < cycle:
+            _, _, _, waiter = self._waiters.popleft()
+            if not waiter.done():
                 waiter.set_exception(JournalUnavailable(problem))
 
     # In the thread
@@ -232,6 +241,8 @@ class JournalWriter:
         """One commit of everything that came in; when it fails, everything stays for the next."""
         self._wake.clear()
         self._flush.clear()
+        # A commit() from here on sets `_flush` again, so it gets a cycle of its own.
+        self._cycles += 1
         # From here on a record() wakes the thread again; what came before is in the queue already.
         self._awake = False
         self._take_queue()
@@ -364,7 +375,7 @@ class JournalWriter:
         self._drop_detail_of_backlog()
         if is_damage(error):
             self._abandon_damaged()
-        self._tell(self._settle, self._taken, problem)
+        self._tell(self._settle_failure, self._cycles, problem)
 
     def _abandon_damaged(self) -> None:
         """SQLite cannot read the file any more: keep it for a person and go on with a new one."""

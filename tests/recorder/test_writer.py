@@ -283,6 +283,30 @@ async def test_memory_is_bounded_while_the_journal_fails(make_writer, tmp_path):
     assert len(kept) == 100 - writer.counts.lost
 
 
+async def test_a_failure_speaks_only_for_who_asked_before_it_began(make_writer, monkeypatch):
+    trying, go = threading.Event(), threading.Event()
+    create = Journal.create
+
+    def fails_once(*args, **options):
+        monkeypatch.setattr(Journal, "create", create)
+        trying.set()
+        go.wait(10)
+        raise OSError("no room")
+
+    monkeypatch.setattr(Journal, "create", fails_once)
+    writer = make_writer()
+    writer.record(made())
+    early = asyncio.ensure_future(writer.commit())
+    assert await asyncio.to_thread(trying.wait, 10)
+    late = asyncio.ensure_future(writer.commit())
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(JournalUnavailable):
+        await early
+    await late
+    assert writer.counts.written == 1
+
+
 async def test_the_queue_is_bounded_while_the_thread_is_busy(make_writer, tmp_path):
     busy, go = threading.Event(), threading.Event()
 

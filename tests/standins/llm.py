@@ -7,8 +7,9 @@
         assert llm.requests[0].question.agent_text == "Your refund is on its way."
 
 Who decides what it answers: `judge(fn)` for turns, `gate(fn)` for tool calls, `correct(fn)` for correction texts,
-`answer(fn)` for everything at once. How it answers (delays, hangs, HTTP errors, garbage, broken bodies) is a
-`Behaviour`: `behave(...)` for all requests, `once(...)` for the next ones only. Every request is kept in `requests`.
+`derive(fn)` for the rules of an agent's prompt, `answer(fn)` for everything at once. How it answers (delays, hangs,
+HTTP errors, garbage, broken bodies) is a `Behaviour`: `behave(...)` for all requests, `once(...)` for the next ones
+only. Every request is kept in `requests`.
 
 `with LLMStandIn().in_thread() as llm:` runs it beside synchronous code, `with llm_process({...}) as base_url:` (or
 `python -m tests.standins.llm --script FILE`) in a process of its own, answering from a script of words.
@@ -38,7 +39,7 @@ from aiohttp import web
 CLEAN_TURN: dict[str, Any] = {"score": 0.0, "rule": None, "reason": "", "correction": ""}
 ALLOWED_TOOL: dict[str, Any] = {"allow": True, "score": 0.0, "reason": "", "instruction": ""}
 DEFAULT_CORRECTION = "Let me put that right: I can't promise it. Shall I connect you with a colleague?"
-SCHEMA_NAMES = ("mirror_turn", "mirror_tools", "mirror_correction")
+SCHEMA_NAMES = ("mirror_turn", "mirror_tools", "mirror_correction", "mirror_policy")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class LLMStandIn:
         self._judge: Rule = lambda _question: CLEAN_TURN
         self._gate: ToolRule = lambda _tool, _question: ALLOWED_TOOL
         self._correct: Rule = lambda _question: DEFAULT_CORRECTION
+        self._derive: Rule = lambda _question: []
         self._answer: Rule | None = None
         self._refuses_schema: int | None = None
         self._refuses: set[str] = set()
@@ -168,6 +170,11 @@ class LLMStandIn:
     def correct(self, rule: Rule) -> None:
         """Writes corrections. `rule` gets the Question and returns the text."""
         self._correct = rule
+
+    def derive(self, rule: Rule) -> None:
+        """Derives policies. `rule` gets the Question (`question.user["agent_prompt"]`) and returns a list of rules,
+        each with `text` and `citation`; `severity` is medium unless given. By default there are none."""
+        self._derive = rule
 
     def answer(self, rule: Rule | None) -> None:
         """Decides everything: `rule` returns the message's content, as a string or as something for json.dumps."""
@@ -389,6 +396,9 @@ class LLMStandIn:
             return json.dumps({"decisions": decisions})
         if question.schema == "mirror_correction":
             return json.dumps({"text": await _maybe_await(self._correct(question))})
+        if question.schema == "mirror_policy":
+            rules = await _maybe_await(self._derive(question))
+            return json.dumps({"rules": [{"severity": "medium", **rule} for rule in rules]})
         answer = await _maybe_await(self._judge(question))
         return answer if isinstance(answer, str) else json.dumps({**CLEAN_TURN, **(answer or {})})
 

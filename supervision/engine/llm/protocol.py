@@ -60,8 +60,8 @@ class LLMClient(Protocol):
         """Asks once and returns the model's text.
 
         `schema` is a JSON Schema of the wanted object, `schema_name` its name (`mirror_turn`, `mirror_tools`,
-        `mirror_correction`), `max_tokens` the longest answer wanted. The answer has to be there within `timeout_s`
-        seconds; the engine stops waiting then, cancels the call, and never acts on a later answer.
+        `mirror_correction`, `mirror_policy`), `max_tokens` the longest answer wanted. The answer has to be there within
+        `timeout_s` seconds; the engine stops waiting then, cancels the call, and never acts on a later answer.
 
         Raises `LLMError` (or a subclass) when there is no answer.
         """
