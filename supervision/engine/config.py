@@ -23,6 +23,21 @@ DEFAULT_IRREVERSIBLE_TOOLS: tuple[str, ...] = (
     "transfer_funds",
 )
 
+TurnClass = Literal[
+    "amount",  # names a number, a price or money
+    "disclosure",  # speaks of personal data: address, e-mail, account …
+    "done",  # says that something was done
+    "handoff",  # hands the call over to a person
+    "policy",  # speaks of rules, eligibility, entitlements
+    "promise",  # promises or guarantees something
+    "question",  # asks a question
+    "refusal",  # says that something cannot be done
+    "statement",  # says anything that is not a question, request, condition, pleasantry or list
+    "time",  # says when, or how long
+    "tool_call",  # calls any tool
+]
+"""What a turn does, as far as the pre-gate can tell. Words are recognised in English."""
+
 # Long enough for the longest policies seen (a hundred rules), short enough that no policy can fill a judge's context.
 MAX_RULES = 500
 MAX_RULE_CHARS = 4_000
@@ -54,9 +69,11 @@ if TYPE_CHECKING:
     # What may be given; `rules` and the validators make tuples of it.
     Rules = Sequence[Rule | str]
     Names = Sequence[str]
+    TurnClasses = Sequence[TurnClass]
 else:
     Rules = tuple[Rule, ...]
     Names = tuple[str, ...]
+    TurnClasses = tuple[TurnClass, ...]
 
 
 class PolicyConfig(BaseModel):
@@ -93,6 +110,12 @@ class PolicyConfig(BaseModel):
     """After this many interventions in one call none follows."""
     buffer_text: str | None = Field(default=None, max_length=MAX_BUFFER_TEXT_CHARS)
     """Spoken first while a correction is prepared, at most 1.6 seconds of speech; None: the engine's own lines."""
+    tiered_scoring_enabled: bool = Field(default=True, strict=True)
+    """Whether a pre-gate decides first which turns need the judge at all. Turns with a tool call that may change
+    something, and the turn after an intervention, are judged in any case."""
+    pregate_always: TurnClasses = ()
+    """Classes of turns that the pre-gate must not skip, for instance ("amount", "refusal"): what they mean is in
+    `TurnClass`."""
     judge_max_tokens: Millis = Field(default=400, ge=50, le=8_000)
     """The longest answer that the judge may give to one question, in tokens."""
 
@@ -129,6 +152,13 @@ class PolicyConfig(BaseModel):
     def _irreversible_tools_is_a_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise ValueError('give a list of tool names, for instance ["place_order"]')
+        return value
+
+    @field_validator("pregate_always", mode="before")
+    @classmethod
+    def _pregate_always_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError('give a list of classes of turns, for instance ["amount"]')
         return value
 
     @field_validator("irreversible_tools")
