@@ -8,13 +8,17 @@ BIN := $(VENV)/bin
 # Wheels take 0.9 GB with the development tools, PostgreSQL and its data another 0.2.
 SPACE_MB := 1500
 PYTEST_WORKERS ?= 2
+# The tests that have to reach all of the engine, and how much of its branches (percent).
+ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) tests/stream/test_orchestrator.py
+ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lock bench-relay bench-replay screenshots clean preflight
+.PHONY: help run test coverage check fmt lock bench-relay bench-replay screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
 	@echo "make test         run all tests (on their own PostgreSQL and Valkey)"
+	@echo "make coverage     run the engine's tests; fails when they reach less than $(ENGINE_COVERAGE) % of its branches"
 	@echo "make check        lint, types, import contracts, migrations, templates"
 	@echo "make fmt          format the code"
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
@@ -26,8 +30,20 @@ help:
 run: $(VENV)/.run
 	@MIRROR_ENV=development exec $(BIN)/python manage.py demo
 
+PYTEST := MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+MEASURED := $(PYTEST) $(ENGINE_TESTS) --cov --cov-report=term-missing --cov-fail-under=$(ENGINE_COVERAGE)
+
+# Two runs: only the engine's own tests count for its coverage, and nothing else is slowed down by measuring it. Both
+# run even if the first fails. With PYTEST_ARGS it is one run, of what they say.
 test: $(VENV)/.dev
-	@MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@status=0; $(MEASURED) || status=1; $(PYTEST) $(ENGINE_TESTS:%=--ignore=%) || status=1; exit $$status
+else
+	@$(PYTEST) $(PYTEST_ARGS)
+endif
+
+coverage: $(VENV)/.dev
+	@$(MEASURED)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -60,7 +76,7 @@ lock: $(VENV)/.dev
 	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- set-up: a stamp file per set of requirements, so that a second run is quick ------------------------------------

@@ -82,3 +82,15 @@ def test_a_failed_install_says_what_to_do_and_is_tried_again_next_time(clone: Pa
     assert not (clone / ".venv" / ".run").exists()
     (again,) = make(clone, PYTHON, REASON=reason)
     assert again == line
+
+
+def test_the_two_runs_of_make_test_are_all_tests_and_the_engines_are_measured() -> None:
+    done = subprocess.run(["make", "-n", "test", "PYTEST_ARGS="], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = (line for line in done.stdout.splitlines() if "pytest" in line)
+    measured, rest = (command.split() for command in line.split("|| status=1;")[:2])
+    paths = [word for word in measured if word.startswith("tests/")]
+    assert "tests/engine" in paths
+    assert {"--cov", "--cov-fail-under=95"} <= set(measured)
+    assert [word for word in rest if word.startswith("--ignore=")] == [f"--ignore={path}" for path in paths]
+    assert not [word for word in rest if word.startswith(("tests/", "--cov"))]
+    assert all((ROOT / path).exists() for path in paths)
