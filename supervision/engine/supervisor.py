@@ -42,6 +42,7 @@ from supervision.engine.policy.compiler import (
     compile_policy,
 )
 from supervision.engine.scorer.llm import LLMScorer
+from supervision.engine.scorer.pregate import PreGate
 from supervision.engine.scorer.tool_gate import BeforeAllow, FinishedTool, OnVerdict, ToolGate
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Supervisor:
             return intent.irreversible or intent.name.strip().casefold() in irreversible
 
         self.is_irreversible: Callable[[ToolCallIntent], bool] = is_irreversible
+        self.pregate = PreGate(config)
         self._asker = DeadlineAsker(config.llm)
         self.scorer = LLMScorer(self._asker, self.policy, config, is_irreversible)
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)
@@ -109,6 +111,9 @@ class CallSupervisor:
         self._acted_at: dict[str | None, float] = {}
         self._templates_used = 0
         self._openers_used = 0
+        # After an intervention the agent is off its script: until a later turn was judged, none is skipped. This is
+        # the number of interventions that a judged turn came after.
+        self._judged_after = 0
 
     # Turns
 
@@ -139,17 +144,36 @@ class CallSupervisor:
         """Judges a turn within `semantic_review_timeout_s`, with `payload.history` as it is given.
 
         Every turn gets a verdict in exactly one state, which `states` and `coverage` count; nothing is raised but
-        `asyncio.CancelledError`. An empty `agent_text` is `skipped`, with the detail "no speech".
+        `asyncio.CancelledError`. `skipped` are, with the reason in `detail`, a turn with an empty `agent_text` ("no
+        speech") and what the pre-gate lets pass, which is nothing after an intervention until a turn was judged.
         """
+        interventions = self.interventions
         try:
-            verdict = await self._supervisor.scorer.score(payload)
+            verdict = self._skipped(payload) or await self._supervisor.scorer.score(payload)
         except Exception as error:
             _log_broken("judging a turn", error)
             detail = f"the engine failed ({type(error).__name__})"
             threshold = self.config.intervention_threshold
             verdict = Verdict(payload.turn_id, JudgingState.FAILED, None, None, "", "", threshold, 0, detail=detail)
+        if verdict.state is JudgingState.JUDGED:
+            self._judged_after = max(self._judged_after, interventions)
         self.states[verdict.state] += 1
         return verdict
+
+    def _skipped(self, payload: TurnPayload) -> Verdict | None:
+        """The verdict of a turn that needs no judge; None when it does."""
+        if self._judged_after < self.interventions:
+            return None
+        try:
+            decision = self._supervisor.pregate.decide(payload)
+        except Exception as error:
+            # A turn that cannot be looked at is judged.
+            _log_broken("the pre-gate", error)
+            return None
+        if decision.score:
+            return None
+        threshold = self.config.intervention_threshold
+        return Verdict(payload.turn_id, JudgingState.SKIPPED, None, None, "", "", threshold, 0, detail=decision.reason)
 
     def note_shed(self) -> None:
         """Counts a turn that was not judged because of overload."""
@@ -339,7 +363,7 @@ class CallSupervisor:
         return "cooldown" if recent else None
 
     def note_intervention(self, verdict: Verdict) -> None:
-        """An intervention because of this verdict began; `withheld` counts from here."""
+        """An intervention because of this verdict began; `withheld` counts from here, and the next turn is judged."""
         self.interventions += 1
         self._acted_at[verdict.rule] = asyncio.get_running_loop().time()
 

@@ -89,7 +89,9 @@ class ScriptedLLM:
 
 
 def make_call(llm: Any, **config: Any) -> CallSupervisor:
-    """A supervised call under one rule, with configuration fields changed as given."""
+    """A supervised call under two rules, with configuration fields changed as given. The pre-gate is off: the turns of
+    most tests are harmless, and what is tested is what becomes of those that are judged."""
+    config.setdefault("tiered_scoring_enabled", False)
     config.setdefault("policies", ["Never confirm a refund.", "Do not promise delivery times."])
     return Supervisor(MirrorConfig(llm=llm, **config)).call(SupervisorContext(call_id="call-1"))
 

@@ -114,7 +114,7 @@ async def supervised(request: pytest.FixtureRequest) -> AsyncIterator[Supervised
 
         llm.gate(gate)
         client = OpenAIClient(api_key="k", model="judge", base_url=llm.base_url)
-        supervisor = Supervisor(MirrorConfig(llm=client, policies=domain.rules))
+        supervisor = Supervisor(MirrorConfig(llm=client, policies=domain.rules, tiered_scoring_enabled=False))
         call = supervisor.call(SupervisorContext(call_id="c-1"))
         for role, text in domain.before:
             if role == "customer":
@@ -199,7 +199,13 @@ async def test_j1_t2_over_the_wire_a_broken_judge_is_seen_and_irreversible_tools
         llm.behave(**broken)
         client = OpenAIClient(api_key="k", model="judge", base_url=llm.base_url)
         supervisor = Supervisor(
-            MirrorConfig(llm=client, policies=["A."], semantic_review_timeout_s=1.0, tool_gate_timeout_ms=1000)
+            MirrorConfig(
+                llm=client,
+                policies=["A."],
+                semantic_review_timeout_s=1.0,
+                tool_gate_timeout_ms=1000,
+                tiered_scoring_enabled=False,
+            )
         )
         call = supervisor.call(SupervisorContext(call_id="c-1"))
         verdict, (tool,) = await asyncio.gather(
