@@ -1,6 +1,6 @@
 """How well Mirror knows when a word was spoken: `python -m benchmarks.bench_heard`.
 
-Speech of the offline voice, as a telephone call carries it; word ends estimated by `supervision.stream.heard` and, for
+Speech of the offline voice, as a telephone call carries it; word ends estimated by `supervision.audio.heard` and, for
 comparison, by spreading the text evenly over the audio. Both against two measures that know nothing of either: the
 durations that the voice model decided on (exact) and the word times of a recogniser (Whisper tiny.en, itself only good
 to some tenths of a second, so its column is the harder to do well in). None of the lines was used for tuning.
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from supervision.audio import mulaw
+from supervision.audio.heard import PAUSE_MS, estimate_heard, word_times
 from supervision.audio.levels import frame_levels
-from supervision.stream.heard import PAUSE_MS, estimate_heard, word_times
 from tests.support.speech import say, true_words
 from tests.support.stt import transcribe_words
 

@@ -23,9 +23,9 @@ from supervision.engine.intervention import templates
 from supervision.engine.llm.openai import OpenAIPool, warm_up
 from supervision.engine.supervisor import CallSupervisor, Supervisor
 from supervision.engine.tts.protocol import TTSProvider
+from supervision.engine.tts.voice import LineCache
 from supervision.recorder.recorder import Recorder
 from supervision.stream.directory import AgentBinding, StreamDirectory
-from supervision.stream.voice import LineCache
 
 logger = logging.getLogger(__name__)
 

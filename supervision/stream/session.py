@@ -1,7 +1,7 @@
 """One call: Plivo's socket, the agent's socket, and what runs between them.
 
-Reading order of a call: `consumer.py` (who calls) → here (what is open) → `relay.py` (which frame goes where) →
-`supervised.py` (what is judged and said) → the recorder (what is kept).
+Reading order of a call: `consumer.py` (who calls) → here (what is open) → `engine/adapters/relay.py` (which frame goes
+where) → `supervised.py` (what is judged and said) → the recorder (what is kept).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import orjson
 
 from mirror_saas.ids import uuid7
 from supervision.audio.format import MediaFormat, MediaFormatError
+from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
@@ -25,10 +27,8 @@ from supervision.recorder.recorder import JournalUnavailable
 from supervision.stream.dial import AgentClosed, AgentLeg, AgentUnreachable, handshake_headers, upstream_url
 from supervision.stream.directory import AgentBinding
 from supervision.stream.plivo_leg import PlivoLeg, Send
-from supervision.stream.relay import CallRelay, TurnAudio
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervised import SupervisedCall
-from supervision.stream.voice import CallVoice
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ class CallSession:
             to_plivo=self._plivo.send_text,
             to_agent=self._agent.send_text,
             listener=self,
+            loads=orjson.loads,
         )
         supervisor = runtime.call_supervisor(binding, str(self.call_id))
         self._supervised = SupervisedCall(

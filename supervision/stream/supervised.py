@@ -7,7 +7,6 @@ never acts on a newer one; one intervention runs at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 from collections.abc import Callable, Coroutine
@@ -19,8 +18,11 @@ from uuid import UUID
 import numpy as np
 
 from mirror_saas.ids import uuid7
+from supervision.audio.heard import Basis, Heard, Mark, estimate_heard, span_times
 from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
+from supervision.engine.adapters.playback import STILL_COMING_S, RelayPlayback, plan_for
+from supervision.engine.adapters.relay import CallRelay, TurnAudio
 from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
 from supervision.engine.context import (
     JudgingState,
@@ -30,33 +32,27 @@ from supervision.engine.context import (
     TurnPayload,
     Verdict,
 )
+from supervision.engine.intervention.correction_lines import CorrectionLines
+from supervision.engine.intervention.note import note_text
 from supervision.engine.intervention.orchestrator import (
     Intervention,
     Line,
     Outcome,
     Plan,
-    Playing,
     Report,
-    SilenceProof,
 )
 from supervision.engine.supervisor import CallSupervisor
+from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
-from supervision.stream.correction import CorrectionLines
-from supervision.stream.heard import Basis, Heard, Mark, estimate_heard, span_times
-from supervision.stream.relay import CallRelay, TurnAudio
-from supervision.stream.voice import CallVoice
 
 logger = logging.getLogger(__name__)
 
-RETRACT_WITHIN_S: Final = 2.0  # a turn that ended longer ago is not taken back aloud
-STILL_COMING_S: Final = 0.5  # a turn whose last audio is this fresh may go on
 SETTLES_S: Final = 0.5  # after a turn has played, until its last acknowledgements are in and it is known what was heard
 COMMIT_WITHIN_S: Final = 1.0  # a journal that takes longer to write a permission down has failed
-PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for, or twice the round trip
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
@@ -437,20 +433,8 @@ class SupervisedCall:
             taken.trade_names(audio)
             self.relay.mute(audio, now)
             turn.audio = audio = taken
-        starts_at, ends_at = audio.runs.starts_at, audio.ends_at
-        if starts_at is None or ends_at is None:
-            return Plan.REPLACE_HELD, None
-        if starts_at > now:
-            # The clear is sent so early that it arrives when the turn begins to play.
-            return Plan.CUT_WHEN_REACHED, starts_at - clock.one_way_s
-        last_audio = self.relay.agent_audio_at or 0.0
-        coming = not audio.ended and self.relay.current is audio and now - last_audio < STILL_COMING_S
-        if ends_at > now or self.relay.queued(audio) or coming:
-            return Plan.CUT_NOW, None
         newer = any(other.audio.reported_at > audio.reported_at for other in self._turns.values())
-        if now - ends_at <= RETRACT_WITHIN_S and not newer and not self._caller_speaks():
-            return Plan.RETRACT, None
-        return Plan.NOTE_ONLY, None
+        return plan_for(self.relay, audio, now, newer=newer, caller_speaks=self._caller_speaks)
 
     def _caller_speaks(self) -> bool:
         detector = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
@@ -928,10 +912,11 @@ class SupervisedCall:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Running:
+class _Running(RelayPlayback):
     """One intervention of this call: where its audio goes, and who learns of it."""
 
     def __init__(self, call: SupervisedCall, turn: TurnState, verdict: Verdict, plan: Plan) -> None:
+        super().__init__(call.relay, turn.audio, on_buffer_played=lambda: self.step("buffer_played"))
         self.id = uuid7()
         self.note_id = uuid7()
         self.turn = turn
@@ -943,55 +928,9 @@ class _Running:
         self.dropped: list[str] = []
         self.lines: CorrectionLines | None = None
         self.over = asyncio.Event()
-        self.moved = asyncio.Event()
         self._call = call
         self._rev = 0
         self._line: Line | None = None
-
-    async def reached(self) -> None:
-        """Return when the turns before this one are out, or say nothing more; Mirror speaks from there on."""
-        relay, loop = self._call.relay, asyncio.get_running_loop()
-        while (earlier := relay.current) is not None and earlier is not self.turn.audio:
-            still_coming_s = (relay.agent_audio_at or 0.0) + STILL_COMING_S - loop.time()
-            if earlier.muted or earlier.ended or still_coming_s <= 0:
-                break
-            self.moved.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(still_coming_s):
-                    await self.moved.wait()
-        relay.take_over(self.turn.audio, loop.time())
-
-    # -- PlaybackSink
-
-    async def clear(self) -> SilenceProof:
-        relay, loop = self._call.relay, asyncio.get_running_loop()
-        proof: asyncio.Future[SilenceProof] = loop.create_future()
-
-        def proved(kind: str, at: float) -> None:
-            if not proof.done():
-                proof.set_result("cleared" if kind == "cleared" else "fence")
-
-        relay.clear(proved, loop.time())
-        try:
-            async with asyncio.timeout(max(PROOF_AT_LEAST_S, 2 * relay.clock.round_trip_s)):
-                return await proof
-        except TimeoutError:
-            relay.silence_unproven(loop.time())
-            return "unproven"
-
-    def play(self, line: Line, label: str) -> Playing:
-        relay, now = self._call.relay, asyncio.get_running_loop().time()
-        duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
-        begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
-        playing = _Playing(begin, duration)
-
-        def played(at: float) -> None:
-            playing.acknowledged(at)
-            if label == "buffer":
-                self.step("buffer_played")
-
-        relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=played)
-        return playing
 
     # -- Observer
 
@@ -1025,7 +964,14 @@ class _Running:
         call = self._call
         heard, high_s = call._heard(self.turn.audio, call._hearing())
         said = self.said(report)
-        text = self._note_text(said, heard)
+        text = note_text(
+            self.verdict,
+            spoke=self.plan is not Plan.NOTE_ONLY,
+            said=said,
+            heard=heard.heard_text,
+            uncertain=heard.uncertain_text,
+            dropped=self.dropped,
+        )
         note = {
             "id": str(self.note_id),
             "rev": self._rev,
@@ -1058,33 +1004,6 @@ class _Running:
             self.note_sent_at = call._loop.time()
             if self.intervention is not None:
                 self.step("note_sent")
-
-    def _note_text(self, said: str, heard: Heard) -> str:
-        rule = self.verdict.rule or "a rule of this service"
-        parts = [f"Your last turn was against this rule: {rule}"]
-        if self.verdict.reason:
-            parts.append(f"Why: {self.verdict.reason}")
-        if self.plan is Plan.NOTE_ONLY:
-            parts.append("The caller may have heard it. Take it back first, in your own words.")
-            if self.verdict.correction:
-                parts.append(f"For instance: {self.verdict.correction}")
-        else:
-            if heard.heard_text:
-                parts.append(f'Of it the caller heard: "{heard.heard_text}"')
-            if heard.uncertain_text:
-                parts.append(f'Of it the caller may have heard: "{heard.uncertain_text}"')
-            if not heard.heard_text and not heard.uncertain_text:
-                parts.append("The caller heard none of it.")
-            if said:
-                parts.append(f'In your place this was said, in your voice: "{said}"')
-                parts.append("Go on from there. Do not say the withdrawn words again and do not mention this note.")
-            else:
-                parts.append("Nothing was said in its place. Put it right first, and do not mention this note.")
-                if self.verdict.correction:
-                    parts.append(f"For instance: {self.verdict.correction}")
-        if self.dropped:
-            parts.append("Turns that you generated before this note were not played; say what still matters of them.")
-        return "\n".join(parts)
 
     def said(self, report: Report | None) -> str:
         """What Mirror said (or is about to say), as far as the caller can have heard it."""
@@ -1178,30 +1097,6 @@ class _Running:
                 start_ms, end_ms = times
                 return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"
         return round(high_s * 1000), "turn"
-
-
-class _Playing:
-    """Audio of Mirror's on its way to the caller."""
-
-    def __init__(self, starts_at: float, duration: float) -> None:
-        self.starts_at = starts_at
-        self._duration = duration
-        self._played = asyncio.Event()
-
-    @property
-    def ends_at(self) -> float:
-        return self.starts_at + self._duration
-
-    def sent(self, starts_at: float) -> None:
-        """The first frame went out; it will play at ``starts_at``."""
-        self.starts_at = starts_at
-
-    def acknowledged(self, at: float) -> None:
-        """Plivo said that all of it has played."""
-        self._played.set()
-
-    async def played(self) -> None:
-        await self._played.wait()
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from supervision.audio import mulaw
-from supervision.stream.heard import (
+from supervision.audio.heard import (
     MARGIN_MS,
     Basis,
     Mark,

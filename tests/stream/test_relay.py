@@ -6,9 +6,11 @@ import json
 from base64 import b64decode, b64encode
 from typing import Any
 
+import orjson
+
 from mirror_saas.ids import uuid7
 from supervision.audio.format import MediaFormat
-from supervision.stream.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay, TurnAudio
 
 STREAM = "20170ada-f610-433b-8758-c02a2aab3662"
 SPEECH = bytes([0x10, 0x90] * 80)  # loud mu-law, 20 ms
@@ -66,6 +68,7 @@ class Call:
             to_plivo=self.plivo.append,
             to_agent=self.agent.append,
             listener=self.listener,
+            loads=orjson.loads,
         )
         self.relay.hello = hello
         self.relay.marks = marks

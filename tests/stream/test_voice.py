@@ -8,7 +8,7 @@ import numpy as np
 
 from supervision.audio.format import MediaFormat
 from supervision.engine.tts.protocol import Speech, TTSError, TTSFailure
-from supervision.stream.voice import CallVoice, LineCache
+from supervision.engine.tts.voice import CallVoice, LineCache
 from tests.support.virtual_time import virtual_time
 
 

@@ -30,6 +30,7 @@ from mirror_saas.ids import uuid7
 from supervision.audio import mulaw
 from supervision.engine.intervention.templates import buffer_lines
 from supervision.engine.tts.protocol import Speech
+from supervision.engine.tts.voice import LineCache
 from supervision.plivo.simulator import CallRecord, Heard, PlivoSwitches, SimulatedCall
 from supervision.plivo.simulator import call as simulator_call
 from supervision.plivo.simulator.connection import Closed, Connection, DialFailed, Message
@@ -40,7 +41,6 @@ from supervision.stream import dial as dial_module
 from supervision.stream.consumer import StreamConsumer
 from supervision.stream.directory import AgentBinding, ProviderSettings
 from supervision.stream.runtime import StreamRuntime
-from supervision.stream.voice import LineCache
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN, Asked, ScriptedLLM
 

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
 
 from supervision.engine.context import Correction
 from supervision.engine.intervention.generator import OnCandidate
 from supervision.engine.intervention.orchestrator import Line
-from supervision.stream.voice import CallVoice
+
+
+class Renderer(Protocol):
+    """Turns words into a line that can be played."""
+
+    async def render(self, text: str, source: Literal["llm", "template"]) -> Line:
+        """``text`` as a line; raises what its speech provider raises."""
+        ...
 
 
 class CorrectionLines:
@@ -27,7 +35,7 @@ class CorrectionLines:
         self,
         *,
         ask: Callable[[OnCandidate], Awaitable[Correction]],
-        voice: CallVoice,
+        voice: Renderer,
         fallback: Line,
         step: Callable[[str, str], None],
     ) -> None:

@@ -10,6 +10,7 @@ frames are taken out; until an agent says `mirror.hello` nothing is delayed. Tim
 from __future__ import annotations
 
 import binascii
+import json
 import re
 import secrets
 from base64 import b64encode
@@ -19,11 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-import orjson
-
 from supervision.audio.format import MediaFormat
+from supervision.engine.adapters.playout import AudioRuns, PlayClock
 from supervision.plivo import events
-from supervision.stream.playout import AudioRuns, PlayClock
 
 MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
 REFILL_S: Final = 0.06  # how much of that lead is topped up at a time: fewer wake-ups, still no underrun
@@ -170,7 +169,10 @@ class CallRelay:
         to_plivo: Callable[[str], None],
         to_agent: Callable[[str], None],
         listener: RelayListener,
+        loads: Callable[[str], Any] = json.loads,
     ) -> None:
+        """`to_plivo` and `to_agent` take one text frame and must not wait; `loads` parses JSON text, raising ValueError
+        or RecursionError."""
         self.stream_id = stream_id
         self.format = media_format
         self.clock = PlayClock()
@@ -187,6 +189,7 @@ class CallRelay:
         self._to_plivo = to_plivo
         self._to_agent = to_agent
         self._listener = listener
+        self._loads = loads
         self._bytes_per_s = media_format.bytes_per_ms * 1000
         self._prefix = f"__mirror_{secrets.token_hex(12)}_"
         self._names = 0
@@ -223,8 +226,8 @@ class CallRelay:
                     self.inbound_tap(text)
             return
         try:
-            frame = orjson.loads(text)
-        except ValueError:
+            frame = self._loads(text)
+        except (ValueError, RecursionError):
             frame = None
         if isinstance(frame, dict):
             event = frame.get("event")
@@ -281,11 +284,11 @@ class CallRelay:
             self._agent_audio(text, now)
             return
         try:
-            frame = orjson.loads(text)
-        except ValueError:
+            frame = self._loads(text)
+        except (ValueError, RecursionError):
             frame = None
             if _MIRROR_EVENT.search(text):
-                frame = _mended(text)
+                frame = _mended(text, self._loads)
                 if frame is None:
                     self._listener.mirror_garbled("a frame that calls itself mirror.* is not valid JSON")
                     return
@@ -709,7 +712,7 @@ def _played_name(frame: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _mended(text: str) -> Any:
+def _mended(text: str, loads: Callable[[str], Any]) -> Any:
     """The frame in ``text``, which is not JSON, when all that is wrong with it are characters cut in half.
 
     Programs that cut UTF-16 text leave those, as escapes (RFC 8259, section 8.2), and what was said around them must be
@@ -718,8 +721,8 @@ def _mended(text: str) -> Any:
     if len(text) > MAX_MENDED:
         return None
     try:
-        return orjson.loads(_SURROGATES.sub(lambda found: found[0] if found[1] is None else "\\ufffd", text))
-    except ValueError:
+        return loads(_SURROGATES.sub(lambda found: found[0] if found[1] is None else "\\ufffd", text))
+    except (ValueError, RecursionError):
         return None
 
 

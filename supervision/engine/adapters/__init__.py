@@ -1,0 +1,1 @@
+"""Where a call's audio comes from and goes to: streams of `plivo-stream-sdk` and bare WebSockets."""

@@ -1,0 +1,121 @@
+"""Mirror's voice on a stream: how one intervention silences the agent, speaks, and finds its place among the turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.intervention.orchestrator import Line, Plan, SilenceProof
+
+RETRACT_WITHIN_S: Final = 2.0  # a turn that ended longer ago is not taken back aloud
+STILL_COMING_S: Final = 0.5  # a turn whose last audio is this fresh may go on
+PROOF_AT_LEAST_S: Final = 0.3  # how long both proofs of silence are waited for, or twice the round trip
+
+
+def plan_for(
+    relay: CallRelay, audio: TurnAudio, now: float, *, newer: bool, caller_speaks: Callable[[], bool]
+) -> tuple[Plan, float | None]:
+    """What to do about a violating turn, from what the caller can hear of it at loop time ``now``; for
+    `CUT_WHEN_REACHED` with the loop time at which the clear has to go out.
+
+    ``newer``: another turn has begun since. ``caller_speaks`` is asked only when the turn could be taken back aloud.
+    """
+    starts_at, ends_at = audio.runs.starts_at, audio.ends_at
+    if starts_at is None or ends_at is None:
+        return Plan.REPLACE_HELD, None
+    if starts_at > now:
+        # The clear is sent so early that it arrives when the turn begins to play.
+        return Plan.CUT_WHEN_REACHED, starts_at - relay.clock.one_way_s
+    last_audio = relay.agent_audio_at or 0.0
+    coming = not audio.ended and relay.current is audio and now - last_audio < STILL_COMING_S
+    if ends_at > now or relay.queued(audio) or coming:
+        return Plan.CUT_NOW, None
+    if now - ends_at <= RETRACT_WITHIN_S and not newer and not caller_speaks():
+        return Plan.RETRACT, None
+    return Plan.NOTE_ONLY, None
+
+
+class RelayPlayback:
+    """The `PlaybackSink` of one intervention over a relay: Mirror speaks in place of the turn whose audio this is."""
+
+    def __init__(self, relay: CallRelay, audio: TurnAudio, *, on_buffer_played: Callable[[], None]) -> None:
+        self.moved = asyncio.Event()
+        """Set it when a turn began or ended: `reached` looks again."""
+        self._relay = relay
+        self._audio = audio
+        self._on_buffer_played = on_buffer_played
+
+    async def reached(self) -> None:
+        """Return when the turns before this one are out, or say nothing more; Mirror speaks from there on."""
+        relay, loop = self._relay, asyncio.get_running_loop()
+        while (earlier := relay.current) is not None and earlier is not self._audio:
+            still_coming_s = (relay.agent_audio_at or 0.0) + STILL_COMING_S - loop.time()
+            if earlier.muted or earlier.ended or still_coming_s <= 0:
+                break
+            self.moved.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(still_coming_s):
+                    await self.moved.wait()
+        relay.take_over(self._audio, loop.time())
+
+    async def clear(self) -> SilenceProof:
+        """Clear what is queued for the caller; returns which acknowledgement proved the silence, at the latest after
+        300 ms or two round trips."""
+        relay, loop = self._relay, asyncio.get_running_loop()
+        proof: asyncio.Future[SilenceProof] = loop.create_future()
+
+        def proved(kind: str, at: float) -> None:
+            if not proof.done():
+                proof.set_result("cleared" if kind == "cleared" else "fence")
+
+        relay.clear(proved, loop.time())
+        try:
+            async with asyncio.timeout(max(PROOF_AT_LEAST_S, 2 * relay.clock.round_trip_s)):
+                return await proof
+        except TimeoutError:
+            relay.silence_unproven(loop.time())
+            return "unproven"
+
+    def play(self, line: Line, label: str) -> RelayPlaying:
+        """Queue a line behind what Mirror already said."""
+        relay, now = self._relay, asyncio.get_running_loop().time()
+        duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
+        begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
+        playing = RelayPlaying(begin, duration)
+
+        def played(at: float) -> None:
+            playing.acknowledged(at)
+            if label == "buffer":
+                self._on_buffer_played()
+
+        relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=played)
+        return playing
+
+
+class RelayPlaying:
+    """Audio on its way to the caller: `starts_at` and `ends_at` are loop times by the play clock."""
+
+    def __init__(self, starts_at: float, duration: float) -> None:
+        self.starts_at = starts_at
+        self._duration = duration
+        self._played = asyncio.Event()
+
+    @property
+    def ends_at(self) -> float:
+        """Loop time at which its last sample has played."""
+        return self.starts_at + self._duration
+
+    def sent(self, starts_at: float) -> None:
+        """The first frame went out; it will play at loop time ``starts_at``."""
+        self.starts_at = starts_at
+
+    def acknowledged(self, at: float) -> None:
+        """Plivo said at loop time ``at`` that all of it has played."""
+        self._played.set()
+
+    async def played(self) -> None:
+        """Return when Plivo acknowledged that all of it has played. May never return."""
+        await self._played.wait()
