@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
@@ -42,7 +42,10 @@ TurnClass = Literal[
 MAX_RULES = 500
 MAX_RULE_CHARS = 4_000
 MAX_PROMPT_CHARS = 100_000
+MAX_TENANT_CHARS = 200
 MAX_BUFFER_TEXT_CHARS = 80
+
+DEFAULT_BUFFER_TEXT = "Sorry, let me make sure I got that right..."
 
 # Numbers are taken as numbers: `True` is not a threshold, and "0.7" is a string that somebody forgot to parse.
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -76,6 +79,10 @@ else:
     TurnClasses = tuple[TurnClass, ...]
 
 
+Secrets = Callable[[str], str | Awaitable[str]]
+"""Finds a secret by its name."""
+
+
 class PolicyConfig(BaseModel):
     """Everything about supervision that a policy's author decides: `MirrorConfig` without the model and the tenant.
 
@@ -107,9 +114,22 @@ class PolicyConfig(BaseModel):
     mode: Literal["live", "shadow"] = "live"
     """`shadow` judges and records, and never acts."""
     max_interventions_per_call: Millis = Field(default=3, ge=0, le=100)
-    """After this many interventions in one call none follows."""
-    buffer_text: str | None = Field(default=None, max_length=MAX_BUFFER_TEXT_CHARS)
-    """Spoken first while a correction is prepared, at most 1.6 seconds of speech; None: the engine's own lines."""
+    """After this many interventions in one call no words lead to another. Tools are gated all the same."""
+    delivery: Literal["stream_first", "hold_risky", "hold_all"] = "stream_first"
+    """When a turn's audio goes to the caller: `stream_first` at once, to be cut when its verdict is a violation;
+    `hold_risky` holds the turns that the pre-gate would have judged, until their verdict or `hold_budget_ms`;
+    `hold_all` holds every turn likewise."""
+    hold_budget_ms: Millis = Field(default=800, ge=50, le=10_000)
+    """Milliseconds that a turn is held at most (`delivery`); then it plays, and is cut like any other."""
+    streaming_mode: bool = Field(default=False, strict=True)
+    """Whether `review_stream_delta` judges at clause boundaries while the turn is generated. Otherwise streamed text is
+    collected and judged when it is complete (`flush_stream`)."""
+    scoring: Literal["json", "logprob"] = "json"
+    """How turns are scored: `json` asks one question about all rules; `logprob` asks for one token per rule and reads
+    its probability, which needs an LLM client that tells token probabilities."""
+    buffer_text: str | None = Field(default=DEFAULT_BUFFER_TEXT, max_length=MAX_BUFFER_TEXT_CHARS)
+    """Spoken first while a correction is prepared, best at most 1.6 seconds of speech. The default is the first line of
+    English calls only; what a policy sets is the first line in every language. None: the engine's own lines."""
     tiered_scoring_enabled: bool = Field(default=True, strict=True)
     """Whether a pre-gate decides first which turns need the judge at all. Turns with a tool call that may change
     something, and the turn after an intervention, are judged in any case."""
@@ -123,6 +143,11 @@ class PolicyConfig(BaseModel):
     def rules(self) -> tuple[Rule, ...]:
         """The policy's rules, in order."""
         return cast(tuple[Rule, ...], self.policies)
+
+    def buffer_text_for(self, language: str) -> str | None:
+        """The policy's own buffer line in a call's language (a BCP 47 tag); None where the engine's own lines speak."""
+        english = language.replace("_", "-").split("-", 1)[0].strip().lower() == "en"
+        return self.buffer_text if english or "buffer_text" in self.model_fields_set else None
 
     @field_validator("policies", mode="before")
     @classmethod
@@ -189,8 +214,11 @@ class MirrorConfig(PolicyConfig):
 
     llm: Annotated[LLMClient, SkipValidation]
     """The model that judges and writes corrections. `Supervisor.aclose` closes it."""
-    tenant_id: str | None = None
-    """Whose calls these are; passed on in `SupervisorContext`."""
+    tenant_id: str | None = Field(default=None, max_length=MAX_TENANT_CHARS)
+    """Whose calls these are: passed on in `SupervisorContext`, and part of the key of a call's state."""
+    secrets: Annotated[Secrets | None, SkipValidation] = None
+    """Looks secrets up by name (Vault, a cloud's secret manager): `name -> str`, or an async function. Asked when a key
+    given as `Secret("name")` is first needed, and again when the endpoint refuses it."""
 
     @field_validator("llm", mode="before")
     @classmethod

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
 Role = Literal["customer", "agent", "tool", "mirror"]
+
+Withheld = Literal["shadow", "cooldown", "limit", "in_progress", "late"]
+"""Why a verdict that calls for an intervention is not acted upon: the policy only watches; the same rule acted just
+now; `max_interventions_per_call` is used up; another intervention is under way; the turn is over."""
+
+MAX_ERROR_CHARS = 200
 
 
 class JudgingState(StrEnum):
@@ -81,16 +89,73 @@ class SupervisorContext:
 class ToolCallIntent:
     """A tool that the agent wants to run.
 
-    `id` is the agent's own. `args` is the parsed JSON object, or None with the parser's message in `error` when the
+    `id` is the agent's own; a blank one is numbered by the call that it belongs to, and then a tool that is asked about
+    twice is two tool calls. `args` is the parsed JSON object, or None with the parser's message in `error` when the
     arguments could not be read. `irreversible` is the agent's own flag; it adds to `MirrorConfig.irreversible_tools`
     and cannot take away from it.
     """
 
-    id: str
-    name: str
-    args: dict[str, Any] | None
+    id: str = ""
+    name: str = ""
+    args: dict[str, Any] | None = None
     irreversible: bool = False
     error: str | None = None
+
+    @classmethod
+    def of(cls, call: ToolCallIntent | Mapping[str, Any] | Any) -> ToolCallIntent:
+        """Reads a tool call as agents have it: `{"name", "args" | "arguments"}`, with `id` and `irreversible` if there
+        are any, or OpenAI's `{"id", "function": {"name", "arguments"}}`, as a mapping or as the SDK's own object.
+
+        Without arguments they are an empty object; those that cannot be read are kept as `error`, and the gate refuses
+        the call, as it does when there is no name. Raises `TypeError` for what is no tool call at all.
+        """
+        if isinstance(call, ToolCallIntent):
+            return call
+        told = call if isinstance(call, Mapping) else _attributes(call)
+        function = told.get("function")
+        if function is not None:
+            function = function if isinstance(function, Mapping) else _attributes(function)
+            told = {"id": told.get("id"), **function}
+        tool_id, name = told.get("id"), told.get("name")
+        args, error = _arguments(told.get("args", told.get("arguments", {})))
+        return cls(
+            id="" if tool_id is None else str(tool_id),
+            name=name if isinstance(name, str) else "",
+            args=args,
+            irreversible=told.get("irreversible") is True,
+            error=error,
+        )
+
+
+def _attributes(call: Any) -> dict[str, Any]:
+    found = {name: getattr(call, name) for name in ("id", "function", "name", "arguments") if hasattr(call, name)}
+    if "function" not in found and "name" not in found:
+        raise TypeError(
+            f'tool_calls: give ToolCallIntents or mappings with "name" and "args", not {type(call).__name__}'
+        )
+    return found
+
+
+def _arguments(value: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """A tool call's arguments, or why they are none."""
+    if isinstance(value, str | bytes):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as problem:
+            return None, str(problem)[:MAX_ERROR_CHARS]
+    if not isinstance(value, Mapping):
+        return None, f"a JSON object is wanted, this is {_JSON_NAMES.get(type(value), type(value).__name__)}"
+    return dict(value), None
+
+
+_JSON_NAMES: dict[type, str] = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,54 +166,48 @@ class HistoryEntry:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TurnPayload:
     """An agent turn under review.
 
-    `customer_text` is what the caller said and `agent_text` what the agent is about to answer; `tool_calls` are the
-    turn's tool calls, as context. `history` is the conversation before the turn and contains nothing of it.
-    `language` is a BCP 47 tag.
+    `customer_text` is what the caller said and `agent_text` (or `primary_text`, the same under the library's other
+    name) what the agent is about to answer; `tool_calls` are the turn's tool calls, as context. `history` is the
+    conversation before the turn and contains nothing of it. `language` is a BCP 47 tag. Raises `TypeError` when it is
+    made without an answer, or with two.
     """
 
     customer_text: str
     agent_text: str
-    tool_calls: tuple[ToolCallIntent, ...] = ()
-    history: tuple[HistoryEntry, ...] = ()
-    turn_id: str = ""
-    language: str = "en"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What judging a turn came to.
-
-    `score` (0 to 1: how sure the judge is that a rule is broken) is None unless `state` is `judged`. `rule` is the
-    text of the broken rule, `reason` the judge's, with the offending words in double quotes, `correction` what the
-    agent should say instead. `threshold` is the policy's. `latency_ms` runs from the start of judging to the verdict.
-    `detail` says why a turn was not judged.
-    """
-
+    tool_calls: tuple[ToolCallIntent, ...]
+    history: tuple[HistoryEntry, ...]
     turn_id: str
-    state: JudgingState
-    score: float | None
-    rule: str | None
-    reason: str
-    correction: str
-    threshold: float
-    latency_ms: int
-    usage: Usage = NO_USAGE
-    detail: str = ""
+    language: str
+
+    def __init__(
+        self,
+        customer_text: str,
+        agent_text: str | None = None,
+        tool_calls: Iterable[ToolCallIntent] = (),
+        history: Iterable[HistoryEntry] = (),
+        turn_id: str = "",
+        language: str = "en",
+        *,
+        primary_text: str | None = None,
+    ) -> None:
+        if (agent_text is None) == (primary_text is None):
+            raise TypeError("TurnPayload: give the agent's words once, as agent_text or as primary_text")
+        put = object.__setattr__
+        put(self, "customer_text", customer_text)
+        put(self, "agent_text", primary_text if agent_text is None else agent_text)
+        put(self, "tool_calls", tuple(tool_calls))
+        put(self, "history", tuple(history))
+        put(self, "turn_id", turn_id)
+        put(self, "language", language)
 
     @property
-    def should_intervene(self) -> bool:
-        """The turn was judged, and its score reaches the policy's threshold."""
-        return self.state is JudgingState.JUDGED and self.score is not None and self.score >= self.threshold
-
-    @property
-    def should_report(self) -> bool:
-        """The turn belongs in a failure report: it called for an intervention, or the judge held a violation for at
-        least as likely as not while the policy's threshold is higher than that."""
-        return self.state is JudgingState.JUDGED and self.score is not None and self.score >= min(self.threshold, 0.5)
+    def primary_text(self) -> str:
+        """What the agent is about to answer; `agent_text` under the library's other name."""
+        return self.agent_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +234,55 @@ class ToolVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What judging a turn came to.
+
+    `score` (0 to 1: how sure the judge is that a rule is broken) is None unless `state` is `judged`. `rule` is the
+    text of the broken rule, `reason` the judge's, with the offending words in double quotes, `correction` what the
+    agent should say instead. `threshold` is the policy's. `latency_ms` runs from the start of judging to the verdict.
+    `detail` says why a turn was not judged.
+
+    `tools` has the verdict on each tool call of the turn, in order. Where the words are clean and a tool call was
+    refused, `reason` and `correction` are the tool's. `withheld` says why a verdict that calls for an intervention is
+    not to be acted upon; in shadow mode a refused tool call is allowed all the same, with the refusal in its `reason`.
+    """
+
+    turn_id: str
+    state: JudgingState
+    score: float | None
+    rule: str | None
+    reason: str
+    correction: str
+    threshold: float
+    latency_ms: int
+    usage: Usage = NO_USAGE
+    detail: str = ""
+    tools: tuple[ToolVerdict, ...] = ()
+    withheld: Withheld | None = None
+
+    @property
+    def violates(self) -> bool:
+        """The turn's words were judged, and their score reaches the policy's threshold."""
+        return self.state is JudgingState.JUDGED and self.score is not None and self.score >= self.threshold
+
+    @property
+    def refused_tools(self) -> tuple[ToolVerdict, ...]:
+        """The tool calls that may not run, but for duplicates, which have run already."""
+        return tuple(tool for tool in self.tools if not tool.allow and tool.code is not ToolCode.DUPLICATE)
+
+    @property
+    def should_intervene(self) -> bool:
+        """The words violate a rule, or a tool call was refused, and nothing says to withhold the intervention."""
+        return self.withheld is None and (self.violates or bool(self.tools and self.refused_tools))
+
+    @property
+    def should_report(self) -> bool:
+        """The turn belongs in a failure report: it called for an intervention, or the judge held a violation for at
+        least as likely as not while the policy's threshold is higher than that."""
+        return self.state is JudgingState.JUDGED and self.score is not None and self.score >= min(self.threshold, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
 class Correction:
     """What to say instead of a violating turn.
 
@@ -186,3 +294,18 @@ class Correction:
     source: Literal["llm", "template"]
     detail: str = ""
     usage: Usage = NO_USAGE
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOutcome:
+    """What became of a turn that was judged and spoken in one go (`review_and_speak`).
+
+    `intervened`: Mirror spoke in the agent's place. `spoken_text` is what the caller was given to hear: the turn, the
+    correction, or "" when nothing was (the caller is gone, or no voice worked). `detail` says what did not go as it
+    should; empty when all did.
+    """
+
+    verdict: Verdict
+    intervened: bool
+    spoken_text: str
+    detail: str = ""
