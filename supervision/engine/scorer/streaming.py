@@ -68,8 +68,8 @@ _TITLES_AND_THE_LIKE = """
     mr mrs ms mx dr prof sr jr st mt ft rev hon capt lt sgt gov sen rep pres supt messrs ave blvd rd apt dept vs approx
     ext inc ltd corp bros assn acct
     hr fr frl nr str bzw ca evtl ggf inkl exkl zzgl abzgl vgl bsp geb dipl hbf bhf jh mio mrd tsd stk sog allg
-    mme mlle mmes mlles vve cie éts av boul tél réf
-    sra srta sres sras dra dña ud uds vd vds avda núm pág págs depto dpto atte aprox exmo exma ilmo séc ltda cia
+    cf mme mlle mmes mlles vve cie éts av boul tél réf
+    sra srta sres sras dra dña ud uds vd vds avda núm pág págs depto dpto atte aprox ej exmo exma ilmo séc ltda cia
     sig sigg dott avv rag geom spett egr
     dhr mevr mw drs blz bijv tlf evt fru
     tzn godz inż hab mgr tzv např tj ul nám sl cad bkz
