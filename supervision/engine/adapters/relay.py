@@ -321,6 +321,9 @@ class CallRelay:
             room = int(AUDIO_KEPT_S * self._bytes_per_s) - len(turn.audio)
             if room > 0 and not turn.heard_reported:
                 turn.audio += _decoded(text, start, min(end, start + (room + 2) // 3 * 4))
+        self._pass_on(text, duration, turn, now)
+
+    def _pass_on(self, text: str, duration: float, turn: TurnAudio | None, now: float) -> None:
         if turn is not None and turn.muted:
             self._muted_end_at = max(now, self._muted_end_at) + duration
         elif self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
@@ -440,6 +443,46 @@ class CallRelay:
         audio since, or has been silent for long. Else the newer turn's audio would be taken for this one's."""
         cleared_at, audio_at = self._agent_cleared_at or 0.0, self.agent_audio_at or 0.0
         return cleared_at >= turn.reported_at or now - max(turn.reported_at, audio_at) > ABANDONED_S
+
+    def say(self, turn: TurnAudio, audio: bytes, *, now: float, on_played: Callable[[float], None]) -> None:
+        """Queue all of a reported turn's ``audio`` (in the stream's codec) as if the agent had sent it: paced, held and
+        muted like the agent's own. ``on_played(time)`` is called when Plivo acknowledges the end of it."""
+        if turn in self._pending:
+            self._pending.remove(turn)
+        if self.current is not None and self.current is not turn:
+            self._end(self.current)
+        self.current = turn
+        if not turn.started:
+            self._begin(turn)
+        self.agent_audio_at = now
+        for chunk in self._frames(audio):
+            duration = len(chunk) / self._bytes_per_s
+            turn.received_s += duration
+            if len(turn.audio) < AUDIO_KEPT_S * self._bytes_per_s:
+                turn.audio += chunk
+            self._pass_on(self._play_audio(chunk), duration, turn, now)
+        if not turn.muted:
+            name = self._name("turn")
+            self._await(name, on_played, now)
+            mark = events.checkpoint(name, stream_id=self.stream_id)
+            self._queue.append(_Queued(mark, turn=turn, arrived_at=now))
+            self._queue_bytes += len(mark)
+        self.current = None
+        self._end(turn)
+        self.pump(now)
+
+    def _frames(self, audio: bytes) -> Iterable[bytes]:
+        step = self.format.frame_bytes
+        audio = self.format.pad(audio)
+        return (audio[offset : offset + step] for offset in range(0, len(audio), step))
+
+    def _play_audio(self, chunk: bytes) -> str:
+        return events.play_audio(
+            b64encode(chunk).decode("ascii"),
+            content_type=self.format.encoding,
+            sample_rate=self.format.sample_rate,
+            stream_id=self.stream_id,
+        )
 
     def audio_mark(self, turn: TurnAudio | None, state: str, chars: int | None, now: float) -> None:
         """A `mirror.audio` frame: from here on audio belongs to ``turn`` (`start`), to nobody (`end`, `cut`), or
@@ -562,17 +605,9 @@ class CallRelay:
         """Queue Mirror's own ``audio`` (in the stream's codec) behind what it already said, paced, with a checkpoint
         at its end. ``on_sent(start)`` tells when its first sample will play, ``on_played(time)`` that all of it has.
         Returns the time at which it will have ended."""
-        step = self.format.bytes_per_ms * 20
-        audio = self.format.pad(audio)
         first = True
-        for offset in range(0, len(audio), step):
-            chunk = audio[offset : offset + step]
-            text = events.play_audio(
-                b64encode(chunk).decode("ascii"),
-                content_type=self.format.encoding,
-                sample_rate=self.format.sample_rate,
-                stream_id=self.stream_id,
-            )
+        for chunk in self._frames(audio):
+            text = self._play_audio(chunk)
             self._injected.append(_Injected(text, len(chunk) / self._bytes_per_s, None, on_sent if first else None))
             self._injected_s += len(chunk) / self._bytes_per_s
             first = False
@@ -593,6 +628,13 @@ class CallRelay:
         while self._owed:
             self._pay(self._owed.popleft(), now)
         self.pump(now)
+
+    def release(self, now: float) -> None:
+        """Send all that waits at once: nobody will pace it any more."""
+        for item in (*self._ahead, *self._queue):
+            self._send_queued(item, now)
+        self._ahead.clear()
+        self._requeue(())
 
     def silence_unproven(self, now: float) -> None:
         """Neither acknowledgement of Mirror's clear came in time: what was heard is bounded by now."""
