@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import gzip
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +24,7 @@ from supervision.engine import JudgingState, MirrorConfig, ToolCode, Usage
 from supervision.engine.llm.protocol import LLMUnreachable
 from supervision.engine.replay import (
     Label,
+    Prices,
     RecordedCall,
     RecordingError,
     Replayed,
@@ -33,7 +34,7 @@ from supervision.engine.replay import (
     replay,
     summarize,
 )
-from supervision.engine.replay.__main__ import Progress, _prices, main
+from supervision.engine.replay.__main__ import Progress, main
 from supervision.engine.replay.runner import question_count
 from tests.engine.llms import CLEAN, ScriptedLLM, decisions
 from tests.standins.llm import LLMStandIn, words
@@ -507,18 +508,84 @@ async def test_only_irreversible_tools_or_none_can_be_judged() -> None:
     assert question_count(calls) == 2
 
 
+GREETING, CLAIM = "Hello, how can I help you?", "I have refunded you 40 dollars."
+
+
 @virtual_time
 async def test_every_turn_is_judged_unless_the_pregate_is_wanted() -> None:
-    calls = one_call(
-        *[turn("Hello, how can I help you?", "Hi."), turn("I have refunded you 40 dollars.", "And now?")] * 5
-    )
+    calls = one_call(*[turn(GREETING, "Hi."), turn(CLAIM, "And now?")] * 5)
     result = await replayed(ScriptedLLM(), calls)
     assert result.questions == 10
+    told = [turn.pregate.score for turn in result.turns if turn.pregate is not None]
+    assert told == [False, True] * 5
     gated = await replayed(ScriptedLLM(), calls, pregate=True)
+    assert gated.questions == 5
     states = [turn.speech.state for turn in gated.turns if turn.speech is not None]
-    assert gated.questions == states.count(JudgingState.JUDGED)
-    assert len(states) - gated.questions == states.count(JudgingState.SKIPPED)
-    assert states[1::2] == [JudgingState.JUDGED] * 5
+    assert states == [JudgingState.SKIPPED, JudgingState.JUDGED] * 5
+    assert [turn.pregate for turn in gated.turns] == [turn.pregate for turn in result.turns]
+    # A policy without a pre-gate has nothing to tell.
+    without = await replayed(ScriptedLLM(), calls, tiered_scoring_enabled=False, pregate=True)
+    assert without.questions == 10
+    assert {turn.pregate for turn in without.turns} == {None}
+    assert summarize(without, thresholds=[0.5])["pregate"] is None
+
+
+@virtual_time
+async def test_what_the_pregate_would_miss_is_told_beside_what_was_judged() -> None:
+    # A judge that takes offence at everything: what the pre-gate skips, a live call would not find.
+    judge = ScriptedLLM(turn={**CLEAN, "score": 0.6})
+    calls = one_call(
+        turn(GREETING, "Hi.", label=True), turn(GREETING, "Hi.", label=False), turn(CLAIM, "And now?", label=True)
+    )
+    result = await replayed(judge, calls)
+    summary = summarize(result, thresholds=[0.5, 0.7])
+    reasons = summary["pregate"].pop("reasons")
+    assert sum(reasons.values()) == 2
+    assert summary["pregate"] == {
+        "turns": 3,
+        "skips": 2,
+        "skip_rate": 2 / 3,
+        "labelled_bad": 2,
+        "labelled_bad_skipped": 1,
+    }
+    assert [row["missed_by_pregate"] for row in summary["thresholds"]] == [2, 0]
+    told = [turn["pregate"]["judge"] for turn in details(result)]
+    assert told == [False, False, True]
+
+
+@virtual_time
+async def test_a_turn_that_the_pregate_cannot_look_at_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr("supervision.engine.scorer.pregate.PreGate.decide", fail)
+    result = await replayed(ScriptedLLM(), one_call(turn(GREETING)))
+    (judged,) = result.turns
+    assert judged.speech is not None
+    assert judged.speech.state is JudgingState.JUDGED
+    assert judged.pregate is not None
+    assert judged.pregate.reason == "the pre-gate failed (RuntimeError)"
+
+
+def test_the_table_tells_what_the_pregate_does(
+    tmp_path: Path, policies: Path, llm: LLMStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.judge(lambda _question: {"score": 0.9})
+    path = save(tmp_path, [turn(GREETING, "Hi.", label=True), turn(CLAIM, "And now?", label=True)])
+    assert run(path, policies, llm, "--all") == 0
+    output = capsys.readouterr().out
+    assert "Pre-gate would skip 1 of 2 turns (50.0 %) in live calls, 1 of the 2 labelled bad" in output
+    assert len(llm.requests) == 2
+    (header,) = (line for line in output.splitlines() if line.startswith("threshold"))
+    (row,) = (line for line in output.splitlines() if line.strip().startswith("0.7"))
+    assert "in turns it skips" in header
+    assert row.split()[:9] == ["0.7", "2", "100.0", "%", "1", "100.0", "%", "2.00", "1"]
+    assert run(path, policies, llm, "--pregate") == 0
+    output = capsys.readouterr().out
+    assert "Speech   2 turns: 1 judged, 1 skipped, 0 errors" in output
+    assert "Pre-gate skipped 1 of 2 turns" in output
+    assert "in turns it skips" not in output
+    assert len(llm.requests) == 3
 
 
 @virtual_time
@@ -632,8 +699,9 @@ async def test_precision_and_recall_count_what_has_a_verdict_and_a_label() -> No
     low, high = summary["thresholds"]
     assert (low["interventions"], low["calls_with_intervention"]) == (4, 3)
     assert low["rate_per_turn"] == 4 / 6  # one of seven was not judged
-    assert low["rate_per_call"] == 3 / 6
-    assert low["interventions_per_call"] == 4 / 6
+    # The call of which the only turn was not judged is not one without an intervention.
+    assert low["rate_per_call"] == 3 / 5
+    assert low["interventions_per_call"] == 4 / 5
     counts = ("true_positives", "false_positives", "false_negatives", "true_negatives", "labelled", "labelled_unjudged")
     assert [low["speech"][name] for name in counts] == [2, 1, 1, 1, 5, 1]
     assert (low["speech"]["precision"], low["speech"]["recall"]) == (2 / 3, 2 / 3)
@@ -700,11 +768,13 @@ def test_c5_a_dead_judge_is_not_all_allowed(tmp_path: Path, policies: Path, caps
             assert report["judge_unreachable"]
             assert report["errors"]["count"] == 6
             assert report["speech"] == {"turns": 3, "judged": 0, "skipped": 0, "errors": 3}
-            assert report["thresholds"][0]["rate_per_turn"] is None
+            for rate in ("rate_per_turn", "rate_per_call", "interventions_per_call"):
+                assert report["thresholds"][0][rate] is None
             assert report["details"][0]["tools"][0]["allow"] is None
         elif kind == "csv":
             speech, tools = csv.DictReader(io.StringIO(output.out))
             assert (speech["judged"], speech["errors"], speech["rate"]) == ("0", "3", "")
+            assert speech["rate_per_call"] == ""
             assert (tools["judged"], tools["errors"], tools["rate"]) == ("0", "3", "")
 
 
@@ -774,8 +844,8 @@ def test_the_table_shows_which_turns_were_flagged(
     assert "precision" not in output.out
     rows = [line.split() for line in output.out.splitlines() if line.strip().startswith(("0.5", "0.7 "))]
     assert rows[:2] == [
-        ["0.5", "1", "33.3", "%", "1", "50.0", "%", "0.50"],
-        ["0.7", "0", "0.0", "%", "0", "0.0", "%", "0.00"],
+        ["0.5", "1", "33.3", "%", "1", "50.0", "%", "0.50", "0"],
+        ["0.7", "0", "0.0", "%", "0", "0.0", "%", "0.00", "0"],
     ]
     assert run(save(tmp_path, calls), policies, llm, "--threshold", "0.5", "--show", "1") == 0
     assert "(the first 1 of 2; --show or --details for all)" in capsys.readouterr().out
@@ -817,33 +887,40 @@ def test_tokens_and_cost_are_those_of_the_answers(
 ) -> None:
     llm.usage = {"prompt_tokens": 1000, "completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 800}}
     path = save(tmp_path, [turn("Hi.")] * 4)
-    _status, report = run_json(path, policies, llm, capsys, "--price", "1,0.5,4")
+    prices = ("--price-in", "1", "--price-out", "4")
+    _status, report = run_json(path, policies, llm, capsys, *prices, "--price-cached", "0.5")
     assert report["usage"] == {"prompt_tokens": 4000, "cached_tokens": 3200, "completion_tokens": 200}
     assert report["cost_usd"] == pytest.approx((800 * 1 + 3200 * 0.5 + 200 * 4) / 1_000_000)
+    assert report["cost_basis"] == "the prices given"
     assert report["questions"] == 4
-    # Somebody else's server has no list price, whatever it calls its model.
-    _status, report = run_json(path, policies, llm, capsys, "--model", "gpt-4o-mini")
-    assert report["cost_usd"] is None
+    _status, report = run_json(path, policies, llm, capsys, *prices)
+    assert report["cost_usd"] == pytest.approx((4000 * 1 + 200 * 4) / 1_000_000)
+    assert run(path, policies, llm, *prices, "--format", "csv") == 0
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        assert (row["prompt_tokens"], row["completion_tokens"], row["cost_usd"]) == ("4000", "200", "0.0048")
+    # Without prices: OpenAI's own, which it says; none are made up for a model that is not OpenAI's.
+    assert run(path, policies, llm, "--model", "gpt-4o-mini-2024-07-18") == 0
+    assert re.search(r"0\.0005 USD at OpenAI's list prices for gpt-4o-mini, 20\d\d-\d\d\n", capsys.readouterr().out)
     monkeypatch.setenv("OPENAI_BASE_URL", llm.base_url)
     monkeypatch.setenv("OPENAI_MODEL", "judge-1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     assert main([str(path), "--policies", str(policies)]) == 0
-    assert "cost unknown (give --price)" in capsys.readouterr().out
+    assert "unknown: give --price-in and --price-out" in capsys.readouterr().out
     assert llm.requests[-1].body["model"] == "judge-1"
     assert llm.requests[-1].headers["Authorization"] == "Bearer sk-test"
+    asked = len(llm.requests)
+    for incomplete in (["--price-in", "1"], ["--price-out", "1"], ["--price-cached", "1"]):
+        assert main([str(path), "--policies", str(policies), *incomplete]) == 2
+        assert "--price-in and --price-out" in capsys.readouterr().err
+    assert len(llm.requests) == asked
 
 
-def test_openais_own_models_have_list_prices() -> None:
+def test_cached_tokens_cost_what_the_list_says() -> None:
     usage = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000, cached_tokens=400_000)
-
-    def cost(model: str, base_url: str | None) -> float | None:
-        prices = _prices(argparse.Namespace(price=None, model=model, base_url=base_url))
-        return prices and prices.cost(usage)
-
-    for base_url in (None, "https://api.openai.com/v1"):
-        assert cost("gpt-4o-mini", base_url) == pytest.approx(0.6 * 0.15 + 0.4 * 0.075 + 0.60)
-        assert cost("somebody-elses", base_url) is None
-    assert cost("gpt-4o-mini", "https://example.com/v1") is None
+    prices = Prices.listed("gpt-4o-mini")
+    assert prices is not None
+    assert prices.cost(usage) == pytest.approx(0.6 * 0.15 + 0.4 * 0.075 + 0.60)
+    assert Prices.listed("somebody-elses") is None
 
 
 def test_every_turn_can_be_written_to_a_file(
@@ -875,7 +952,12 @@ def test_rules_come_from_lines_or_json_and_a_prompt_from_its_file(
     prompt = save(tmp_path, "Is {primary_response} rude?", "prompt.txt")
     assert main([str(path), "--judging-prompt-file", str(prompt), "--base-url", llm.base_url]) == 0
     assert "Is agent_text rude?" in llm.questions[-1].system
-    capsys.readouterr()
+    assert capsys.readouterr().err == ""
+    # Both: one of them judges, and it says which.
+    assert run(path, lines, llm, "--judging-prompt-file", str(prompt)) == 0
+    assert "Is agent_text rude?" in llm.questions[-1].system
+    assert "Be brief." not in llm.questions[-1].system
+    assert capsys.readouterr().err == "replay: the judging prompt takes the place of --policies\n"
 
 
 @pytest.mark.parametrize(
@@ -927,13 +1009,13 @@ def test_files_that_are_not_there_are_named(
         (["--concurrency", "2.5"], "--concurrency: '2.5' is not a whole number"),
         (["--timeout", "600"], "--timeout: '600' is not a number from 0.1 to 60"),
         (["--fail-over", "5"], "--fail-over: '5' is not a number from 0 to 1"),
-        (["--price", "1,2"], "--price: give three prices in USD per million tokens"),
-        (["--price", "1,2,inf"], "--price: give three prices"),
+        (["--price-in", "cheap"], "--price-in: 'cheap' is not a number"),
+        (["--price-out", "inf"], "--price-out: 'inf' is not a number from 0"),
+        (["--all", "--pregate"], "not allowed with argument"),
         (["--format", "xml"], "--format: invalid choice: 'xml'"),
         (["--base-url", "127.0.0.1:8080"], "--base-url: '127.0.0.1:8080' is not the URL of a server"),
         (["--base-url", "http://[bad"], "--base-url: 'http://[bad' is not the URL of a server"),
         (["--base-url", "http://host:99999999/v1"], "is not the URL of a server"),
-        (["--judging-prompt-file", "x"], "not allowed with argument --policies"),
         (["--threshold", "0.5", "--threshold-sweep", "0.5"], "not allowed with argument"),
     ],
 )
@@ -954,7 +1036,7 @@ def test_without_rules_a_key_or_a_model_nothing_is_asked(
     path = str(save(tmp_path, [turn("Hi.")]))
     with pytest.raises(SystemExit):
         main([path])
-    assert "one of the arguments --policies --judging-prompt-file is required" in capsys.readouterr().err
+    assert "give the rules with --policies FILE, or a prompt with --judging-prompt-file FILE" in capsys.readouterr().err
     assert main([path, "--policies", str(policies)]) == 2
     assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
     assert main([path, "--policies", str(policies), "--base-url", "http://127.0.0.1:9", "--model", " "]) == 2

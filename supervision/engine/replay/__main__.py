@@ -23,8 +23,9 @@ import pydantic
 from supervision.engine.config import MAX_RULES, MirrorConfig
 from supervision.engine.llm.protocol import LLMClient
 from supervision.engine.replay.recordings import RecordedCall, RecordingError, read_calls
-from supervision.engine.replay.report import LIST_PRICES, Prices, as_csv, as_table, details, is_labelled, summarize
+from supervision.engine.replay.report import Prices, as_csv, as_table, details, is_labelled, summarize
 from supervision.engine.replay.runner import Replayed, question_count, replay
+from supervision.engine.scorer.pregate import PreGateModelError
 
 OK, TOO_MANY_ERRORS, UNUSABLE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -43,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         calls = [call for path in options.recordings for call in read_calls(path)]
         labelled = is_labelled(turn.label for call in calls for turn in call.turns)
         if options.labels and not labelled:
-            raise Unusable('--labels: no turn has a "label"; see the manual of supervision.engine.replay.recordings')
-        replayed = asyncio.run(_replay(options, calls))
+            raise Unusable('--labels: no turn has a "label": true when it was bad, false when it was good')
         prices = _prices(options)
+        replayed = asyncio.run(_replay(options, calls))
         summary = summarize(replayed, thresholds=options.thresholds, prices=prices, model=options.model)
         if options.details is not None:
             _write_details(options.details, replayed)
-    except (Unusable, RecordingError) as error:
+    except (Unusable, RecordingError, PreGateModelError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
@@ -119,6 +120,8 @@ def _config(options: argparse.Namespace, llm: LLMClient) -> MirrorConfig:
     path: Path = options.judging_prompt_file or options.policies
     text = _read(path)
     if options.judging_prompt_file is not None:
+        if options.policies is not None:
+            print("replay: the judging prompt takes the place of --policies", file=sys.stderr)
         what: dict[str, Any] = {"judging_prompt": text}
         where: Callable[[int], str] = lambda _index: ""  # noqa: E731
     else:
@@ -159,14 +162,14 @@ def _read(path: Path) -> str:
 
 
 def _prices(options: argparse.Namespace) -> Prices | None:
-    if options.price is not None:
-        price: Prices = options.price
-        return price
-    # A list price says nothing about what somebody else's server costs.
-    if options.base_url is not None and urlsplit(options.base_url).hostname != "api.openai.com":
-        return None
-    listed = LIST_PRICES.get(options.model)
-    return Prices(*listed) if listed else None
+    if (options.price_in is None) != (options.price_out is None):
+        raise Unusable("--price-in and --price-out belong together; give both")
+    if options.price_in is None:
+        if options.price_cached is not None:
+            raise Unusable("--price-cached needs --price-in and --price-out; give all three")
+        return Prices.listed(options.model)
+    cached = options.price_in if options.price_cached is None else options.price_cached
+    return Prices(options.price_in, cached, options.price_out)
 
 
 def _write_details(path: Path, replayed: Replayed) -> None:
@@ -223,9 +226,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "recordings", nargs="+", type=Path, metavar="calls.json", help="calls or turns: JSON or JSON lines, gzip or not"
     )
-    policy = parser.add_mutually_exclusive_group(required=True)
-    policy.add_argument("--policies", type=Path, metavar="FILE", help="rules, one a line (# for comments), or JSON")
-    policy.add_argument("--judging-prompt-file", type=Path, metavar="FILE", help="a judging prompt instead of rules")
+    parser.add_argument("--policies", type=Path, metavar="FILE", help="rules, one a line (# for comments), or JSON")
+    parser.add_argument(
+        "--judging-prompt-file", type=Path, metavar="FILE", help="a judging prompt, in the place of --policies"
+    )
     sweep = parser.add_mutually_exclusive_group()
     sweep.add_argument(
         "--threshold-sweep",
@@ -259,11 +263,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         default="all",
         help="which tool calls to put before the gate (%(default)s)",
     )
-    parser.add_argument(
-        "--pregate",
-        action="store_true",
-        help="skip the turns that the pre-gate skips in live calls; else all are judged",
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--all",
+        action="store_false",
+        dest="pregate",
+        help="judge every turn, and tell what the pre-gate would skip in live calls (the default)",
     )
+    which.add_argument("--pregate", action="store_true", help="do not ask about turns that the pre-gate skips")
+    parser.set_defaults(pregate=False)
     parser.add_argument(
         "--labels", action="store_true", help="insist on labels: without any in the recordings, stop (exit status 2)"
     )
@@ -279,13 +287,20 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="R",
         help="share of verdicts (0 to 1) that may be missing before the exit status is 1 (%(default)g)",
     )
-    parser.add_argument(
-        "--price",
-        type=_price,
-        metavar="IN,CACHED,OUT",
-        help="USD per million tokens; known for OpenAI's usual models",
-    )
+    for name, what in (
+        ("in", "of input"),
+        ("cached", "of cached input (by default as other input)"),
+        ("out", "of output"),
+    ):
+        parser.add_argument(
+            f"--price-{name}",
+            type=_number(0, 100_000),
+            metavar="USD",
+            help=f"price of a million tokens {what}; without it OpenAI's list price, where its model is known",
+        )
     options = parser.parse_args(argv)
+    if options.policies is None and options.judging_prompt_file is None:
+        parser.error("give the rules with --policies FILE, or a prompt with --judging-prompt-file FILE")
     options.thresholds = options.thresholds or [0.7]
     return options
 
@@ -299,13 +314,6 @@ def _thresholds(text: str) -> list[float]:
         if value not in found:
             found.append(value)
     return found
-
-
-def _price(text: str) -> Prices:
-    values = [_float(part) for part in text.split(",")]
-    if len(values) != 3 or not all(0 <= value < math.inf for value in values):
-        _wrong("give three prices in USD per million tokens: input, cached input and output, such as 0.15,0.075,0.6")
-    return Prices(*values)
 
 
 def _url(text: str) -> str:

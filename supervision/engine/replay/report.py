@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from supervision.engine.context import JudgingState, ToolVerdict, Usage
 from supervision.engine.replay.recordings import Label
 from supervision.engine.replay.runner import Replayed, TurnResult, is_error
 
-# OpenAI's list prices, USD per million tokens (input, cached input, output), of August 2025.
+PRICES_AS_OF = "2026-06"
+"""When the list prices below were compared with what is published (YYYY-MM)."""
+
+# OpenAI's list prices for the models that judge well at a low price, USD per million tokens (input, cached input,
+# output), standard tier. Source: https://developers.openai.com/api/docs/pricing, as quoted with that source by several
+# price lists of March to June 2026. They change: `--price-in` and `--price-out` of the command take their place.
 LIST_PRICES: dict[str, tuple[float, float, float]] = {
     "gpt-4o": (2.50, 1.25, 10.00),
     "gpt-4o-mini": (0.15, 0.075, 0.60),
@@ -25,11 +31,20 @@ LIST_PRICES: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """USD per million tokens."""
+    """USD per million tokens. `basis` says where the figures come from."""
 
     input: float
     cached: float
     output: float
+    basis: str = "the prices given"
+
+    @classmethod
+    def listed(cls, model: str) -> Prices | None:
+        """OpenAI's list prices for a model, also by the name of a dated version of it; None for one that is unknown.
+        They are what OpenAI charges, not what a server of somebody else's under the same name does."""
+        name = re.sub(r"-20\d\d-\d\d-\d\d$", "", model)
+        prices = LIST_PRICES.get(name)
+        return cls(*prices, f"OpenAI's list prices for {name}, {PRICES_AS_OF}") if prices else None
 
     def cost(self, usage: Usage) -> float:
         """USD for these tokens; cached ones are part of the prompt's."""
@@ -126,7 +141,9 @@ def summarize(
     """The report as plain data, ready for JSON. `about` goes to its top. `cost_usd` is None without prices.
 
     Rates are shares from 0 to 1, None where there is nothing to divide by. A rate per turn is over the turns with
-    speech that came to a verdict, a rate per call over all calls. Turns without a verdict are `errors`, and in no rate.
+    speech that came to a verdict; a rate per call is over the calls of which all turns did, or one was flagged. Turns
+    without a verdict are `errors`, and in no rate. `pregate` is what the policy's pre-gate would have skipped in a live
+    call, None when it has none; `missed_by_pregate` of a threshold are the interventions among those turns.
     """
     turns = replayed.turns
     speech = [turn.speech for turn in turns if turn.speech is not None]
@@ -162,6 +179,7 @@ def summarize(
             "blocked_by_code": dict(refused),
             **tool_matrix.figures(),
         },
+        "pregate": _pregate(turns),
         "errors": {
             "count": errors,
             "share": _share(errors, len(speech) + len(tools)) or 0.0,
@@ -175,19 +193,40 @@ def summarize(
             "completion_tokens": replayed.usage.completion_tokens,
         },
         "cost_usd": round(prices.cost(replayed.usage), 6) if prices is not None else None,
+        "cost_basis": prices.basis if prices is not None else None,
+    }
+
+
+def _pregate(turns: Sequence[TurnResult]) -> dict[str, Any] | None:
+    """What the pre-gate would have skipped, and how many of the bad ones among it; None when it was not asked."""
+    asked = [turn for turn in turns if turn.pregate is not None]
+    if not asked:
+        return None
+    skipped = [turn for turn in asked if turn.pregate is not None and not turn.pregate.score]
+    return {
+        "turns": len(asked),
+        "skips": len(skipped),
+        "skip_rate": _share(len(skipped), len(asked)),
+        "labelled_bad": sum(turn.label.speech is True for turn in asked),
+        "labelled_bad_skipped": sum(turn.label.speech is True for turn in skipped),
+        "reasons": dict(Counter(turn.pregate.reason for turn in skipped if turn.pregate is not None).most_common()),
     }
 
 
 def _at_threshold(replayed: Replayed, threshold: float) -> dict[str, Any]:
-    interventions = verdicts = 0
+    interventions = verdicts = missed = 0
     speech_matrix, turn_matrix = _Matrix(), _Matrix()
     calls: set[int] = set()
+    unsure: set[int] = set()
     for turn in replayed.turns:
         spoken = _spoken(turn, threshold)
         verdicts += spoken is not None
         if spoken:
             interventions += 1
             calls.add(turn.call)
+            missed += turn.pregate is not None and not turn.pregate.score
+        elif spoken is None and turn.speech is not None:
+            unsure.add(turn.call)
         speech_matrix.add(spoken, turn.label.speech if turn.speech is not None else None)
         turn_matrix.add(_flagged(turn, threshold), turn.label.turn)
     return {
@@ -195,8 +234,9 @@ def _at_threshold(replayed: Replayed, threshold: float) -> dict[str, Any]:
         "interventions": interventions,
         "rate_per_turn": _share(interventions, verdicts),
         "calls_with_intervention": len(calls),
-        "rate_per_call": _share(len(calls), replayed.calls),
-        "interventions_per_call": _share(interventions, replayed.calls),
+        "rate_per_call": _share(len(calls), replayed.calls - len(unsure - calls)),
+        "interventions_per_call": _share(interventions, replayed.calls - len(unsure - calls)),
+        "missed_by_pregate": missed,
         "speech": speech_matrix.figures(),
         "speech_and_tools": turn_matrix.figures(),
     }
@@ -209,6 +249,7 @@ def details(replayed: Replayed) -> list[dict[str, Any]]:
             "call_id": turn.call_id,
             "turn": turn.index,
             "bad": turn.label.turn,
+            "pregate": None if turn.pregate is None else {"judge": turn.pregate.score, "reason": turn.pregate.reason},
             "speech": None
             if turn.speech is None
             else {
@@ -253,13 +294,18 @@ def as_table(summary: dict[str, Any], replayed: Replayed, *, show: int) -> str:
         f"Errors   {errors['count']} ({_percent(errors['share'])}); they are in no rate below",
         *(f"         {count} × {why}" for why, count in errors["why"].items()),
         f"Tokens   {usage['prompt_tokens']} in ({usage['cached_tokens']} cached), {usage['completion_tokens']} out, "
-        f"{summary['questions']} questions; {_cost(summary['cost_usd'])}",
+        f"{summary['questions']} questions",
+        f"Cost     {_cost(summary)}",
+        *_pregate_line(summary),
         "",
         "Interventions because of speech, before cooldown and the limit per call:",
         "",
     ]
     labelled = any(row[name]["labelled"] for row in summary["thresholds"] for name in ("speech", "speech_and_tools"))
     header = ["threshold", "interventions", "per turn", "calls with one", "share of calls", "per call"]
+    live = summary["pregate"] is not None and not speech["skipped"]
+    if live:
+        header.append("in turns it skips")
     if labelled:
         header += ["precision", "recall", "with tools: precision", "recall"]
     rows = [header]
@@ -272,6 +318,8 @@ def as_table(summary: dict[str, Any], replayed: Replayed, *, show: int) -> str:
             _percent(row["rate_per_call"]),
             "–" if row["interventions_per_call"] is None else f"{row['interventions_per_call']:.2f}",
         ]
+        if live:
+            cells.append(str(row["missed_by_pregate"]))
         if labelled:
             for name in ("speech", "speech_and_tools"):
                 cells += [_percent(row[name]["precision"]), _percent(row[name]["recall"])]
@@ -310,8 +358,21 @@ def _codes(codes: dict[str, int]) -> str:
     return f" ({', '.join(f'{count} {code}' for code, count in codes.items())})" if codes else ""
 
 
-def _cost(usd: float | None) -> str:
-    return "cost unknown (give --price)" if usd is None else f"{usd:.4f} USD"
+def _cost(summary: dict[str, Any]) -> str:
+    if summary["cost_usd"] is None:
+        return "unknown: give --price-in and --price-out, in USD per million tokens"
+    return f"{summary['cost_usd']:.4f} USD at {summary['cost_basis']}"
+
+
+def _pregate_line(summary: dict[str, Any]) -> list[str]:
+    pregate = summary["pregate"]
+    if pregate is None:
+        return []
+    share = f"{pregate['skips']} of {pregate['turns']} turns ({_percent(pregate['skip_rate'])})"
+    line = f"Pre-gate skipped {share}" if summary["speech"]["skipped"] else f"Pre-gate would skip {share} in live calls"
+    if pregate["labelled_bad"]:
+        line += f", {pregate['labelled_bad_skipped']} of the {pregate['labelled_bad']} labelled bad"
+    return [line]
 
 
 def _percent(share: float | None) -> str:
@@ -334,6 +395,7 @@ _CSV_FIELDS = (
     *("threshold", "kind", "items", "judged", "skipped", "errors", "flagged", "rate", "calls_flagged", "rate_per_call"),
     *("precision", "recall", "labelled"),
     *("true_positives", "false_positives", "false_negatives", "true_negatives"),
+    *("missed_by_pregate", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd"),
 )
 
 
@@ -343,6 +405,8 @@ def as_csv(summary: dict[str, Any]) -> str:
     writer = csv.DictWriter(out, _CSV_FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     speech, tools = summary["speech"], summary["tools"]
+    # Of the whole replay, so the same in every line.
+    spent = {**summary["usage"], "cost_usd": "" if summary["cost_usd"] is None else summary["cost_usd"]}
     for row in summary["thresholds"]:
         counts = {name: speech[name] for name in ("judged", "skipped", "errors")}
         writer.writerow(
@@ -355,7 +419,9 @@ def as_csv(summary: dict[str, Any]) -> str:
                 "rate": row["rate_per_turn"],
                 "calls_flagged": row["calls_with_intervention"],
                 "rate_per_call": row["rate_per_call"],
+                "missed_by_pregate": row["missed_by_pregate"] if summary["pregate"] is not None else "",
                 **row["speech"],
+                **spent,
             }
         )
         writer.writerow(
@@ -366,6 +432,7 @@ def as_csv(summary: dict[str, Any]) -> str:
                 "flagged": tools["blocked"],
                 "rate": tools["block_rate"],
                 **tools,
+                **spent,
             }
         )
     return out.getvalue()

@@ -27,6 +27,7 @@ from supervision.engine.llm.deadline import DeadlineAsker
 from supervision.engine.llm.protocol import LLMClient, LLMError, LLMResult
 from supervision.engine.policy.compiler import MAX_HISTORY_ENTRIES
 from supervision.engine.replay.recordings import Label, RecordedCall, RecordedTurn
+from supervision.engine.scorer.pregate import PreGate, PreGateDecision
 from supervision.engine.scorer.tool_gate import ToolGate
 from supervision.engine.supervisor import CallSupervisor, Supervisor
 
@@ -42,7 +43,8 @@ NOT_ASKED = "not asked any more: the judge had stopped answering"
 class TurnResult:
     """What judging a recorded turn came to. `call` counts the calls from 0, since ids may repeat. `speech` is None when
     the agent said nothing in it; `tools` has a verdict for each of its tool calls, in order, and is empty when tools
-    were left out."""
+    were left out. `pregate` is whether the policy's pre-gate would have had the speech judged in a live call; None when
+    there is no speech or the policy has no pre-gate."""
 
     call: int
     call_id: str
@@ -50,6 +52,7 @@ class TurnResult:
     label: Label
     speech: Verdict | None
     tools: tuple[ToolVerdict, ...]
+    pregate: PreGateDecision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,12 @@ class _Judging:
     turn: RecordedTurn
     speech: Verdict | None = None
     tools: dict[int, ToolVerdict] = field(default_factory=dict)
+    pregate: PreGateDecision | None = None
 
     def result(self) -> TurnResult:
         tools = tuple(self.tools[index] for index in sorted(self.tools))
-        return TurnResult(self.number, self.call.call_id, self.turn.index, self.turn.label, self.speech, tools)
+        turn = self.turn
+        return TurnResult(self.number, self.call.call_id, turn.index, turn.label, self.speech, tools, self.pregate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,15 @@ class _Speech:
     judging: _Judging
     call: CallSupervisor
     payload: TurnPayload
+    pregate: PreGate | None
 
     async def ask(self) -> None:
+        if self.pregate is not None:
+            try:
+                self.judging.pregate = self.pregate.decide(self.payload)
+            except Exception as error:
+                # As in a live call: a turn that it cannot look at is judged.
+                self.judging.pregate = PreGateDecision(True, f"the pre-gate failed ({type(error).__name__})")
         self.judging.speech = await self.call.judge_turn(self.payload)
 
     def leave(self) -> None:
@@ -223,6 +235,7 @@ def _questions(
     call: RecordedCall,
     supervised: CallSupervisor,
     gate: ToolGate,
+    pregate: PreGate | None,
     tools: Tools,
     judgings: list[_Judging],
 ) -> Iterator[_Speech | _ToolCalls]:
@@ -254,7 +267,7 @@ def _questions(
                 str(turn.index),
                 call.language,
             )
-            yield _Speech(judging, supervised, payload)
+            yield _Speech(judging, supervised, payload, pregate)
         history += [*turn.customer_words, *ran_first]
         if turn.agent_text.strip():
             history.append(HistoryEntry("agent", turn.agent_text))
@@ -274,12 +287,13 @@ async def replay(
     """Judges every turn and tool call of `calls` by `config`, at most `concurrency` questions at a time.
 
     `tools` says which tool calls are judged: `all`, only `irreversible` ones, or none (`off`). Every turn with speech
-    is judged; with `pregate` only those that the policy's pre-gate lets through, as in a live call. Questions have the
-    deadlines of the configuration. A judge that answers nothing for a while is not asked any more; see `gave_up`.
-    `on_progress` gets how many questions are done and how many of the verdicts so far are errors.
+    is judged, and what the policy's pre-gate would have skipped in a live call is told beside it; with `pregate` those
+    turns are really skipped, which saves their questions. Questions have the deadlines of the configuration. A judge
+    that answers nothing for a while is not asked any more; see `gave_up`. `on_progress` gets how many questions are
+    done and how many of the verdicts so far are errors.
 
-    The configuration's LLM client is left open. Raises `ValueError` on a concurrency below 1, and nothing for what
-    goes wrong with the judge: that is in the verdicts.
+    The configuration's LLM client is left open. Raises `ValueError` on a concurrency below 1, `PreGateModelError` when
+    the pre-gate's model is not installed, and nothing for what goes wrong with the judge: that is in the verdicts.
     """
     if concurrency < 1:
         raise ValueError("concurrency has to be at least 1")
@@ -289,6 +303,7 @@ async def replay(
         changes["tiered_scoring_enabled"] = False
     watched_config = config.model_copy(update=changes)
     supervisor = Supervisor(watched_config)
+    gate_before = PreGate(config) if config.tiered_scoring_enabled else None
     asker = DeadlineAsker(watched)
     judgings: list[_Judging] = []
 
@@ -296,7 +311,7 @@ async def replay(
         for number, call in enumerate(calls):
             supervised = supervisor.call(SupervisorContext(call_id=call.call_id))
             gate = ToolGate(asker, supervisor.policy, watched_config, supervisor.is_irreversible)
-            yield from _questions(number, call, supervised, gate, tools, judgings)
+            yield from _questions(number, call, supervised, gate, gate_before, tools, judgings)
 
     questions = all_questions()
     done = errors = 0
