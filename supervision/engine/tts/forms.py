@@ -28,7 +28,7 @@ def checked_voice(tts_provider: Any) -> Callable[..., Any]:
     """The function of a user's voice that speaks. Raises `TypeError` naming `tts_provider` when it has none."""
     if isinstance(tts_provider, type):
         raise TypeError(f"tts_provider: {tts_provider.__name__} is a class; give an instance of it, or {WANTED}")
-    speak = getattr(tts_provider, "synthesize", None)
+    speak: Callable[..., Any] | None = getattr(tts_provider, "synthesize", None)
     if speak is None and callable(tts_provider):
         speak = tts_provider
     if not callable(speak):
@@ -121,8 +121,6 @@ def _takes(speak: Callable[..., Any]) -> frozenset[str]:
         parameters = inspect.signature(speak).parameters
     except (TypeError, ValueError):
         return frozenset()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return frozenset({"language", "voice"})
     return frozenset({"language", "voice"} & set(parameters))
 
 
