@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from supervision.engine.context import NO_USAGE, JudgingState, Usage
 from supervision.engine.llm.protocol import LLMClient, LLMError, LLMResult, LLMTimeout
@@ -15,6 +15,18 @@ from supervision.engine.llm.protocol import LLMClient, LLMError, LLMResult, LLMT
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class Counted(Protocol):
+    """A client's answer of any kind, with what it cost."""
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens, as the provider counted them."""
+        ...
+
+
+R = TypeVar("R", bound=Counted)
 
 # Far more than any answer that was asked for; an endpoint that sends more is not answering the question.
 MAX_ANSWER_CHARS = 200_000
@@ -44,7 +56,7 @@ class DeadlineAsker:
 
     def __init__(self, llm: LLMClient) -> None:
         self._llm = llm
-        self._running: set[asyncio.Task[LLMResult]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def ask(
         self,
@@ -59,14 +71,24 @@ class DeadlineAsker:
     ) -> Answer[T]:
         """Asks once. `deadline` is in seconds of the running loop's clock; `validate` turns the parsed object into the
         value and raises `InvalidAnswer`. Raises nothing but `asyncio.CancelledError`."""
+        return await self.put(
+            f"ask {schema_name}",
+            lambda timeout_s: self._complete(system, user, schema_name, schema, max_tokens, timeout_s),
+            deadline=deadline,
+            read=lambda result: validate(parse_object(result.text)),
+        )
+
+    async def put(
+        self, name: str, question: Callable[[float], Coroutine[Any, Any, R]], *, deadline: float, read: Callable[[R], T]
+    ) -> Answer[T]:
+        """Puts a question of any kind: `question` gets the seconds that are left, `read` makes the value of what came
+        back and raises `InvalidAnswer`. `name` is for the log. Otherwise as `ask`."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         timeout_s = deadline - started
         if timeout_s <= 0:
             return Answer(JudgingState.TIMED_OUT, None, "no time was left to ask the judge", NO_USAGE, 0)
-        task = loop.create_task(
-            self._complete(system, user, schema_name, schema, max_tokens, timeout_s), name=f"ask {schema_name}"
-        )
+        task = loop.create_task(question(timeout_s), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
@@ -83,7 +105,7 @@ class DeadlineAsker:
             try:
                 result = task.result()
                 usage = result.usage
-                value = validate(parse_object(result.text))
+                value = read(result)
                 state, detail = JudgingState.JUDGED, ""
             except InvalidAnswer as error:
                 state, detail = JudgingState.FAILED, f"the judge's answer is not valid: {error}"
@@ -115,12 +137,12 @@ class DeadlineAsker:
         return result
 
 
-def _abandon(task: asyncio.Task[LLMResult]) -> None:
+def _abandon(task: asyncio.Task[Any]) -> None:
     task.cancel()
     task.add_done_callback(_log_late)
 
 
-def _log_late(task: asyncio.Task[LLMResult]) -> None:
+def _log_late(task: asyncio.Task[Any]) -> None:
     if task.cancelled():
         return
     error = task.exception()

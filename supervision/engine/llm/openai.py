@@ -10,12 +10,13 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from supervision.engine.context import NO_USAGE, Usage
 from supervision.engine.llm.protocol import (
+    FirstToken,
     LLMBadAnswer,
     LLMClosed,
     LLMRejected,
@@ -191,13 +192,37 @@ class OpenAIClient:
         self, *, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, timeout_s: float
     ) -> LLMResult:
         """See `LLMClient.complete_json`. Cancelling it closes its connection."""
+
+        def body(dialect: _Dialect) -> dict[str, Any]:
+            return self._body(dialect, system, user, schema_name, schema, max_tokens)
+
+        return _result(await self._ask(body, timeout_s), max_tokens)
+
+    async def first_token_logprobs(
+        self, *, system: str, examples: Sequence[tuple[str, str]], user: str, top: int, timeout_s: float
+    ) -> FirstToken:
+        """See `LogprobClient.first_token_logprobs`. Raises `LLMBadAnswer` when the endpoint leaves the probabilities
+        out, as some models do."""
+        messages = [{"role": "system", "content": system}]
+        for asked, answered in examples:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": user})
+
+        def body(dialect: _Dialect) -> dict[str, Any]:
+            wanted = {"model": self.model, "messages": messages, "logprobs": True, "top_logprobs": top}
+            wanted |= {dialect.token_field: 1, **({"temperature": 0} if dialect.temperature else {})}
+            return {**wanted, **self._extra_body}
+
+        return _first_token(await self._ask(body, timeout_s))
+
+    async def _ask(self, body: Callable[[_Dialect], dict[str, Any]], timeout_s: float) -> Any:
+        """The endpoint's answer. `body` makes the request in the dialect that the model understands."""
         if self._closed:
             raise LLMClosed("this LLM client is closed")
         self._running += 1
         self._idle.clear()
         try:
-            deadline = asyncio.get_running_loop().time() + timeout_s
-            return await self._ask(system, user, schema_name, schema, max_tokens, deadline)
+            return await self._ask_until(body, asyncio.get_running_loop().time() + timeout_s)
         finally:
             self._running -= 1
             if not self._running:
@@ -215,14 +240,12 @@ class OpenAIClient:
         else:
             await self._endpoint.close()
 
-    async def _ask(
-        self, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, deadline: float
-    ) -> LLMResult:
+    async def _ask_until(self, make_body: Callable[[_Dialect], dict[str, Any]], deadline: float) -> Any:
         known = self._endpoint.dialects.get(self.model, _Dialect())
         dialect, tries = known, 0
         refusal: _Rejected | None = None
         while True:
-            body = self._body(dialect, system, user, schema_name, schema, max_tokens)
+            body = make_body(dialect)
             try:
                 answer = await self._post(body, deadline)
             except _Rejected as error:
@@ -244,7 +267,7 @@ class OpenAIClient:
                 if dialect is not known:
                     self._endpoint.dialects[self.model] = dialect
                     logger.info("model %s is asked differently from now on: %s", self.model, dialect)
-                return _result(answer, max_tokens)
+                return answer
 
     async def _may_retry(self, tries: int, deadline: float, at_least_s: float) -> bool:
         """Waits for the next try. False when there is none, or no time for it."""
@@ -350,6 +373,23 @@ def _result(answer: Any, max_tokens: int) -> LLMResult:
     if not isinstance(content, str) or not content.strip():
         raise LLMBadAnswer("the model's answer was empty")
     return LLMResult(content, _usage(answer.get("usage")))
+
+
+def _first_token(answer: Any) -> FirstToken:
+    try:
+        choice = answer["choices"][0]
+        logprobs = choice["logprobs"]
+    except (LookupError, TypeError) as error:
+        raise LLMBadAnswer("the model's endpoint answered with something that is no chat completion") from error
+    try:
+        top = logprobs["content"][0]["top_logprobs"]
+        # Of two spellings that look the same (tokens of half a character) the likelier one counts.
+        found = {entry["token"]: entry["logprob"] for entry in reversed(top)}
+    except (LookupError, TypeError) as error:
+        raise LLMBadAnswer(
+            'the model\'s endpoint tells no token probabilities (logprobs); use a model that does, or scoring="json"'
+        ) from error
+    return FirstToken(found, _usage(answer.get("usage")))
 
 
 def _usage(usage: Any) -> Usage:

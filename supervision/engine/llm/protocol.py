@@ -1,8 +1,10 @@
-"""What the engine asks of a language model: one JSON object for a system and a user message."""
+"""What the engine asks of a language model: one JSON object, or the probabilities of one token, for a system and a user
+message."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from supervision.engine.context import NO_USAGE, Usage
@@ -69,4 +71,29 @@ class LLMClient(Protocol):
 
     async def aclose(self) -> None:
         """Releases connections. Questions under way are answered first; later ones raise `LLMClosed`. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """How an answer may begin: by first token, as the model spells it (`" Yes"`), the natural logarithm of its
+    probability (0 or less); and the question's token usage. Tokens that are not listed are less likely than those."""
+
+    logprobs: Mapping[str, float] = field(default_factory=dict)
+    usage: Usage = NO_USAGE
+
+
+@runtime_checkable
+class LogprobClient(Protocol):
+    """What an `LLMClient` has to be able to do besides, for `scoring="logprob"`."""
+
+    async def first_token_logprobs(
+        self, *, system: str, examples: Sequence[tuple[str, str]], user: str, top: int, timeout_s: float
+    ) -> FirstToken:
+        """Asks for one token and returns the likeliest `top` tokens (at most 20) in its place.
+
+        `examples` are earlier user messages with the answers that were right, in order, between `system` and `user`.
+        Deadline, cancellation and errors are those of `LLMClient.complete_json`; a model that does not tell
+        probabilities raises `LLMError` too.
+        """
         ...
