@@ -5,7 +5,8 @@
 
 A model proposes the rules and cites for each the words that it rests on. What it says is then checked against the
 prompt, without a model: a rule stays only when its citation stands in the prompt word for word, and when it adds
-nothing to what is cited (no other numbers, no other names, no other subject, no permission made of a prohibition).
+nothing to what is cited (no other numbers, no other names, no other subject, no permission made of a prohibition and
+no prohibition made of anything else).
 Everything else is dropped and listed in `DerivedPolicy.dropped` with the reason. The checks err on the side of
 dropping; read the result before it goes live.
 """
@@ -21,13 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from supervision.engine.config import Rule, Severity
+from supervision.engine.config import MAX_PROMPT_CHARS, MAX_RULES, Rule, Severity
 from supervision.engine.context import NO_USAGE, JudgingState, Usage
 from supervision.engine.llm.deadline import DeadlineAsker, InvalidAnswer, exact_keys
 from supervision.engine.llm.protocol import LLMClient
 from supervision.engine.policy.compiler import SLOTS
 
-MAX_AGENT_PROMPT_CHARS = 200_000
+MAX_AGENT_PROMPT_CHARS = 300_000
 # A part that a model can go through in one answer; a longer prompt is asked about in parts.
 MAX_PART_CHARS = 6_000
 # How much of the text before a part goes with it, for what "it" and "this" mean there.
@@ -58,6 +59,7 @@ POLICY_SCHEMA: dict[str, Any] = {
     "required": ["rules"],
     "additionalProperties": False,
 }
+_SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
 _POLICY_KEYS = frozenset(POLICY_SCHEMA["properties"])
 _RULE_KEYS = frozenset(_RULE_SCHEMA["properties"])
 
@@ -87,6 +89,9 @@ rules from general knowledge. When there is no demand, rules is an empty list.
 
 Answer with a JSON object: rules, a list of objects with text, citation and severity.
 """
+
+
+_SOURCES_FOLLOW = "; each is followed by the operator's own words, which decide what it means"
 
 
 class DerivationFailed(Exception):
@@ -120,7 +125,8 @@ class DroppedRule:
 
 @dataclass(frozen=True, slots=True)
 class DerivedPolicy:
-    """What an agent's prompt demands. `rules` are in the order of the prompt; `usage` is what asking cost."""
+    """What an agent's prompt demands. `rules` are in the order of the prompt, at most 500 (more do not fit a policy);
+    `usage` is what asking cost."""
 
     rules: tuple[DerivedRule, ...]
     dropped: tuple[DroppedRule, ...]
@@ -134,18 +140,28 @@ class DerivedPolicy:
     @property
     def judging_prompt(self) -> str:
         """A `MirrorConfig.judging_prompt` with the rules and their sources, for those who want to work on the wording.
-        Empty when there are no rules."""
+
+        Empty when there are no rules. Where the sources would make it longer than a judging prompt may be (100,000
+        characters), it has the rules alone; `MirrorConfig` refuses it when even that is too long.
+        """
         if not self.rules:
             return ""
+        prompt = self._judging_prompt(sources=True)
+        return prompt if len(prompt) <= MAX_PROMPT_CHARS else self._judging_prompt(sources=False)
+
+    def _judging_prompt(self, *, sources: bool) -> str:
         lines = [
-            "The agent's operator gave it the instructions below; each is followed by the operator's own words, which "
-            "decide what it means. Judge {primary_response} as a reply to {customer_text}; {tool_calls_json} and "
-            "{history_summary} tell what was done and said.",
+            f"The agent's operator gave it the instructions below{_SOURCES_FOLLOW if sources else ''}. "
+            "Judge {primary_response} as a reply to {customer_text}; {tool_calls_json} and {history_summary} tell what "
+            "was done and said.",
             "",
         ]
         for number, rule in enumerate(self.rules, 1):
-            source = _one_line(f"{rule.lead_in} {rule.citation}")
-            lines.append(f'{number}. {_without_slots(rule.text)} The operator: "{_without_slots(source)}"')
+            line = f"{number}. {_without_slots(rule.text)}"
+            if sources:
+                source = _one_line(f"{rule.lead_in} {rule.citation}")
+                line += f' The operator: "{_without_slots(source)}"'
+            lines.append(line)
         return "\n".join(lines)
 
     @property
@@ -160,8 +176,11 @@ class DerivedPolicy:
 async def derive_policy(agent_prompt: str, llm: LLMClient, *, timeout_s: float = 120.0) -> DerivedPolicy:
     """Derives a policy from an agent's system prompt.
 
+    Returns the rules (`.policies` for a `MirrorConfig`), each with the sentence that it comes from, a judging prompt
+    made of them (`.judging_prompt`), and what the model proposed that does not follow from the prompt (`.dropped`).
+
     Asks `llm` once, or once per part of about 6,000 characters, four at a time; each question may take `timeout_s`
-    seconds. Raises `ValueError` on a prompt that is blank or has more than 200,000 characters, `DerivationFailed` when
+    seconds. Raises `ValueError` on a prompt that is blank or has more than 300,000 characters, `DerivationFailed` when
     any question is not answered properly. The client is left open.
     """
     if not isinstance(agent_prompt, str) or not agent_prompt.strip():
@@ -217,7 +236,11 @@ async def derive_policy(agent_prompt: str, llm: LLMClient, *, timeout_s: float =
                 rules.append(outcome)
             else:
                 dropped.append(outcome)
-    rules.sort(key=lambda rule: rule.start)
+    # The weightiest stay when there are more than a policy takes; then all are in the order of the prompt.
+    rules.sort(key=lambda rule: (_SEVERITIES.index(rule.severity), rule.start))
+    too_many = f"a policy has at most {MAX_RULES} rules, and others weigh as much or more"
+    dropped += [DroppedRule(rule.text, rule.citation, too_many) for rule in rules[MAX_RULES:]]
+    rules = sorted(rules[:MAX_RULES], key=lambda rule: rule.start)
     return DerivedPolicy(tuple(rules), tuple(dropped), usage)
 
 
@@ -321,6 +344,7 @@ class _Source:
         self.sentences = list(_sentences(text))
         self._starts = [sentence.start for sentence in self.sentences]
         self._plain, self._places = _plain(text)
+        self.folded = self._plain.casefold()
         self.stems = frozenset(_stems(text))
 
     def parts(self) -> Iterator[tuple[int, int]]:
@@ -457,8 +481,15 @@ _RESTRICTIVE = re.compile(
     r"forbidden|prohibited|stop|refrain|nunca|jamás|no|sin|solo|sólo|salvo|evite|prohibido|"
     r"jamais|pas|sans|aucun|aucune|sauf|seulement|évitez|interdit|ne|"
     r"niemals|nie|nicht|kein|keine|keinen|keinem|keiner|ohne|nur|außer|verboten|"
-    r"não|sem|somente|apenas|proibido|mai|non|senza|solo|nooit|niet|geen|zonder|alleen)\b|\w+n['’]t\b|"
+    r"não|sem|somente|apenas|proibido|mai|non|senza|solo|nooit|niet|geen|zonder|alleen)\b|\w+n['’]ts?\b|"
     r"नहीं|मत|कभी|बिना|केवल|不|勿|别|禁止|没有|ない|ません|禁|не\b|никогда|без",
+    re.IGNORECASE,
+)
+
+# Words for what comes first, of which a rule may make a prohibition: "never … before …".
+_ORDERS = re.compile(
+    r"\b(?:before|prior|until|antes|avant|bevor|vorher|prima|voordat)\b|"
+    r"पहले|先|前|сначала|перед|прежде",
     re.IGNORECASE,
 )
 
@@ -504,21 +535,25 @@ def _unfounded(text: str, cited: Sequence[_Sentence], source: _Source) -> str | 
     numbers = _numbers(text, _COUNTING) - _numbers(evidence, _NUMBER_WORDS)
     if numbers:
         return f"it has a number that its citation has not: {', '.join(sorted(numbers))}"
-    plain_prompt = _plain(source.text)[0].casefold()
     for name in [*_IDENTIFIER.findall(text), *(next(filter(None, groups)) for groups in _QUOTED.findall(text))]:
-        if _plain(name)[0].strip(" .,;:!?").casefold() not in plain_prompt:
+        if _plain(name)[0].strip(" .,;:!?").casefold() not in source.folded:
             return f"it names something that the prompt does not: {name}"
     for name in _NAME.findall(text):
         if name[0].isupper() and not source.stems.issuperset(_stems(name)):
             return f"it names something that the prompt does not: {name}"
     nearest = " ".join([cited[0].lead_in, *(sentence.text for sentence in cited)])
-    if _RESTRICTIVE.search(nearest) and not _RESTRICTIVE.search(text):
+    # A heading such as "Don'ts" forbids what stands under it.
+    with_heading = " ".join([*cited[0].above[-1:], nearest])
+    restricts = _RESTRICTIVE.search(text)
+    if _RESTRICTIVE.search(with_heading) and not restricts:
         return "its citation forbids or restricts something, and it does not"
     stems = list(_stems(text))
     known = frozenset(_stems(nearest))
     found = sum(stem in known for stem in stems)
     if not stems or found < MIN_SUPPORT * len(stems):
         return f"its citation is about something else ({found} of {len(stems)} words in common)"
+    if restricts and not (_RESTRICTIVE.search(evidence) or _ORDERS.search(nearest)):
+        return "it forbids or restricts something, and its citation does not"
     return None
 
 
