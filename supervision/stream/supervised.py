@@ -15,13 +15,11 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-import numpy as np
-
 from mirror_saas.ids import uuid7
-from supervision.audio.heard import Basis, Heard, Mark, estimate_heard, span_times
+from supervision.audio.heard import Heard, span_times
 from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
-from supervision.engine.adapters.playback import STILL_COMING_S, RelayPlayback, plan_for
+from supervision.engine.adapters.playback import RelayPlayback, heard_of, marks_of, pcm_of, plan_for, played_out
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
 from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
 from supervision.engine.context import (
@@ -646,36 +644,7 @@ class SupervisedCall:
 
     def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
-        low, high = audio.heard_span(now)
-        if self._played_out(audio, now):
-            return Heard(audio.text, "", "", Basis.PAUSES), high
-        return (
-            estimate_heard(
-                audio.text,
-                self._pcm(audio),
-                self.relay.format.sample_rate,
-                low * 1000,
-                high * 1000,
-                self._marks(audio),
-                anchored=audio.anchored,
-                complete=audio.ended,
-            ),
-            high,
-        )
-
-    def _played_out(self, audio: TurnAudio, now: float) -> bool:
-        """Whether all of this turn has come and has been heard."""
-        _, high = audio.heard_span(now)
-        coming = self.relay.current is audio and now - (self.relay.agent_audio_at or 0.0) < STILL_COMING_S
-        whole = audio.cut_low_s is None and high >= audio.received_s - 0.02 and high > 0
-        return whole and (audio.ended or not coming)
-
-    def _pcm(self, audio: TurnAudio) -> np.ndarray[Any, np.dtype[np.int16]] | None:
-        return self.relay.format.decode(bytes(audio.audio)) if audio.audio else None
-
-    @staticmethod
-    def _marks(audio: TurnAudio) -> tuple[Mark, ...]:
-        return tuple(Mark(position_ms=position * 1000, chars=chars) for position, chars in audio.marks)
+        return heard_of(self.relay, audio, now)
 
     # ------------------------------------------------------------------ tools
 
@@ -1010,17 +979,7 @@ class _Running(RelayPlayback):
         if report is None:
             buffer = self.intervention.buffer.text if self.intervention is not None and self._line else ""
             return " ".join(part for part in (buffer, self._line.text if self._line else "") if part)
-        parts = []
-        now = asyncio.get_running_loop().time()
-        for line, playing in ((report.buffer, report.buffer_playing), (report.correction, report.correction_playing)):
-            if line is None or playing is None:
-                continue
-            span = playing.ends_at - playing.starts_at
-            share = 1.0 if report.outcome is Outcome.COMPLETED or span <= 0 else (now - playing.starts_at) / span
-            words = line.text.split()
-            if share > 0:
-                parts.extend(words[: max(0, round(len(words) * min(1.0, share)))])
-        return " ".join(parts)
+        return report.said(asyncio.get_running_loop().time())
 
     def spoken_words(self) -> set[str]:
         """The words that Mirror says in this intervention, for telling an echo."""
@@ -1081,17 +1040,17 @@ class _Running(RelayPlayback):
 
     def _violation_heard(self, high_s: float) -> tuple[int, str]:
         """Milliseconds of the violating words that were heard at most; of the whole turn when nobody quoted them."""
-        audio = self.turn.audio
-        pcm = self._call._pcm(audio)
+        audio, relay = self.turn.audio, self._call.relay
+        pcm = pcm_of(relay, audio)
         for found in _QUOTED.finditer(self.verdict.reason):
             quote = found.group(1) or found.group(2)
             times = span_times(
                 audio.text,
                 quote,
                 pcm,
-                self._call.relay.format.sample_rate,
-                self._call._marks(audio),
-                complete=audio.ended or self._call._played_out(audio, self._call._hearing()),
+                relay.format.sample_rate,
+                marks_of(audio),
+                complete=audio.ended or played_out(relay, audio, self._call._hearing()),
             )
             if times is not None:
                 start_ms, end_ms = times

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
+from supervision.audio.heard import Basis, Heard, Mark, estimate_heard
+from supervision.audio.pcm import Pcm
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
 from supervision.engine.intervention.orchestrator import Line, Plan, SilenceProof
 
@@ -36,6 +38,45 @@ def plan_for(
     if now - ends_at <= RETRACT_WITHIN_S and not newer and not caller_speaks():
         return Plan.RETRACT, None
     return Plan.NOTE_ONLY, None
+
+
+def heard_of(relay: CallRelay, audio: TurnAudio, now: float) -> tuple[Heard, float]:
+    """What was heard of a turn by loop time ``now``, and at most how many seconds of it.
+
+    Takes a few milliseconds for a turn of half a minute.
+    """
+    low, high = audio.heard_span(now)
+    if played_out(relay, audio, now):
+        return Heard(audio.text, "", "", Basis.PAUSES), high
+    heard = estimate_heard(
+        audio.text,
+        pcm_of(relay, audio),
+        relay.format.sample_rate,
+        low * 1000,
+        high * 1000,
+        marks_of(audio),
+        anchored=audio.anchored,
+        complete=audio.ended,
+    )
+    return heard, high
+
+
+def played_out(relay: CallRelay, audio: TurnAudio, now: float) -> bool:
+    """Whether all of this turn has come and has been heard by loop time ``now``."""
+    _, high = audio.heard_span(now)
+    coming = relay.current is audio and now - (relay.agent_audio_at or 0.0) < STILL_COMING_S
+    whole = audio.cut_low_s is None and high >= audio.received_s - 0.02 and high > 0
+    return whole and (audio.ended or not coming)
+
+
+def pcm_of(relay: CallRelay, audio: TurnAudio) -> Pcm | None:
+    """The turn's audio as int16 samples at the call's rate; None when none came, or it was let go of."""
+    return relay.format.decode(bytes(audio.audio)) if audio.audio else None
+
+
+def marks_of(audio: TurnAudio) -> tuple[Mark, ...]:
+    """The agent's own marks: how many characters were spoken when."""
+    return tuple(Mark(position_ms=position * 1000, chars=chars) for position, chars in audio.marks)
 
 
 class RelayPlayback:

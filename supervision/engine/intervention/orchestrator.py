@@ -43,6 +43,8 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     CALLER_GONE = "caller_gone"
     FAILED = "failed"
+    WITHHELD = "withheld"
+    """Nothing was said; the report's `detail` says why. Never of an intervention that was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class Report:
-    """What an intervention came to. Gaps are in ms, by the play clock."""
+    """What an intervention came to. Gaps are in ms, by the play clock; where the far end acknowledges nothing, they and
+    all other times are estimates, and `estimated` says so. `heard_text` is what the caller heard of the agent's turn.
+    """
 
     outcome: Outcome = Outcome.FAILED
     buffer: Line | None = None
@@ -110,6 +114,23 @@ class Report:
     buffer_playing: Playing | None = None
     correction_playing: Playing | None = None
     detail: str = ""
+    heard_text: str = ""
+    estimated: bool = False
+    ended_at: float | None = None
+    """Loop time at which it was over, and after which the caller heard nothing more of it."""
+
+    def said(self, now: float) -> str:
+        """What Mirror said in it, as far as the caller can have heard it by loop time ``now``."""
+        parts: list[str] = []
+        for line, playing in ((self.buffer, self.buffer_playing), (self.correction, self.correction_playing)):
+            if line is None or playing is None:
+                continue
+            span = playing.ends_at - playing.starts_at
+            share = 1.0 if self.outcome is Outcome.COMPLETED or span <= 0 else (now - playing.starts_at) / span
+            words = line.text.split()
+            if share > 0:
+                parts.extend(words[: max(0, round(len(words) * min(1.0, share)))])
+        return " ".join(parts)
 
 
 @dataclass(slots=True)
