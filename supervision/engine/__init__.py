@@ -9,18 +9,24 @@ from supervision.engine.context import (
     ToolCallIntent,
     ToolCode,
     ToolVerdict,
+    TurnOutcome,
     TurnPayload,
     Usage,
     Verdict,
 )
 from supervision.engine.scorer.tool_gate import ToolDenied
+from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.engine.tool_loop import AgentModelError, LoopResult, ToolNotRun
 
 __all__ = [
+    "AgentModelError",
     "CallSupervisor",
     "Correction",
     "HistoryEntry",
     "JudgingState",
+    "LoopResult",
+    "MemoryStateStore",
     "MirrorConfig",
     "PolicyConfig",
     "Rule",
@@ -29,7 +35,9 @@ __all__ = [
     "ToolCallIntent",
     "ToolCode",
     "ToolDenied",
+    "ToolNotRun",
     "ToolVerdict",
+    "TurnOutcome",
     "TurnPayload",
     "Usage",
     "Verdict",

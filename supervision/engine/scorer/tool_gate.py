@@ -18,7 +18,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from supervision.engine.config import PolicyConfig
 from supervision.engine.context import (
@@ -78,17 +78,57 @@ LedgerKey = tuple[str, bytes, str]
 """Tool name, case-folded; SHA-256 of the canonical arguments; the agent's key."""
 
 
+class LedgerJournal(Protocol):
+    """Where a ledger is written down, so that it outlives its process."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether there is anywhere to write to; `pending` is awaited only then."""
+        ...
+
+    async def pending(self, key: LedgerKey, tool_id: str) -> None:
+        """Returns when it is safely written that this call may run. Raises `ToolDenied` to refuse it, anything else
+        when it could not be written."""
+        ...
+
+    def done(self, key: LedgerKey, tool_id: str, result: Any) -> None:
+        """The call ran, with this result."""
+        ...
+
+    def freed(self, key: LedgerKey, tool_id: str) -> None:
+        """The call did not run, and may be tried again."""
+        ...
+
+
 class Ledger:
     """The irreversible calls of one supervised call, by tool name (case-folded), canonical arguments and key."""
 
     def __init__(self) -> None:
         self._entries: dict[LedgerKey, LedgerEntry] = {}
+        self.journal: LedgerJournal | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: LedgerKey) -> LedgerEntry | None:
         return self._entries.get(key)
+
+    def entries(self) -> tuple[tuple[LedgerKey, LedgerEntry], ...]:
+        """All that is in it, oldest first."""
+        return tuple(self._entries.items())
+
+    def owned_by(self, tool_id: str) -> tuple[LedgerKey, LedgerEntry] | None:
+        """The entry, not DONE yet, that the tool call with this id took."""
+        return next(((k, e) for k, e in self._entries.items() if e.owner == tool_id and not e.done), None)
+
+    def restore(self, key: LedgerKey, owner: str, *, done: bool, result: Any) -> None:
+        """Takes in what an earlier connection of the call, or another process, had written down."""
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = LedgerEntry(owner)
+        if done and not entry.done:
+            entry.done, entry.result = True, result
+            entry.settled.set()
 
     def reserve(self, key: LedgerKey, owner: str) -> LedgerEntry | None:
         """Takes a free key for the tool call with the id `owner`. None when the ledger is full: to forget an entry
@@ -104,6 +144,8 @@ class Ledger:
         entry.result = result if _fits(result) else None
         self._entries[key] = entry
         entry.settled.set()
+        if self.journal is not None:
+            self.journal.done(key, entry.owner, entry.result)
 
     def free(self, key: LedgerKey, entry: LedgerEntry) -> None:
         """It did not run, and may be tried again."""
@@ -111,6 +153,8 @@ class Ledger:
             del self._entries[key]
             entry.freed = True
             entry.settled.set()
+            if self.journal is not None:
+                self.journal.freed(key, entry.owner)
 
 
 def _fits(result: Any) -> bool:
@@ -128,7 +172,7 @@ class _Decision:
     turn_id: str
     irreversible: bool
     key: LedgerKey
-    serial: int = 0
+    serial: str = ""
     entry: LedgerEntry | None = None
     verdict: ToolVerdict | None = None
     decided: asyncio.Event = field(default_factory=asyncio.Event)
@@ -151,7 +195,7 @@ class FinishedTool:
     had been reported before, `refused` when it had not been allowed.
     """
 
-    serial: int
+    serial: str
     intent: ToolCallIntent
     irreversible: bool
     again: bool = False
@@ -191,6 +235,8 @@ class ToolGate:
         policy: CompiledPolicy,
         config: PolicyConfig,
         irreversible: Callable[[ToolCallIntent], bool],
+        *,
+        run: str = "",
     ) -> None:
         self._asker = asker
         self._policy = policy
@@ -199,11 +245,18 @@ class ToolGate:
         self.ledger = Ledger()
         self._decisions: dict[str, _Decision] = {}
         self._serial = 0
+        # What tells this gate's serials from those of the call's earlier connections.
+        self._run = run
 
-    def pending(self, tool_id: str) -> int | None:
+    def pending(self, tool_id: str) -> str | None:
         """The serial of a decided tool call that has not been reported as ended; None when there is none."""
         decision = self._decisions.get(tool_id)
         return None if decision is None or decision.finished else decision.serial
+
+    def intent(self, tool_id: str) -> ToolCallIntent | None:
+        """The tool call that was decided under this id."""
+        decision = self._decisions.get(tool_id)
+        return None if decision is None else decision.intent
 
     async def decide(
         self,
@@ -307,7 +360,7 @@ class ToolGate:
         """Takes note that a tool call has ended. None when the gate never saw its id."""
         decision = self._decisions.get(tool_id)
         if decision is None:
-            return None
+            return self._done_elsewhere(tool_id, ok and not cancelled, result)
         verdict = decision.verdict
         refused = verdict is not None and not verdict.allow
         finished = FinishedTool(decision.serial, decision.intent, decision.irreversible, decision.finished, refused)
@@ -329,6 +382,19 @@ class ToolGate:
             self._decisions.pop(tool_id, None)
         return finished
 
+    def _done_elsewhere(self, tool_id: str, ran: bool, result: Any) -> FinishedTool | None:
+        """The end of a call that an earlier connection was allowed, or one that is no longer remembered by its id."""
+        found = self.ledger.owned_by(tool_id)
+        if found is None:
+            return None
+        key, entry = found
+        if ran:
+            self.ledger.done(key, entry, result)
+        else:
+            self.ledger.free(key, entry)
+        self._serial += 1
+        return FinishedTool(f"{self._run}{self._serial}", ToolCallIntent(tool_id, key[0]), True)
+
     # Judging
 
     async def _judge(self, decisions: list[_Decision], scene: _Scene) -> list[ToolVerdict]:
@@ -348,7 +414,7 @@ class ToolGate:
         return verdicts
 
     async def _judged(self, decisions: list[_Decision], scene: _Scene) -> list[ToolVerdict]:
-        records = scene.before_allow is not None and any(decision.irreversible for decision in decisions)
+        records = any(decision.irreversible and self._recorded_first(scene) for decision in decisions)
         budget = scene.deadline - scene.started
         ids = [decision.intent.id for decision in decisions]
         answer = await self._asker.ask(
@@ -412,16 +478,23 @@ class ToolGate:
         else:
             code = ToolCode.TIMEOUT if state is JudgingState.TIMED_OUT else ToolCode.FAILED
             verdict = self._failed(decision, code, scene, detail, state=state)
-        if verdict.allow and decision.irreversible and scene.before_allow is not None:
+        if verdict.allow and decision.irreversible and self._recorded_first(scene):
             verdict = await self._recorded(decision, verdict, scene)
         return replace(verdict, usage=usage, latency_ms=scene.ms())
 
+    def _recorded_first(self, scene: _Scene) -> bool:
+        journal = self.ledger.journal
+        return scene.before_allow is not None or (journal is not None and journal.durable)
+
     async def _recorded(self, decision: _Decision, verdict: ToolVerdict, scene: _Scene) -> ToolVerdict:
-        """Waits for `before_allow`, which is what makes an irreversible allow good."""
-        assert scene.before_allow is not None
+        """Waits for the ledger's journal and for `before_allow`, which are what makes an irreversible allow good."""
+        journal = self.ledger.journal
         try:
             async with asyncio.timeout_at(scene.deadline):
-                await scene.before_allow(decision.intent)
+                if journal is not None and journal.durable:
+                    await journal.pending(decision.key, decision.intent.id)
+                if scene.before_allow is not None:
+                    await scene.before_allow(decision.intent)
         except ToolDenied as denied:
             return replace(
                 verdict,
@@ -517,7 +590,7 @@ class ToolGate:
 
     def _remember(self, decision: _Decision, verdict: ToolVerdict | None) -> None:
         self._serial += 1
-        decision.serial = self._serial
+        decision.serial = f"{self._run}{self._serial}"
         decision.verdict = verdict
         if verdict is not None:
             decision.decided.set()

@@ -144,6 +144,12 @@ class CallState:
         """The history with the key that each entry was noted under ("" for none)."""
         return tuple((note.key, note.entry) for note in self._notes.values())
 
+    @property
+    def newest(self) -> HistoryEntry | None:
+        """The last entry of the history."""
+        note = next(reversed(self._notes.values()), None)
+        return note.entry if note is not None else None
+
     def note(self, entry: HistoryEntry, key: str = "") -> None:
         """Adds to the history. With a `key`, an entry that was noted under the same key is replaced where it stands."""
         note = _Note(key, HistoryEntry(entry.role, entry.text[:MAX_HISTORY_CHARS]))
@@ -246,7 +252,8 @@ class CallState:
                 await self._write()
             if self.taken:
                 raise StateTaken
-            return self.degraded is None and not self._changes
+            # What was changed while that was written is newer than what this waits for.
+            return self.degraded is None
 
     async def close(self, *, ended: bool = False) -> None:
         """Writes what is left, or with `ended` removes the call from the store; a call that another connection has
