@@ -115,7 +115,9 @@ def _config(options: argparse.Namespace, llm: LLMClient) -> MirrorConfig:
     limits = {
         "semantic_review_timeout_s": options.timeout,
         "tool_gate_timeout_ms": round(options.timeout * 1000),
-        "intervention_threshold": options.thresholds[0],
+        # The lowest: what is flagged at any of them gets a reason.
+        "intervention_threshold": min(options.thresholds),
+        "scoring": options.scoring,
     }
     path: Path = options.judging_prompt_file or options.policies
     text = _read(path)
@@ -256,6 +258,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=30.0,
         metavar="S",
         help="seconds to wait for an answer (%(default)g)",
+    )
+    parser.add_argument(
+        "--scoring",
+        choices=("json", "logprob"),
+        default="json",
+        help="json: one question about all rules; logprob: one token per rule, by its probability (%(default)s)",
     )
     parser.add_argument(
         "--tools",

@@ -7,9 +7,9 @@ agent said what it said), so all turns can be judged at the same time, and one p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from supervision.engine.config import MirrorConfig
 from supervision.engine.context import (
@@ -24,12 +24,14 @@ from supervision.engine.context import (
     Verdict,
 )
 from supervision.engine.llm.deadline import DeadlineAsker
-from supervision.engine.llm.protocol import LLMClient, LLMError, LLMResult
+from supervision.engine.llm.protocol import FirstToken, LLMClient, LLMError, LLMResult, LogprobClient
 from supervision.engine.policy.compiler import MAX_HISTORY_ENTRIES
 from supervision.engine.replay.recordings import Label, RecordedCall, RecordedTurn
 from supervision.engine.scorer.pregate import PreGate, PreGateDecision
 from supervision.engine.scorer.tool_gate import ToolGate
 from supervision.engine.supervisor import CallSupervisor, Supervisor
+
+_Answer = TypeVar("_Answer")
 
 Tools = Literal["all", "irreversible", "off"]
 
@@ -94,11 +96,8 @@ class _Watched:
     async def complete_json(
         self, *, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, timeout_s: float
     ) -> LLMResult:
-        self.questions += 1
-        why = "the judge did not answer in time"
-        answered = False
-        try:
-            result = await self._llm.complete_json(
+        result = await self.watch(
+            self._llm.complete_json(
                 system=system,
                 user=user,
                 schema_name=schema_name,
@@ -106,6 +105,17 @@ class _Watched:
                 max_tokens=max_tokens,
                 timeout_s=timeout_s,
             )
+        )
+        self.usage += result.usage
+        return result
+
+    async def watch(self, question: Awaitable[_Answer]) -> _Answer:
+        """Waits for an answer, and takes note of whether one came."""
+        self.questions += 1
+        why = "the judge did not answer in time"
+        answered = False
+        try:
+            answer = await question
             answered = True
         except LLMError as error:
             why = str(error)
@@ -118,11 +128,24 @@ class _Watched:
             if self._silent >= self._give_up_after and self.gave_up is None:
                 self.gave_up = why
         self.answers += 1
-        self.usage += result.usage
-        return result
+        return answer
 
     async def aclose(self) -> None:
         await self._llm.aclose()
+
+
+class _WatchedLogprobs(_Watched):
+    """The same for a client that tells probabilities."""
+
+    async def first_token_logprobs(
+        self, *, system: str, examples: Sequence[tuple[str, str]], user: str, top: int, timeout_s: float
+    ) -> FirstToken:
+        assert isinstance(self._llm, LogprobClient)
+        answer = await self.watch(
+            self._llm.first_token_logprobs(system=system, examples=examples, user=user, top=top, timeout_s=timeout_s)
+        )
+        self.usage += answer.usage
+        return answer
 
 
 @dataclass(slots=True)
@@ -297,7 +320,8 @@ async def replay(
     """
     if concurrency < 1:
         raise ValueError("concurrency has to be at least 1")
-    watched = _Watched(config.llm, max(GIVE_UP_AFTER, 2 * concurrency))
+    watching = _WatchedLogprobs if isinstance(config.llm, LogprobClient) else _Watched
+    watched = watching(config.llm, max(GIVE_UP_AFTER, 2 * concurrency))
     changes: dict[str, Any] = {"llm": watched, "tool_gate_enabled": tools == "all"}
     if not pregate:
         changes["tiered_scoring_enabled"] = False
