@@ -13,7 +13,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) tests/stream/
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock bench-relay bench-replay screenshots clean preflight
+.PHONY: help run test coverage check fmt lock bench-engine bench-relay bench-replay screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -22,6 +22,7 @@ help:
 	@echo "make check        lint, types, import contracts, migrations, templates"
 	@echo "make fmt          format the code"
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
+	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
@@ -58,6 +59,9 @@ check: $(VENV)/.dev
 fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-engine: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_engine
 
 bench-relay: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay

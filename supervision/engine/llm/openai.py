@@ -6,15 +6,25 @@ The `openai` package is imported when the first client is made, not when this mo
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from supervision.engine.context import NO_USAGE, Usage
+from supervision.engine.llm.endpoint import (
+    MAX_CONNECTIONS,
+    PATH,
+    Address,
+    auth_headers,
+    find_address,
+    open_sdk,
+    packages,
+    tls_context,
+)
 from supervision.engine.llm.protocol import (
     FirstToken,
     LLMBadAnswer,
@@ -24,19 +34,20 @@ from supervision.engine.llm.protocol import (
     LLMTimeout,
     LLMUnreachable,
 )
+from supervision.engine.llm.secrets import Key, Secret, SecretResolver
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx2
     import openai
 
+__all__ = ["OpenAIClient", "OpenAIPool", "Secret", "tls_context", "warm_up"]
+
 logger = logging.getLogger(__name__)
 
-# A call is one question at a time, a node has thousands of calls: the SDK's own limit of 1,000 would queue them.
-MAX_CONNECTIONS = 10_000
-# Longer than the pause between two turns of a call, so that the next turn finds a warm connection.
-KEEPALIVE_S = 60.0
+T = TypeVar("T")
+
+DEFAULT_MODEL = "gpt-4o-mini"
+
 # First retry at once: a pooled connection that the server closed meanwhile fails exactly once.
 RETRY_AFTER_S = (0.0, 0.2)
 # A retry that has less time than this left cannot be answered any more.
@@ -46,11 +57,14 @@ ADAPTABLE_STATUSES = frozenset({400, 404, 422})
 # How long an endpoint that no client uses any more keeps its warm connections.
 IDLE_ENDPOINT_S = 300.0
 
+# No other way of asking helps when the model is not there, or the provider's filter objects to what was said.
+_FINAL_CODES = ("model_not_found", "deploymentnotfound", "content_filter", "responsibleaipolicyviolation")
+
 _HINTS = {
     400: "it did not accept the request",
     401: "check the API key",
     403: "the API key may not use this model",
-    404: "check base_url and the model's name",
+    404: "check base_url and the model's name (on Azure the endpoint, api_version and the deployment's name)",
     429: "rate limit or quota reached",
 }
 
@@ -76,9 +90,10 @@ class _Dialect:
 
 @dataclass
 class _Endpoint:
-    """One (base_url, key) with its connections; shared by the clients that use it."""
+    """One address with its connections; shared by the clients that use it."""
 
     sdk: openai.AsyncOpenAI
+    address: Address
     owned: bool
     dialects: dict[str, _Dialect] = field(default_factory=dict)
     clients: int = 0
@@ -95,25 +110,8 @@ def warm_up() -> None:
     Takes a second or two, and holds up an event loop for as long: call it before there is one. Raises `ImportError`
     when the package is not installed.
     """
-    _packages()
+    packages()
     tls_context()
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """The TLS settings of all connections that are made here. Shared: reading the certificates takes 0.1 s."""
-    httpx2, _openai = _packages()
-    context: ssl.SSLContext = httpx2.create_ssl_context()
-    return context
-
-
-def _packages() -> tuple[Any, Any]:
-    try:
-        import httpx2
-        import openai
-    except ImportError as error:
-        raise ImportError("OpenAIClient needs the openai package: install mirror[openai]") from error
-    return httpx2, openai
 
 
 class _Rejected(LLMRejected):
@@ -125,58 +123,84 @@ class _Rejected(LLMRejected):
         self.about = about
 
 
-def _endpoint(
-    api_key: str, base_url: str | None, http_client: httpx2.AsyncClient | None, max_connections: int
-) -> _Endpoint:
-    if not isinstance(api_key, str) or not api_key.strip():
-        raise ValueError("api_key is blank; for a server that wants none, give any word")
-    if base_url is not None and not re.match(r"https?://[^/]", base_url):
-        raise ValueError("base_url has to start with http:// or https:// and name a host")
-    httpx2, openai = _packages()
-    owned = http_client is None
-    if http_client is None:
-        http_client = openai.DefaultAioHttpClient(
-            limits=httpx2.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
-            follow_redirects=False,
-            verify=tls_context(),
-        )
-    # The deadline of a question is ours, over connecting, waiting and reading together; the SDK's timeouts are per
-    # read, and its retries know nothing of the deadline.
-    sdk = openai.AsyncOpenAI(api_key=api_key, base_url=base_url, http_client=http_client, max_retries=0, timeout=None)
-    return _Endpoint(sdk, owned)
-
-
 class OpenAIClient:
-    """An `LLMClient` for one model behind an OpenAI-compatible endpoint.
+    """An `LLMClient` for one model behind an OpenAI-compatible endpoint, Azure's among them.
 
         OpenAIClient(api_key="sk-…", model="gpt-4o-mini")
         OpenAIClient(api_key="any", model="qwen", base_url="http://127.0.0.1:8080/v1")
+        OpenAIClient(api_key=Secret("openai/judge"), model="gpt-4o-mini")      # looked up by MirrorConfig.secrets
+        OpenAIClient(api_key="…", azure_endpoint="https://NAME.openai.azure.com", azure_deployment="judge",
+                     api_version="2024-10-21")
+        OpenAIClient(api_key="…", base_url="https://NAME.openai.azure.com/openai/v1", model="judge")
 
-    Without `base_url`, OpenAI's own, or what `OPENAI_BASE_URL` says. `http_client` takes the place of the client that
-    is made otherwise, and is not closed by `aclose`. `extra_body` is added to every request (e.g. `{"seed": 1}`).
+    Without `base_url` and `azure_endpoint`, the endpoint is what `AZURE_OPENAI_ENDPOINT`, else `OPENAI_BASE_URL` says,
+    else OpenAI's own. Without `api_key`, the key is `AZURE_OPENAI_API_KEY` for Azure, else `OPENAI_API_KEY`; a key from
+    the environment is never sent to a `base_url` that was given. Azure is recognised by the arguments that begin with
+    `azure_` or by its host names: it is asked with an `api-key` header, at the deployment's path with `api_version`
+    (or `OPENAI_API_VERSION`), at its v1 API without. The deployment is `azure_deployment`, else `model`. Nothing else
+    is taken from the environment: no organization, no project, no headers.
+
+    `http_client` takes the place of the client that is made otherwise, and is not closed by `aclose`. `extra_body` is
+    added to every request (e.g. `{"seed": 1}`).
 
     Answers are asked for as `json_schema`; an endpoint that refuses that (HTTP 400, 404 or 422) gets `json_object` with
     the schema in the prompt from then on. Connection errors and HTTP 408, 409, 429 and 5xx are retried at most twice,
-    inside the question's deadline. Raises `ValueError` on a blank key or model, or a base_url that is none.
+    inside the question's deadline; a 401 once, when the key is a `Secret` that has changed since it was looked up.
+    Answers of more than 2 MiB are refused. Raises `ValueError` on a blank key or model, or an address that is none.
     """
 
     def __init__(
         self,
         *,
-        api_key: str,
-        model: str,
+        api_key: str | Secret | None = None,
+        model: str | None = None,
         base_url: str | None = None,
+        azure_endpoint: str | None = None,
+        api_version: str | None = None,
+        azure_deployment: str | None = None,
         http_client: httpx2.AsyncClient | None = None,
         extra_body: Mapping[str, Any] | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        self._set_up(_endpoint(api_key, base_url, http_client, max_connections), model, extra_body)
+        model = _named(model, azure_deployment)
+        address = find_address(
+            model=model,
+            base_url=base_url,
+            azure_endpoint=azure_endpoint,
+            api_version=api_version,
+            azure_deployment=azure_deployment,
+            environ=os.environ,
+        )
+        if api_key is None and base_url is None:
+            variable = "AZURE_OPENAI_API_KEY" if address.azure else "OPENAI_API_KEY"
+            api_key = os.environ.get(variable, "").strip() or None
+            if api_key is None:
+                raise ValueError(f"api_key is missing: give it, or set {variable}")
+        key = _key(api_key)
+        sdk = open_sdk(address, http_client, max_connections)
+        self._set_up(_Endpoint(sdk, address, owned=http_client is None), key, model, extra_body)
 
-    def _set_up(self, endpoint: _Endpoint, model: str, extra_body: Mapping[str, Any] | None) -> None:
-        if not isinstance(model, str) or not model.strip():
-            raise ValueError('model is blank; name one, for instance "gpt-4o-mini"')
+    @classmethod
+    def from_env(cls, *, model: str | None = None) -> Self:
+        """A client for what the environment names: `OPENAI_API_KEY`, `OPENAI_BASE_URL` and `OPENAI_MODEL`; or
+        `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `OPENAI_API_VERSION` and `AZURE_OPENAI_DEPLOYMENT`.
+
+        `model` goes before the environment's; without either it is gpt-4o-mini, except on Azure, where deployments have
+        names of their own. Raises `ValueError`, naming the variable.
+        """
+        azure = bool(os.environ.get("AZURE_OPENAI_ENDPOINT", "").strip())
+        names = ("AZURE_OPENAI_DEPLOYMENT", "OPENAI_MODEL") if azure else ("OPENAI_MODEL",)
+        found = (os.environ.get(name, "").strip() for name in names)
+        model = model or next(filter(None, found), None if azure else DEFAULT_MODEL)
+        if model is None:
+            raise ValueError("AZURE_OPENAI_DEPLOYMENT is missing; set it to the name of the deployment")
+        return cls(model=model)
+
+    def _set_up(self, endpoint: _Endpoint, key: Key, model: str, extra_body: Mapping[str, Any] | None) -> None:
         self.model = model
         self._endpoint = endpoint
+        self._key = key
+        self._headers: tuple[str, dict[str, Any]] = ("", {})
         self._extra_body = dict(extra_body or {})
         self._on_close: Callable[[_Endpoint], Any] | None = None
         self._closed = False
@@ -186,7 +210,17 @@ class OpenAIClient:
         endpoint.clients += 1
 
     def __repr__(self) -> str:
-        return f"OpenAIClient(model={self.model!r}, base_url={str(self._endpoint.sdk.base_url)!r})"
+        return f"OpenAIClient(model={self.model!r}, base_url={self._endpoint.address.url!r})"
+
+    @property
+    def needs_secrets(self) -> str | None:
+        """The name of the secret that is this client's key, while nobody has said how to look secrets up."""
+        return self._key.name if self._key.needs_resolver else None
+
+    def use_secrets(self, resolver: SecretResolver) -> None:
+        """Says how the key is looked up when it is a `Secret`; `Supervisor` does so with `MirrorConfig.secrets`. The
+        first to say so counts."""
+        self._key.use(resolver)
 
     async def complete_json(
         self, *, system: str, user: str, schema_name: str, schema: dict[str, Any], max_tokens: int, timeout_s: float
@@ -234,6 +268,7 @@ class OpenAIClient:
         await self._idle.wait()
         if already:
             return
+        self._key.cancel()
         self._endpoint.clients -= 1
         if self._on_close is not None:
             self._on_close(self._endpoint)
@@ -244,11 +279,18 @@ class OpenAIClient:
         known = self._endpoint.dialects.get(self.model, _Dialect())
         dialect, tries = known, 0
         refusal: _Rejected | None = None
+        renewed = False
+        key = await self._by(deadline, self._key.value())
         while True:
             body = make_body(dialect)
             try:
-                answer = await self._post(body, deadline)
+                answer = await self._post(body, key, deadline)
             except _Rejected as error:
+                if error.status == 401 and not renewed:
+                    renewed, newer = True, await self._by(deadline, self._key.renewed(key))
+                    if newer is not None:
+                        key = newer
+                        continue
                 changed = _adapted(dialect, error) if error.status in ADAPTABLE_STATUSES else None
                 if changed is not None:
                     # Kept for the message: what went wrong at first says more than what the last guess led to.
@@ -268,6 +310,14 @@ class OpenAIClient:
                     self._endpoint.dialects[self.model] = dialect
                     logger.info("model %s is asked differently from now on: %s", self.model, dialect)
                 return answer
+
+    @staticmethod
+    async def _by(deadline: float, key: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await key
+        except TimeoutError as error:
+            raise LLMTimeout("the API key could not be looked up in time") from error
 
     async def _may_retry(self, tries: int, deadline: float, at_least_s: float) -> bool:
         """Waits for the next try. False when there is none, or no time for it."""
@@ -301,12 +351,18 @@ class OpenAIClient:
             body["temperature"] = 0
         return {**body, **self._extra_body}
 
-    async def _post(self, body: dict[str, Any], deadline: float) -> Any:
+    async def _post(self, body: dict[str, Any], key: str, deadline: float) -> Any:
         import openai
 
+        if self._headers[0] != key:
+            self._headers = (key, auth_headers(self._endpoint.address, key))
+        # Half a surrogate pair, which no UTF-8 can hold, becomes a question mark instead of a question not asked.
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._endpoint.sdk.post("/chat/completions", body=body, cast_to=object)
+                return await self._endpoint.sdk.post(
+                    PATH, content=content, cast_to=object, options={"headers": self._headers[1]}
+                )
         except TimeoutError as error:
             raise LLMTimeout("the model did not answer in time") from error
         except openai.APIStatusError as error:
@@ -322,11 +378,31 @@ class OpenAIClient:
             raise LLMBadAnswer("the model's endpoint did not answer with JSON") from error
 
 
+def _named(model: str | None, azure_deployment: str | None) -> str:
+    for given, what in ((azure_deployment, "azure_deployment"), (model, "model")):
+        if given is not None and (not isinstance(given, str) or not given.strip()):
+            raise ValueError(f'{what} is blank; name one, for instance "gpt-4o-mini"')
+    named = model or azure_deployment
+    if named is None:
+        raise ValueError('model is missing; name one, for instance "gpt-4o-mini"')
+    return named
+
+
+def _key(api_key: str | Secret | None) -> Key:
+    if isinstance(api_key, Secret):
+        return Key(api_key)
+    if not isinstance(api_key, str) or not api_key.strip():
+        raise ValueError("api_key is blank; for a server that wants none, give any word")
+    if not api_key.strip().isascii() or not api_key.strip().isprintable():
+        raise ValueError("api_key has characters that no header can carry; check that it was copied whole")
+    return Key(api_key.strip())
+
+
 def _rejected(error: openai.APIStatusError) -> _Rejected:
     status = error.status_code
     # The server's own message may repeat the key or the conversation, so only its code is passed on.
     code = error.code or error.type or ""
-    named = f", {code}" if re.fullmatch(r"[a-z0-9_.-]{1,60}", code) else ""
+    named = f", {code}" if re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", str(code)) else ""
     hint = _HINTS.get(status, "the model's endpoint has a problem" if status >= 500 else "see the provider's manual")
     return _Rejected(
         f"the model's endpoint answered HTTP {status}{named}: {hint}",
@@ -347,7 +423,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float:
 
 def _adapted(dialect: _Dialect, error: _Rejected) -> _Dialect | None:
     """The next thing to try with an endpoint that refused a request, or None when nothing is left."""
-    if "model_not_found" in error.about:
+    if any(code in error.about for code in _FINAL_CODES):
         return None
     if "max_tokens" in error.about and dialect.token_field == "max_tokens":  # noqa: S105 - a field of the request
         return dialect | {"token_field": "max_completion_tokens"}
@@ -368,6 +444,8 @@ def _result(answer: Any, max_tokens: int) -> LLMResult:
         raise LLMBadAnswer("the model's endpoint answered with something that is no chat completion") from error
     if finish == "length":
         raise LLMBadAnswer(f"the model's answer was cut off at {max_tokens} tokens; allow it more")
+    if finish == "content_filter":
+        raise LLMBadAnswer("the provider's content filter held the model's answer back")
     if refused:
         raise LLMBadAnswer("the model declined to answer")
     if not isinstance(content, str) or not content.strip():
@@ -408,7 +486,7 @@ def _count(value: Any) -> int:
 
 
 class OpenAIPool:
-    """OpenAI clients for a process that serves many policies: one set of connections per (base_url, key).
+    """OpenAI clients for a process that serves many policies: one set of connections per (address, key).
 
         pool = OpenAIPool()
         llm = pool.client(api_key=..., model=..., base_url=...)   # cheap; as many as there are calls
@@ -416,7 +494,8 @@ class OpenAIPool:
         await pool.aclose()
 
     An endpoint that no open client uses is closed after `idle_s` seconds, when the pool is next used. `http_client`
-    makes the HTTP client of a new endpoint; the pool closes it.
+    makes the HTTP client of a new endpoint; the pool closes it. The environment is never looked at: the keys are
+    tenants', and the environment is the operator's.
     """
 
     def __init__(
@@ -424,23 +503,39 @@ class OpenAIPool:
     ) -> None:
         self._make_http_client = http_client
         self._idle_s = idle_s
-        self._endpoints: dict[tuple[str | None, str], _Endpoint] = {}
+        self._endpoints: dict[tuple[Address, str], _Endpoint] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def client(
-        self, *, api_key: str, model: str, base_url: str | None = None, extra_body: Mapping[str, Any] | None = None
+        self,
+        *,
+        api_key: str,
+        model: str | None = None,
+        base_url: str | None = None,
+        azure_endpoint: str | None = None,
+        api_version: str | None = None,
+        azure_deployment: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> OpenAIClient:
-        """A client on the shared connections of (base_url, key). Needs a running event loop. Errors as OpenAIClient."""
+        """A client on the shared connections of (address, key). Needs a running event loop. Arguments and errors as
+        OpenAIClient's, but the key is one, and without an address it is OpenAI's own."""
         self._close_idle()
-        key = (base_url, api_key)
-        endpoint = self._endpoints.get(key)
+        model = _named(model, azure_deployment)
+        address = find_address(
+            model=model,
+            base_url=base_url,
+            azure_endpoint=azure_endpoint,
+            api_version=api_version,
+            azure_deployment=azure_deployment,
+        )
+        key = _key(api_key)
+        endpoint = self._endpoints.get((address, api_key))
         if endpoint is None:
             http_client = self._make_http_client() if self._make_http_client else None
-            endpoint = _endpoint(api_key, base_url, http_client, MAX_CONNECTIONS)
-            endpoint.owned = True
-            self._endpoints[key] = endpoint
+            endpoint = _Endpoint(open_sdk(address, http_client, MAX_CONNECTIONS), address, owned=True)
+            self._endpoints[address, api_key] = endpoint
         client = OpenAIClient.__new__(OpenAIClient)
-        client._set_up(endpoint, model, extra_body)
+        client._set_up(endpoint, key, model, extra_body)
         client._on_close = self._released
         return client
 
