@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInfo, field_validator, model_validator
 
-from supervision.engine.llm.protocol import LLMClient
+from supervision.engine.llm.protocol import LLMClient, LogprobClient
 
 Severity = Literal["low", "medium", "high"]
 
@@ -41,6 +41,7 @@ TurnClass = Literal[
 # Long enough for the longest policies seen (a hundred rules), short enough that no policy can fill a judge's context.
 MAX_RULES = 500
 MAX_RULE_CHARS = 4_000
+MAX_STATEMENT_CHARS = 300
 MAX_PROMPT_CHARS = 100_000
 MAX_TENANT_CHARS = 200
 MAX_BUFFER_TEXT_CHARS = 80
@@ -53,12 +54,17 @@ Millis = Annotated[int, Field(strict=True)]
 
 
 class Rule(BaseModel):
-    """One rule of a policy, in plain language: `text`, and how bad it is to break it (`severity`)."""
+    """One rule of a policy, in plain language: `text`, and how bad it is to break it (`severity`).
+
+    `statement` says what is true of a turn that breaks the rule ("The agent confirms a refund."); `scoring="logprob"`
+    asks about it. Without one, the engine makes one from `text`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     text: str = Field(max_length=MAX_RULE_CHARS)
     severity: Severity = "medium"
+    statement: str | None = Field(default=None, max_length=MAX_STATEMENT_CHARS)
 
     @field_validator("text")
     @classmethod
@@ -66,6 +72,15 @@ class Rule(BaseModel):
         if not text.strip():
             raise ValueError("the rule is blank; write what the agent must or must not do, or remove it")
         return text.strip()
+
+    @field_validator("statement")
+    @classmethod
+    def _statement_says_something(cls, statement: str | None) -> str | None:
+        if statement is not None and not statement.strip():
+            raise ValueError(
+                'the statement is blank; write one, such as "The agent confirms a refund.", or leave it out'
+            )
+        return statement and " ".join(statement.split())
 
 
 if TYPE_CHECKING:
@@ -165,6 +180,15 @@ class PolicyConfig(BaseModel):
             raise ValueError("the prompt is blank; write one, or leave it out and give policies")
         return value
 
+    @field_validator("scoring")
+    @classmethod
+    def _scoring_fits_the_prompt(cls, value: str, info: ValidationInfo) -> str:
+        if value == "logprob" and info.data.get("judging_prompt") is not None:
+            raise ValueError(
+                '"logprob" asks about one rule at a time: give policies, or use "json" with a judging_prompt'
+            )
+        return value
+
     @field_validator("buffer_text")
     @classmethod
     def _buffer_text_says_something(cls, value: str | None) -> str | None:
@@ -213,7 +237,7 @@ class MirrorConfig(PolicyConfig):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     llm: Annotated[LLMClient, SkipValidation]
-    """The model that judges and writes corrections. `Supervisor.aclose` closes it."""
+    """The model that judges and writes corrections. `Supervisor.aclose` closes it, if it has an `aclose`."""
     tenant_id: str | None = Field(default=None, max_length=MAX_TENANT_CHARS)
     """Whose calls these are: passed on in `SupervisorContext`, and part of the key of a call's state."""
     secrets: Annotated[Secrets | None, SkipValidation] = None
@@ -225,9 +249,29 @@ class MirrorConfig(PolicyConfig):
     def _llm_can_be_asked(cls, value: Any) -> Any:
         if isinstance(value, type) or not isinstance(value, LLMClient):
             raise ValueError(
-                "give an LLM client, an object with `async complete_json(...)` and `async aclose()`, "
+                "give an LLM client, an object with `async complete_json(...)`, "
                 f'such as OpenAIClient(api_key=..., model="gpt-4o-mini"); got {type(value).__name__}'
             )
+        return value
+
+    @field_validator("llm")
+    @classmethod
+    def _llm_tells_probabilities(cls, value: LLMClient, info: ValidationInfo) -> LLMClient:
+        if info.data.get("scoring") == "logprob" and not isinstance(value, LogprobClient):
+            raise ValueError(
+                'scoring="logprob" needs an LLM client that tells token probabilities, with `async '
+                f'first_token_logprobs(...)`, as OpenAIClient has; {type(value).__name__} has none: use scoring="json"'
+            )
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _secrets_can_be_looked_up(cls, value: Secrets | None, info: ValidationInfo) -> Secrets | None:
+        if value is not None and not callable(value):
+            raise ValueError(f"give a function from a secret's name to the secret; got {type(value).__name__}")
+        wanted = getattr(info.data.get("llm"), "needs_secrets", None)
+        if value is None and isinstance(wanted, str):
+            raise ValueError(f"the LLM client's key is Secret({wanted!r}); give a function that looks it up")
         return value
 
     @classmethod

@@ -44,6 +44,7 @@ from supervision.engine.context import (
 from supervision.engine.intervention.generator import CorrectionWriter, OnCandidate
 from supervision.engine.intervention.templates import buffer_lines, correction_lines, opener_lines
 from supervision.engine.llm.deadline import DeadlineAsker
+from supervision.engine.llm.protocol import close_client
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, CompiledPolicy, compile_policy
 from supervision.engine.scorer.llm import LLMScorer
 from supervision.engine.scorer.pregate import PreGate
@@ -95,6 +96,8 @@ class Supervisor:
 
         self.is_irreversible: Callable[[ToolCallIntent], bool] = is_irreversible
         self.pregate = PreGate(config)
+        if config.secrets is not None and callable(use_secrets := getattr(config.llm, "use_secrets", None)):
+            use_secrets(config.secrets)
         self._asker = DeadlineAsker(config.llm)
         self.scorer = LLMScorer(self._asker, self.policy, config, is_irreversible)
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)
@@ -148,9 +151,9 @@ class Supervisor:
         return await call.judged_with_tools(payload)
 
     async def aclose(self) -> None:
-        """Waits for questions under way, then closes the LLM client. The state store is not closed."""
+        """Waits for questions under way, then closes the LLM client if it can be. The state store is not closed."""
         await self._asker.aclose()
-        await self.config.llm.aclose()
+        await close_client(self.config.llm)
 
 
 @dataclass(slots=True)

@@ -263,7 +263,7 @@ class OpenAIClient:
                 self._idle.set()
 
     async def aclose(self) -> None:
-        """See `LLMClient.aclose`. Connections that other clients of a pool share stay open for them."""
+        """Closes it, see `LLMClient`. Connections that other clients of a pool share stay open for them."""
         already, self._closed = self._closed, True
         await self._idle.wait()
         if already:

@@ -51,9 +51,11 @@ class LLMResult:
 
 @runtime_checkable
 class LLMClient(Protocol):
-    """A language model that answers in JSON. Bring your own by implementing these two methods.
+    """A language model that answers in JSON. Bring your own by implementing this one method.
 
-    Instances are shared by all calls of a process and must allow any number of concurrent questions.
+    Instances are shared by all calls of a process and must allow any number of concurrent questions. A client that has
+    something to close has `async def aclose(self) -> None` besides: `Supervisor.aclose` calls it. It releases
+    connections; questions under way are answered first, later ones raise `LLMClosed`; and it may be called twice.
     """
 
     async def complete_json(
@@ -69,9 +71,12 @@ class LLMClient(Protocol):
         """
         ...
 
-    async def aclose(self) -> None:
-        """Releases connections. Questions under way are answered first; later ones raise `LLMClosed`. Idempotent."""
-        ...
+
+async def close_client(llm: LLMClient) -> None:
+    """Closes a client that can be closed, see `LLMClient`. Raises what its `aclose` raises."""
+    aclose = getattr(llm, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pydantic
 
 from supervision.engine.config import MAX_RULES, MirrorConfig
-from supervision.engine.llm.protocol import LLMClient
+from supervision.engine.llm.protocol import LLMClient, close_client
 from supervision.engine.replay.recordings import RecordedCall, RecordingError, read_calls
 from supervision.engine.replay.report import Prices, as_csv, as_table, details, is_labelled, summarize
 from supervision.engine.replay.runner import Replayed, question_count, replay
@@ -92,7 +92,7 @@ async def _replay(options: argparse.Namespace, calls: Sequence[RecordedCall]) ->
                 on_progress=progress.update,
             )
     finally:
-        await llm.aclose()
+        await close_client(llm)
 
 
 def _client(options: argparse.Namespace) -> LLMClient:

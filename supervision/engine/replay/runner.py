@@ -24,7 +24,14 @@ from supervision.engine.context import (
     Verdict,
 )
 from supervision.engine.llm.deadline import DeadlineAsker
-from supervision.engine.llm.protocol import FirstToken, LLMClient, LLMError, LLMResult, LogprobClient
+from supervision.engine.llm.protocol import (
+    FirstToken,
+    LLMClient,
+    LLMError,
+    LLMResult,
+    LogprobClient,
+    close_client,
+)
 from supervision.engine.policy.compiler import MAX_HISTORY_ENTRIES
 from supervision.engine.replay.recordings import Label, RecordedCall, RecordedTurn
 from supervision.engine.scorer.pregate import PreGate, PreGateDecision
@@ -131,7 +138,7 @@ class _Watched:
         return answer
 
     async def aclose(self) -> None:
-        await self._llm.aclose()
+        await close_client(self._llm)
 
 
 class _WatchedLogprobs(_Watched):
