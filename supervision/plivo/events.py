@@ -9,6 +9,7 @@ Source: Plivo's "Stream Event Protocol"; field types are those that every known 
 
 from __future__ import annotations
 
+import binascii
 import json
 import re
 from typing import Any, Final
@@ -43,6 +44,15 @@ def base64_length(text: str, start: int, end: int) -> int:
     """Number of bytes that the base64 in ``text[start:end]`` decodes to, without decoding it."""
     padding = 2 if text.startswith("==", end - 2) else 1 if text.startswith("=", end - 1) else 0
     return max(0, (end - start) * 3 // 4 - padding)
+
+
+def payload(text: str) -> bytes:
+    """The audio of a media or playAudio frame; empty when there is none, or it is not base64."""
+    start, end = payload_span(text)
+    try:
+        return binascii.a2b_base64(text[start:end])
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def dump(frame: dict[str, Any]) -> str:

@@ -436,7 +436,7 @@ class SupervisedCall:
 
     def _caller_speaks(self) -> bool:
         detector = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
-        return any([detector.push(_payload(text)) for text in list(self.relay.recent_inbound)][-1:])
+        return any([detector.push(plivo_events.payload(text)) for text in list(self.relay.recent_inbound)][-1:])
 
     # ------------------------------------------------------------------ intervening
 
@@ -490,7 +490,7 @@ class SupervisedCall:
 
         def tap(text: str) -> None:
             need = BARGE_IN_WITH_CLEAR_MS if running.agent_cleared else None
-            if barge_in.push(_payload(text), need_ms=need):
+            if barge_in.push(plivo_events.payload(text), need_ms=need):
                 running.interrupt()
 
         self.relay.inbound_tap = tap
@@ -1066,16 +1066,6 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         raise
     except Exception:
         logger.exception("Supervising a call failed; the call goes on")
-
-
-def _payload(text: str) -> bytes:
-    import binascii
-
-    start, end = plivo_events.payload_span(text)
-    try:
-        return binascii.a2b_base64(text[start:end])
-    except (binascii.Error, ValueError):
-        return b""
 
 
 def _words(text: str) -> list[str]:
