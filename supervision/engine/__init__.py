@@ -14,6 +14,7 @@ from supervision.engine.context import (
     Usage,
     Verdict,
 )
+from supervision.engine.environment import ConfigError
 from supervision.engine.scorer.tool_gate import ToolDenied
 from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.supervisor import CallSupervisor, Supervisor
@@ -22,6 +23,7 @@ from supervision.engine.tool_loop import AgentModelError, LoopResult, ToolNotRun
 __all__ = [
     "AgentModelError",
     "CallSupervisor",
+    "ConfigError",
     "Correction",
     "HistoryEntry",
     "JudgingState",

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from supervision.engine.llm.protocol import LLMClient, LogprobClient
 
@@ -254,6 +264,13 @@ class MirrorConfig(PolicyConfig):
             )
         return value
 
+    @field_validator("tenant_id")
+    @classmethod
+    def _tenant_is_named(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the id is blank; give one, or leave it out")
+        return value
+
     @field_validator("llm")
     @classmethod
     def _llm_tells_probabilities(cls, value: LLMClient, info: ValidationInfo) -> LLMClient:
@@ -293,3 +310,32 @@ class MirrorConfig(PolicyConfig):
         if taken:
             raise ValueError(f"a stored config cannot set {', '.join(sorted(taken))}")
         return cls(**{**config, "policies": tuple(rules), "llm": llm, "tenant_id": tenant_id})
+
+    @classmethod
+    def from_env(
+        cls,
+        env: Mapping[str, str] | None = None,
+        *,
+        llm: LLMClient | None = None,
+        secrets: Secrets | None = None,
+        prefix: str = "MIRROR_",
+    ) -> Self:
+        """Builds the configuration from environment variables (`os.environ` unless `env` is given).
+
+        Each field is `prefix` and its name: `MIRROR_INTERVENTION_THRESHOLD=0.8`, `MIRROR_TIERED_SCORING_ENABLED=false`,
+        `MIRROR_IRREVERSIBLE_TOOLS=place_order,charge_card`. `MIRROR_POLICIES` is a JSON list or one rule a line;
+        `MIRROR_POLICIES_FILE` and `MIRROR_JUDGING_PROMPT_FILE` name files instead. The model is `llm`, else
+        `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `AZURE_OPENAI_DEPLOYMENT` and `OPENAI_API_VERSION`, else
+        `OPENAI_API_KEY`, `OPENAI_MODEL` (or `MIRROR_MODEL`) and `OPENAI_BASE_URL`. Blank variables count as not set.
+
+        Raises `ConfigError` (a `ValueError`), which names the variable and the field and repeats no value.
+        """
+        from supervision.engine import environment
+
+        values = os.environ if env is None else env
+        fields = environment.fields_from(values, cls.model_fields, prefix)
+        client = environment.client_from(values, prefix) if llm is None else llm
+        try:
+            return cls(**fields, llm=client, secrets=secrets)
+        except ValidationError as error:
+            raise environment.explained(error, prefix) from error
