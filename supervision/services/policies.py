@@ -98,8 +98,29 @@ def _checked(
             else:
                 messages.setdefault(str(field), []).append(problem["msg"])
         raise ValidationError(messages) from error
+    _refuse_what_a_relayed_call_cannot_do(checked)
     stored = checked.model_dump(mode="json", include={"policies", *config})
-    stored_rules = stored.pop("policies")
+    stored_rules = [
+        {name: value for name, value in rule.items() if value is not None} for rule in stored.pop("policies")
+    ]
     if any("\x00" in rule["text"] for rule in stored_rules):
         raise ValidationError({"rules": "A rule contains the character U+0000, which PostgreSQL cannot store."})
     return stored_rules, stored
+
+
+def _refuse_what_a_relayed_call_cannot_do(config: PolicyConfig) -> None:
+    """Raises ValidationError for what the engine does in an agent's own process, and a relayed call does not do yet: it
+    would be stored, shown and never happen."""
+    messages: dict[str, list[str]] = {}
+    if config.delivery != "stream_first":
+        messages["delivery"] = [
+            f"Calls through Mirror's stream cannot hold turns yet ({config.delivery}); leave it at stream_first."
+        ]
+    if config.hold_budget_ms != PolicyConfig.model_fields["hold_budget_ms"].default:
+        messages["hold_budget_ms"] = ["Calls through Mirror's stream cannot hold turns yet; leave it out."]
+    if config.streaming_mode:
+        messages["streaming_mode"] = [
+            "Calls through Mirror's stream judge whole turns (mirror.turn) so far; leave it at false."
+        ]
+    if messages:
+        raise ValidationError(messages)
