@@ -6,6 +6,8 @@
         ...
         assert llm.requests[0].question.agent_text == "Your refund is on its way."
 
+Asked for token probabilities (`logprobs`) it gives those of yes and no, as sure as `believe(fn)` says.
+
 Who decides what it answers: `judge(fn)` for turns, `gate(fn)` for tool calls, `correct(fn)` for correction texts,
 `derive(fn)` for the rules of an agent's prompt, `answer(fn)` for everything at once. How it answers (delays, hangs,
 HTTP errors, garbage, broken bodies) is a `Behaviour`: `behave(...)` for all requests, `once(...)` for the next ones
@@ -22,6 +24,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -54,6 +57,8 @@ class Question:
     tool_calls: list[dict[str, Any]]
     history: list[dict[str, Any]]
     body: dict[str, Any]
+    statement: str = ""
+    """What follows the JSON object in the user message."""
 
 
 @dataclass
@@ -147,6 +152,8 @@ class LLMStandIn:
         self._correct: Rule = lambda _question: DEFAULT_CORRECTION
         self._derive: Rule = lambda _question: []
         self._answer: Rule | None = None
+        self._believe: Rule = lambda _question: 0.01
+        self._tells_logprobs = True
         self._refuses_schema: int | None = None
         self._refuses: set[str] = set()
         self._released = asyncio.Event()
@@ -175,6 +182,15 @@ class LLMStandIn:
         """Derives policies. `rule` gets the Question (`question.user["agent_prompt"]`) and returns a list of rules,
         each with `text` and `citation`; `severity` is medium unless given. By default there are none."""
         self._derive = rule
+
+    def believe(self, rule: Rule) -> None:
+        """Says how likely yes is as the first token. `rule` gets the Question, whose `statement` is what is asked about,
+        and returns a probability, or the logarithms of all tokens' probabilities by token."""
+        self._believe = rule
+
+    def withhold_logprobs(self) -> None:
+        """Leaves the probabilities out of answers, as some models do."""
+        self._tells_logprobs = False
 
     def answer(self, rule: Rule | None) -> None:
         """Decides everything: `rule` returns the message's content, as a string or as something for json.dumps."""
@@ -369,9 +385,15 @@ class LLMStandIn:
         return None
 
     async def _completion(self, recorded: Recorded, behaviour: Behaviour) -> bytes:
-        content = behaviour.content
-        if content is None and recorded.question is not None:
+        content, logprobs = behaviour.content, None
+        if recorded.body.get("logprobs") and recorded.question is not None:
+            logprobs = await self._logprobs(recorded.question)
+            content = content or logprobs["content"][0]["token"]
+        elif content is None and recorded.question is not None:
             content = await self._content(recorded.question)
+        choice = {"index": 0, "finish_reason": "stop"}
+        if logprobs is not None:
+            choice = {"index": 0, "finish_reason": "length", "logprobs": logprobs if self._tells_logprobs else None}
         message = behaviour.message or {"role": "assistant", "content": content}
         return json.dumps(
             {
@@ -379,10 +401,20 @@ class LLMStandIn:
                 "object": "chat.completion",
                 "created": int(time.time()),
                 "model": recorded.body["model"],
-                "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                "choices": [{**choice, "message": message}],
                 "usage": behaviour.usage if behaviour.usage is not None else self.usage,
             }
         ).encode()
+
+    async def _logprobs(self, question: Question) -> dict[str, Any]:
+        """What `choices[0].logprobs` is for an answer of one token."""
+        believed = await _maybe_await(self._believe(question))
+        if isinstance(believed, int | float):
+            yes = min(max(float(believed), 1e-9), 1 - 1e-9)
+            believed = {"yes": math.log(yes * 0.9), " Yes": math.log(yes * 0.1), "no": math.log(1 - yes)}
+        ranked = sorted(believed.items(), key=lambda item: -item[1])[: question.body["top_logprobs"]]
+        top = [{"token": token, "logprob": logprob, "bytes": list(token.encode())} for token, logprob in ranked]
+        return {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
 
     async def _content(self, question: Question) -> str:
         if self._answer is not None:
@@ -427,6 +459,11 @@ def _take_apart(raw: bytes) -> tuple[Any, Question | None, str | None]:
         return body, None, "Invalid type for 'messages'."
     if body.get("stream"):
         return body, None, "the stand-in does not stream"
+    top = body.get("top_logprobs", 0)
+    if not isinstance(top, int) or not 0 <= top <= 20:
+        return body, None, "Invalid value for 'top_logprobs': an integer from 0 to 20 is expected."
+    if top and body.get("logprobs") is not True:
+        return body, None, "'logprobs' must be true to use 'top_logprobs'."
     wanted = body.get("response_format", {"type": "text"})
     if not isinstance(wanted, dict) or wanted.get("type") not in ("text", "json_object", "json_schema"):
         return body, None, "Invalid value for 'response_format.type'."
@@ -442,9 +479,9 @@ def _take_apart(raw: bytes) -> tuple[Any, Question | None, str | None]:
         name = max(SCHEMA_NAMES, key=system.rfind)
     users = [m["content"] for m in messages if m["role"] == "user"]
     try:
-        user = json.loads(users[-1]) if users else {}
+        user, end = json.JSONDecoder().raw_decode(users[-1]) if users else ({}, 0)
     except ValueError:
-        user = {}
+        user, end = {}, 0
     if not isinstance(user, dict):
         user = {}
     question = Question(
@@ -456,6 +493,7 @@ def _take_apart(raw: bytes) -> tuple[Any, Question | None, str | None]:
         tool_calls=user.get("tool_calls", []),
         history=user.get("history", []),
         body=body,
+        statement=users[-1][end:].strip() if users else "",
     )
     return body, question, None
 

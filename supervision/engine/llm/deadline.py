@@ -58,6 +58,11 @@ class DeadlineAsker:
         self._llm = llm
         self._running: set[asyncio.Task[Any]] = set()
 
+    @property
+    def llm(self) -> LLMClient:
+        """The client that is asked."""
+        return self._llm
+
     async def ask(
         self,
         *,

@@ -233,13 +233,14 @@ def compile_policy(config: PolicyConfig) -> CompiledPolicy:
     )
 
 
-def turn_message(payload: TurnPayload, irreversible: Iterable[bool]) -> str:
-    """The judge's user message for a turn. `irreversible` says it of each tool call, in order."""
+def turn_message(payload: TurnPayload, irreversible: Iterable[bool], *, history_first: bool = False) -> str:
+    """The judge's user message for a turn. `irreversible` says it of each tool call, in order. See `user_message`."""
     return user_message(
         customer_text=payload.customer_text,
         agent_text=payload.agent_text,
         tool_calls=zip(payload.tool_calls, irreversible, strict=True),
         history=payload.history,
+        history_first=history_first,
     )
 
 
@@ -250,10 +251,13 @@ def user_message(
     tool_calls: Iterable[tuple[ToolCallIntent, bool]] = (),
     history: Sequence[HistoryEntry] = (),
     verdict: Mapping[str, Any] | None = None,
+    history_first: bool = False,
 ) -> str:
     """A turn as one JSON object with the same four fields for every question.
 
     `verdict` is what a correction has to know; it becomes the last entry of the history, of role `verdict`, as JSON.
+
+    With `history_first`, what grows from turn to turn comes before what changes, for prompt caches.
 
     Bounded: of long texts and histories the end is kept, and arguments that are no JSON or too long become null.
     """
@@ -269,6 +273,8 @@ def user_message(
         ],
         "history": entries,
     }
+    if history_first:
+        message = {"history": message.pop("history"), **message}
     try:
         text = _encode(message)
     except (TypeError, ValueError, RecursionError):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervision.engine.config import PolicyConfig
-from supervision.engine.context import NO_USAGE, JudgingState, ToolCallIntent, TurnPayload, Verdict
+from supervision.engine.context import ToolCallIntent, TurnPayload, Verdict
 from supervision.engine.llm.deadline import DeadlineAsker, InvalidAnswer, exact_keys, score_of, text_of
-from supervision.engine.policy.compiler import MAX_TURN_CHARS, TURN_SCHEMA, CompiledPolicy, turn_message
+from supervision.engine.policy.compiler import TURN_SCHEMA, CompiledPolicy, turn_message
+from supervision.engine.scorer.protocol import not_asked
 
 MAX_REASON_CHARS = 1_000
 MAX_CORRECTION_CHARS = 500
@@ -19,19 +20,22 @@ _TURN_KEYS = frozenset(TURN_SCHEMA["properties"])
 
 
 @dataclass(frozen=True, slots=True)
-class _Judgement:
+class Judgement:
+    """A `mirror_turn` answer that validates. `rule` is the rule's number or text as the judge gave it."""
+
     score: float
     rule: Any
     reason: str
     correction: str
 
 
-def _judgement(answer: dict[str, Any]) -> _Judgement:
+def judgement(answer: dict[str, Any]) -> Judgement:
+    """Takes a `mirror_turn` answer apart. Raises `InvalidAnswer`."""
     exact_keys(answer, _TURN_KEYS)
     rule = answer["rule"]
     if rule is not None and (isinstance(rule, bool) or not isinstance(rule, str | int)):
         raise InvalidAnswer("rule has to be a string or null")
-    return _Judgement(
+    return Judgement(
         score_of(answer["score"]),
         rule,
         text_of(answer["reason"], "reason", MAX_REASON_CHARS),
@@ -59,13 +63,9 @@ class LLMScorer:
 
         Raises nothing but `asyncio.CancelledError`: what goes wrong is a verdict's state and detail.
         """
-        if not payload.agent_text.strip():
-            return self._verdict(payload, JudgingState.SKIPPED, "no speech")
-        if len(payload.agent_text) > MAX_TURN_CHARS:
-            detail = (
-                f"the turn has {len(payload.agent_text)} characters; at most {MAX_TURN_CHARS} can be judged at once"
-            )
-            return self._verdict(payload, JudgingState.FAILED, detail)
+        verdict = not_asked(payload, self._config)
+        if verdict is not None:
+            return verdict
         if timeout_s is None:
             timeout_s = self._config.semantic_review_timeout_s
         answer = await self._asker.ask(
@@ -75,7 +75,7 @@ class LLMScorer:
             schema=TURN_SCHEMA,
             max_tokens=self._config.judge_max_tokens,
             deadline=asyncio.get_running_loop().time() + timeout_s,
-            validate=_judgement,
+            validate=judgement,
         )
         judged = answer.value
         return Verdict(
@@ -90,7 +90,3 @@ class LLMScorer:
             usage=answer.usage,
             detail=answer.detail,
         )
-
-    def _verdict(self, payload: TurnPayload, state: JudgingState, detail: str) -> Verdict:
-        threshold = self._config.intervention_threshold
-        return Verdict(payload.turn_id, state, None, None, "", "", threshold, 0, NO_USAGE, detail)
