@@ -102,6 +102,8 @@ class _Turn:
 
     audio: TurnAudio
     payload: TurnPayload
+    index: int
+    """How many turns there were before it."""
     judged: asyncio.Event = field(default_factory=asyncio.Event)
     said: bool = False
     heard: Heard | None = None
@@ -137,6 +139,7 @@ class AttachedCall(CallSupervisor):
         self._media_format = media_format
         self._link: StreamLink | None = None
         self._turns: dict[str, _Turn] = {}
+        self._begun_turns = 0
         self._running: _Running | None = None
         self._ended = False
         self._over = asyncio.Event()
@@ -397,7 +400,8 @@ class AttachedCall(CallSupervisor):
         if known is not None:
             return known
         audio = TurnAudio(uuid4(), payload.turn_id, asyncio.get_running_loop().time(), text=payload.agent_text)
-        state = self._turns[payload.turn_id] = _Turn(audio, payload)
+        state = self._turns[payload.turn_id] = _Turn(audio, payload, self._begun_turns)
+        self._begun_turns += 1
         while len(self._turns) > MAX_TURNS_KEPT:
             self._turns.pop(next(iter(self._turns)))
         self._outlet.reported(audio)
@@ -609,11 +613,11 @@ class AttachedCall(CallSupervisor):
             # Of a tool call that was gated by itself, or of words that nobody reviewed here: nothing of it is said yet.
             state = self._turn_begins(TurnPayload("", "", turn_id=verdict.turn_id or self._number("turn")))
         audio = state.audio
-        newer = any(other.audio.reported_at > audio.reported_at for other in self._turns.values())
+        newer = any(other.index > state.index for other in self._turns.values())
         barge_in = self._barge_in_detector()
         plan, begins_at = self._outlet.plan(audio, newer=newer, caller_speaks=self._caller_speaks)
         overtaken = plan is Plan.REPLACE_HELD and any(
-            other.audio.started and other.audio.reported_at > audio.reported_at for other in self._turns.values()
+            other.audio.started and other.index > state.index for other in self._turns.values()
         )
         if plan is Plan.NOTE_ONLY or overtaken:
             self._note_only(verdict)
@@ -655,14 +659,10 @@ class AttachedCall(CallSupervisor):
 
     async def _hand_back(self, running: _Running) -> None:
         """Drop what was generated before the note; what was generated after it waits for its verdict."""
-        flagged, noted_at = running.turn.audio, running.noted_at
+        noted_at = running.noted_at
         if noted_at is None:
             noted_at = asyncio.get_running_loop().time()
-        later = [
-            state
-            for state in self._turns.values()
-            if state is not running.turn and state.audio.reported_at >= flagged.reported_at and not state.audio.muted
-        ]
+        later = [state for state in self._turns.values() if state.index > running.turn.index and not state.audio.muted]
         for state in later:
             if state.audio.reported_at < noted_at:
                 self._outlet.mute(state.audio)

@@ -227,7 +227,8 @@ class StreamOutlet:
     def plan(self, turn: TurnAudio, *, newer: bool, caller_speaks: Callable[[], bool]) -> tuple[Plan, float | None]:
         """See Outlet."""
         relay, now = self._open_relay, _now()
-        if relay.clock.end_at > now and relay.adopt_unreported(turn):
+        known = any((other.ends_at or 0.0) > now for other in relay.turns)
+        if relay.clock.end_at > now and not known and relay.adopt_unreported(turn):
             # The turn was reported after its audio had begun: what is audible is what was reported.
             return Plan.CUT_NOW, None
         return plan_for(relay, turn, now, newer=newer, caller_speaks=caller_speaks)
