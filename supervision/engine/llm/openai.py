@@ -528,6 +528,8 @@ class OpenAIPool:
             api_version=api_version,
             azure_deployment=azure_deployment,
         )
+        if isinstance(api_key, Secret):
+            raise ValueError("api_key: the pool needs the key itself, not a Secret; look it up first")
         key = _key(api_key)
         endpoint = self._endpoints.get((address, api_key))
         if endpoint is None:
