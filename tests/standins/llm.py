@@ -184,8 +184,8 @@ class LLMStandIn:
         self._derive = rule
 
     def believe(self, rule: Rule) -> None:
-        """Says how likely yes is as the first token. `rule` gets the Question, whose `statement` is what is asked about,
-        and returns a probability, or the logarithms of all tokens' probabilities by token."""
+        """Says how likely yes is as the first token. `rule` gets the Question, whose `statement` is what is asked
+        about, and returns a probability, or the logarithms of all tokens' probabilities by token."""
         self._believe = rule
 
     def withhold_logprobs(self) -> None:

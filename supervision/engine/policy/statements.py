@@ -63,7 +63,7 @@ _SECOND_VERB = re.compile(
     r"(?P<joint>\s+(?:or|and)\s+)(?P<verb>[a-z]+)(?P<rest>\s+(?:an?|the|any|that)\b.*)", re.IGNORECASE | re.DOTALL
 )
 # What follows is an explanation, or another rule.
-_BOUNDARY = re.compile(r"\s*(?:;|:|\s[-–—]\s|—|[.!?](?:\s|$)|\().*", re.DOTALL)
+_BOUNDARY = re.compile(r"\s*(?:[;:](?:\s|$)|\s[-–—]\s|—|[.!?](?:\s|$)|\().*", re.DOTALL)
 # Conditions that turn around when the rule does.
 _TURNS = re.compile(r"\b(?:unless|until|except|but|nor|only)\b", re.IGNORECASE)
 _NO_VERBS = frozenset(
