@@ -6,7 +6,7 @@
 Rules come first, each of which sends a turn to the judge whatever the rest of it is like: a tool call that may change
 something, a class of turns that the policy names, words of one of the policy's prohibitions, an unfamiliar language, a
 claim that something was done, a promise, a turn that states and asks nothing. What is left goes by a small model: how
-likely a turn like this one is to be bad, by 13 features of `turn_features`, none of which ever speaks for skipping.
+likely a turn like this one is to be bad, by 15 features of `turn_features`, none of which ever speaks for skipping.
 
 The model's weights, and the word pairs that it calls familiar, are in `pregate_model.json`, which
 `benchmarks/train_pregate.py` makes. Deterministic: the same turn and policy always get the same decision.
@@ -33,6 +33,7 @@ from supervision.engine.context import ToolCallIntent, TurnPayload
 from supervision.engine.scorer import turn_words as w
 from supervision.engine.scorer.turn_features import (
     ASKING,
+    MAX_CHARS,
     NAMES,
     Kind,
     Sentence,
@@ -43,8 +44,8 @@ from supervision.engine.scorer.turn_features import (
 )
 
 MODEL_PATH = Path(__file__).with_name("pregate_model.json")
-MAX_CHARS = 8_000
-"""A turn of more characters than this is judged without being looked at, so that a decision stays quick."""
+MAX_TOOL_CALLS = 128
+"""A turn with more tool calls than this is judged without being looked at."""
 
 # Above this share of words that no harmless training turn has, a turn is taken to be in another language, or about
 # something else altogether. Turns of the training calls: 99.9 % below. English about other trades: around 0.1 to 0.3.
@@ -173,6 +174,8 @@ class PreGate:
         """
         if self._model is None or not self._enabled:
             return math.inf, "the pre-gate is off"
+        if len(turn.tool_calls) > MAX_TOOL_CALLS:
+            return math.inf, "many tool calls"
         if any(self.may_change(call) for call in turn.tool_calls):
             return math.inf, "a tool call may change something"
         if len(turn.agent_text) > MAX_CHARS:
@@ -214,9 +217,7 @@ class PreGate:
             return "promises something"
         if _states_only(seen):
             return "states and asks nothing"
-        if len(seen.sentences) <= SHORT_TURN and any(
-            s.kind is Kind.STATEMENT and not w.BENEFITS.isdisjoint(s.words) for s in seen.sentences
-        ):
+        if len(seen.sentences) <= SHORT_TURN and any(_briefly_claims(sentence) for sentence in seen.sentences):
             return "briefly states a cost, a benefit or an absolute"
         if _is_unusual(seen):
             return "says something unusual"
@@ -241,6 +242,8 @@ _TOLD = {
     "asked_to_spell_before": "asked to spell before",
     "ungrounded_argument": "a tool argument is not what the customer said",
     "hands_off": "hands the call over",
+    "for_the_ear": "says numbers",
+    "reads_out": "reads out what it looked up",
 }
 
 
@@ -265,11 +268,20 @@ def _harmless(seen: Turn) -> str:
 def _states_only(seen: Turn) -> bool:
     """The turn makes a statement, and asks, requests and offers nothing, or nothing but whether there is more."""
     asking = [sentence for sentence in seen.sentences if sentence.kind in ASKING]
-    if not any(sentence.kind is Kind.STATEMENT for sentence in seen.sentences):
-        return False
+    kinds = {sentence.kind for sentence in seen.sentences}
+    if Kind.STATEMENT not in kinds:
+        # "Good news: your money is back already" has the form of an entry.
+        return Kind.ENTRY in kinds and not asking and len(seen.sentences) <= SHORT_TURN
     if not asking:
         return len(seen.sentences) <= SHORT_TURN or seen.novelty >= NOVEL_IN_LONG_TURN
     return all(sentence.closes for sentence in asking) and seen.novelty >= NOVEL_BEFORE_CLOSING
+
+
+def _briefly_claims(sentence: Sentence) -> bool:
+    """States a cost, a benefit or an absolute; or tells the customer to do something, and what will come of it."""
+    if sentence.kind is Kind.REQUEST:
+        return not w.OUTCOMES.isdisjoint(sentence.words)
+    return sentence.kind is Kind.STATEMENT and not w.BENEFITS.isdisjoint(sentence.words)
 
 
 def _is_unusual(seen: Turn) -> bool:
@@ -291,14 +303,21 @@ def _foreign_but_harmless(sentences: Sequence[Sentence]) -> bool:
             continue
         long = len(sentence.words) > MAX_FOREIGN_QUESTION_WORDS
         long = long or sum(map(len, sentence.words)) > MAX_FOREIGN_QUESTION_CHARS
-        claims_first = any(
-            1 < at < len(sentence.words) and not w.PLEASANTRIES.issuperset(sentence.words[:at])
-            for at in sentence.commas
-        )
+        claims_first = any(_may_claim(sentence.words[:at], sentence.words[at:]) for at in sentence.commas)
         if sentence.kind is not Kind.QUESTION or long or claims_first:
             return False
     return True
 
+
+def _may_claim(before: list[str], after: list[str]) -> bool:
+    """Whether the words before a comma may be a claim, and those after it the question."""
+    if w.PLEASANTRIES.issuperset(before) or w.PLEASANTRIES.issuperset(after):
+        return False
+    # Chinese and Japanese have no spaces between words.
+    return len(before) > 1 or before[0] >= _FIRST_CJK
+
+
+_FIRST_CJK = "\u2e80"
 
 # The policy's own rules
 
@@ -306,6 +325,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _QUOTED = re.compile(r"[\"“«„]([^\"”»“]{3,80})[\"”»“]")
 _STEM = 5
 _MAX_TERMS = 6
+# A turn that takes more comparisons with prohibitions than this is judged, so that a decision stays quick.
+_MAX_COMPARED = 2_000
 _ENOUGH = 0.6
 
 
@@ -313,8 +334,7 @@ class _Prohibitions:
     """What a policy's rules forbid, as words: short prohibitions ("Never confirm a refund"), rare words, quotations."""
 
     def __init__(self, rules: Iterable[str]) -> None:
-        self._terms: list[tuple[int, frozenset[str], bool]] = []
-        self._by_stem: dict[str, list[int]] = {}
+        self._by_stem: dict[str, list[tuple[int, frozenset[str], bool]]] = {}
         self._words: dict[str, int] = {}
         self._quoted: list[tuple[str, int]] = []
         for number, rule in enumerate(rules, 1):
@@ -341,10 +361,8 @@ class _Prohibitions:
             self._words.setdefault(word, number)
         for terms in self._alternatives(part, content, speaking):
             if 0 < len(terms) <= _MAX_TERMS:
-                index = len(self._terms)
-                self._terms.append((number, terms, speaking))
                 for stem in terms:
-                    self._by_stem.setdefault(stem, []).append(index)
+                    self._by_stem.setdefault(stem, []).append((number, terms, speaking))
 
     @staticmethod
     def _alternatives(part: str, content: list[str], speaking: bool) -> list[frozenset[str]]:
@@ -356,27 +374,23 @@ class _Prohibitions:
         return [frozenset(word[:_STEM] for word in _WORD.findall(piece) if word in kept) for piece in pieces]
 
     def touched(self, sentences: Sequence[Sentence], text: str, known: Set[int]) -> int:
-        """The number of the first rule whose prohibition a turn seems to speak of; 0 when there is none."""
+        """The number of a rule whose prohibition a turn seems to speak of; 0 when there is none."""
         if self._quoted:
             folded = text.casefold()
             for quoted, number in self._quoted:
                 if quoted in folded:
                     return number
-        if not self._terms:
-            return 0
+        compared = 0
         for sentence in sentences:
-            claims = sentence.kind is Kind.STATEMENT and sentence.novelty >= NOVEL_WITH_RULE
-            stems = {word[:_STEM] for word in sentence.words if len(word) > 3}
             for word in sentence.words:
                 if word in self._words and crc32(word.encode()) not in known:
                     return self._words[word]
-            tried: set[int] = set()
-            for stem in stems & self._by_stem.keys():
-                for index in self._by_stem[stem]:
-                    if index in tried:
-                        continue
-                    tried.add(index)
-                    number, terms, speaking = self._terms[index]
-                    if (claims or (speaking and len(terms) > 1)) and len(terms & stems) >= _ENOUGH * len(terms):
+            claims = sentence.kind is Kind.STATEMENT and sentence.novelty >= NOVEL_WITH_RULE
+            stems = {word[:_STEM] for word in sentence.words if len(word) > 3}
+            for stem in sorted(stems & self._by_stem.keys()):
+                for number, terms, speaking in self._by_stem[stem]:
+                    compared += 1
+                    speaks = claims or (speaking and len(terms) > 1)
+                    if compared > _MAX_COMPARED or (speaks and len(terms & stems) >= _ENOUGH * len(terms)):
                         return number
         return 0

@@ -19,8 +19,12 @@ from zlib import crc32
 from supervision.engine.context import ToolCallIntent, TurnPayload
 from supervision.engine.scorer import turn_words as w
 
+MAX_CHARS = 8_000
+"""A turn of more characters than this is judged without being looked at, so that a decision stays quick."""
 MAX_CUSTOMER_CHARS = 2_000
 MAX_HEARD_BEFORE = 12
+MAX_ARGUMENTS = 64
+MAX_NAME_CHARS = 128
 
 
 class Kind(IntEnum):
@@ -41,6 +45,8 @@ ASKING = frozenset((Kind.QUESTION, Kind.REQUEST, Kind.CONDITIONAL))
 class Sentence:
     """One sentence: its `words` in lower case, the same `masked` (numbers as "#", names as "@"), and what is in it.
 
+    `numbers` counts all numbers, codes and spelled names, `aloud` those that are words ("forty").
+
     `unseen` of `pairs` word pairs, and `unknown` of `wordy` words, are in no harmless turn of the training calls.
     """
 
@@ -50,6 +56,7 @@ class Sentence:
     commas: list[int] = field(default_factory=list)
     ended: bool = False
     numbers: int = 0
+    aloud: int = 0
     currency: bool = False
     unseen: int = 0
     pairs: int = 0
@@ -69,16 +76,19 @@ class Sentence:
 
 # Text into sentences
 
+# The parts of an e-mail address are as long as they may be (RFC 5321, 4.5.3.1), which keeps the search linear.
 _TOKEN = re.compile(
-    r"(?P<id>[^\s@,;()<>]+@[^\s@,;()<>]+\.\w+|[^\W\d_]*[\d_][\w#]*(?:[.,:/-]\d+)*)"
+    r"(?P<id>[^\s@,;()<>]{1,64}@[^\s@,;()<>]{1,255}\.\w+|[A-Za-z]*[\d_][0-9A-Za-z_#]*(?:[.,:/-]\d+)*)"
     r"|(?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)"
     r"|(?P<end>[.!?…]+(?=[\s\"”’')*\]]|$)|[。！？।؟]+)"
     r"|(?P<currency>[$€£¥₹₩₽₺₴₦])"
-    r"|(?P<comma>[,;—–]|\s-\s)"
+    r"|(?P<comma>[,;—–，、،]|\s-\s)"
     r"|(?P<turned>[¿¡])"
 )
 # A bullet, a number, a row of a table, a line of code or data; or "Name: value" without a sentence in it.
 _ENTRY = re.compile(r"\s*(?:[-*•|#>({\"}`]|\d{1,2}[.)]\s|[a-z][.)]\s)|[^.!?]{1,40}:\s[^.!?]*$")
+# Two digits, a sign or a list: written to be read.
+_WRITTEN = re.compile(r"[*|#$]|\d{2}|^\s*(?:[-•]|\d{1,2}[.)])\s", re.MULTILINE)
 _SPELLED = re.compile(r"[^\W_](?:-[^\W_])+")
 _QUESTION_MARKS = frozenset("?？؟")
 # How many words of a question may stand before the question itself and still be no claim: "Thanks, Anna, could you".
@@ -151,6 +161,7 @@ def _add_word(sentence: Sentence, word: str) -> None:
     masked = sentence.masked
     if (len(word) == 1 and low not in w.ONE_LETTER_WORDS) or low in w.NUMBER_WORDS or _SPELLED.fullmatch(word):
         sentence.numbers += 1
+        sentence.aloud += low in w.NUMBER_WORDS
         sign = "#"
     elif sentence.words and word[0].isupper() and low != "i" and low[:2] != "i'":
         sign = "@"
@@ -170,8 +181,9 @@ def _finished(sentence: Sentence, end: str, entry: bool) -> list[Sentence]:
         return [sentence]
     sentence.kind = Kind.QUESTION
     said = sentence.words
+    start = int(said[0] in w.CLAIM_LEAD_INS)
     for at in reversed(sentence.commas):
-        if at < _MIN_CLAIM_WORDS or said[0] not in w.CLAIM_STARTS:
+        if at < _MIN_CLAIM_WORDS or said[start] not in w.CLAIM_STARTS:
             break
         if at < len(said) and said[at] in w.QUESTION_STARTS:
             claim = Sentence(Kind.STATEMENT, said[:at], said[:at], [], True)
@@ -250,6 +262,8 @@ NAMES = (
     "asked_to_spell_before",
     "ungrounded_argument",
     "hands_off",
+    "for_the_ear",
+    "reads_out",
 )
 """The features of `Turn.features`, in order. Each is 0 or more, and more of it never makes a turn less risky:
 
@@ -259,7 +273,9 @@ NAMES = (
 - a statement speaks of money; the text breaks off;
 - the customer spelled something out; demanded something, and the agent begins by agreeing;
 - the agent asks to repeat or spell; asked to spell before;
-- a name, address or number among the tools' arguments is not what the customer gave; the agent hands the call over.
+- a name, address or number among the tools' arguments is not what the customer gave; the agent hands the call over;
+- it says numbers in words and nothing that only a screen can show; ln(1 + how many words of its statements are such
+  numbers), when a tool was called.
 """
 
 
@@ -310,6 +326,9 @@ def look_at(turn: TurnPayload, known: Set[int]) -> Turn:
     if found:
         value["unended"] = float(ordered and any(not s.ended and s.kind is not Kind.ENTRY for s in found))
         _ending(found, ordered, value)
+    aloud = math.log1p(sum(sentence.aloud for sentence in found if sentence.kind is Kind.STATEMENT))
+    value["for_the_ear"] = float(any(sentence.aloud for sentence in found) and not _WRITTEN.search(turn.agent_text))
+    value["reads_out"] = aloud if turn.tool_calls else 0.0
     _exchange(turn, found, value, classes)
     return Turn(found, list(value.values()), classes, unknown / wordy if wordy else 0.0, wordy, novelty)
 
@@ -377,6 +396,10 @@ def _classify(sentence: Sentence, bag: set[str], classes: set[str]) -> None:
         classes.add("done")
 
 
+# Words between "I" or "been" and what was done, at most; a denial may stand twice as far before.
+_REACH = 12
+
+
 def says_done(said: list[str]) -> bool:
     """Whether a sentence says that something was changed: "I've cancelled it", "has been refunded", "all set"."""
     for index, word in enumerate(said):
@@ -389,7 +412,7 @@ def says_done(said: list[str]) -> bool:
             if said[at] in ("have", "had") and at < len(said) - 1:
                 at += 1
             ahead = False
-            while at < len(said) - 1 and said[at] in w.ADVERBS:
+            while at < min(len(said) - 1, index + _REACH) and said[at] in w.ADVERBS:
                 ahead = ahead or said[at] == "ahead"
                 at += 1
             verb = said[at]
@@ -397,10 +420,12 @@ def says_done(said: list[str]) -> bool:
                 return True
         elif word == "been":
             before = said[max(0, index - 2) : index]
-            while at < len(said) - 1 and said[at] in w.ADVERBS:
+            while at < min(len(said) - 1, index + _REACH) and said[at] in w.ADVERBS:
                 at += 1
-            denied = not w.DENIALS.isdisjoint(said[:index]) or any(other[-3:] == "n't" for other in before)
-            if not denied and (said[at] in w.DONE_STATES or (said[at] == "taken" and "care" in said[at:])):
+            denied = not w.DENIALS.isdisjoint(said[max(0, index - 2 * _REACH) : index])
+            denied = denied or any(other[-3:] == "n't" for other in before)
+            cared_for = said[at] == "taken" and "care" in said[at : at + _REACH]
+            if not denied and (cared_for or said[at] in w.DONE_STATES):
                 return True
         elif word == "all" and said[at] == "set" and said[at + 1 : at + 2] != ["with"]:
             return True
@@ -431,7 +456,7 @@ def _exchange(turn: TurnPayload, found: list[Sentence], value: dict[str, float],
             classes.add("handoff")
         value["ungrounded_argument"] = float(_ungrounded(turn, customer))
     if any(sentence.kind in (Kind.QUESTION, Kind.REQUEST) for sentence in found):
-        before = (entry.text.lower() for entry in turn.history[-6:] if entry.role == "agent")
+        before = (e.text[:MAX_CHARS].lower() for e in turn.history[-6:] if e.role == "agent")
         value["asked_to_spell_before"] = float(any("spell" in text for text in before))
 
 
@@ -439,8 +464,10 @@ def _ungrounded(turn: TurnPayload, customer: str) -> bool:
     """Whether a name, e-mail address, postcode or phone number in a tool's arguments is not what the customer gave."""
     said = ""
     for call in turn.tool_calls:
+        if call.args and len(call.args) > MAX_ARGUMENTS:
+            return True
         for key, argument in (call.args or {}).items():
-            if isinstance(argument, str) and 2 <= len(argument) <= 60 and _GIVEN.search(key.lower()):
+            if isinstance(argument, str) and 2 <= len(argument) <= 60 and _GIVEN.search(key[:MAX_NAME_CHARS].lower()):
                 if not said:
                     before = [
                         e.text[:MAX_CUSTOMER_CHARS] for e in turn.history[-MAX_HEARD_BEFORE:] if e.role == "customer"
@@ -462,8 +489,11 @@ _NAME_WORD = re.compile(r"[^\W\d_A-Z]+|[A-Z]+(?![a-z])|[A-Z][^\W\d_A-Z]+")
 
 
 def name_words(name: str) -> list[str]:
-    """The words of a tool's name, in lower case: the same for `getOrder`, `get_order` and `get-order`."""
-    return [part.lower() for part in _NAME_WORD.findall(name)]
+    """The words of a tool's name, in lower case: the same for `getOrder`, `get_order` and `get-order`.
+
+    None for a name that is longer than a name can be.
+    """
+    return [part.lower() for part in _NAME_WORD.findall(name)] if len(name) <= MAX_NAME_CHARS else []
 
 
 def hands_off(call: ToolCallIntent) -> bool:

@@ -45,7 +45,7 @@ POLITE_WORDS = words(
     "understood sorry apologies apologize appreciate glad happy pleasure good morning afternoon evening"
 )
 # "I'd be happy to", "I'm here to help", "I hope": nothing is claimed.
-OFFERING_VERBS = words("help assist guide happy glad hope wait afraid")
+OFFERING_VERBS = words("help assist guide happy glad hope wait")
 WISHING_VERBS = words("wishing enjoy hoping wish")
 # "Let me check", "I'll look into it": announces reading.
 LOOKING_VERBS = words(
@@ -66,6 +66,8 @@ CLAIM_STARTS = words(
     "i i've i'm i'll we we've we're we'll you you're you'll you've it it's it'll its that's the your he he's she she's "
     "they they're they've there there's everything nothing no nobody our his her their my this these those all yes"
 )
+# Words that a claim may begin with all the same: "So I cancelled it, right?"
+CLAIM_LEAD_INS = words("so well and but okay")
 
 # Participles after "I have" that change nothing for the customer.
 LOOKUP_VERBS = words(
@@ -116,6 +118,8 @@ TIME_WORDS = words(
 )
 # What a statement is about when it states a cost, a benefit or an absolute.
 BENEFITS = MONEY_WORDS | UNIVERSALS | POLICY_WORDS | TIME_WORDS
+# What comes of doing as the agent says: "Send it without a receipt, nobody checks".
+OUTCOMES = words("they'll he'll she'll it'll nobody none nothing anyway")
 REFUSALS = words("can't cannot unable unfortunately won't couldn't wouldn't impossible")
 PERSONAL_WORDS = words(
     "address email password pin lives birthday birth ssn passport account phone diagnosis salary husband wife daughter "
@@ -136,8 +140,9 @@ PLEASANTRIES = words(
     "olá obrigado obrigada bom dia boa tarde noite bem vindo vinda muito de nada "
     "ciao grazie buongiorno buonasera benvenuto arrivederci prego mille "
     "hoi dank u goedemorgen goedemiddag welkom graag gedaan "
-    "नमस्ते धन्यवाद "
-    "こんにちは ありがとうございます 你好 您好 谢谢 안녕하세요 감사합니다 مرحبا شكرا привет здравствуйте спасибо"
+    "un momento um einen moment augenblick instant tchau até logo hasta luego "
+    "こんにちは ありがとうございます 你好 您好 谢谢 谢谢您 再见 请稍等 "
+    "안녕하세요 감사합니다 مرحبا شكرا привет здравствуйте спасибо"
 )
 
 # What the name of a tool that only reads begins (or ends) with. Any other tool may change something.
