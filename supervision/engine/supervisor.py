@@ -48,6 +48,7 @@ from supervision.engine.llm.protocol import close_client
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, CompiledPolicy, compile_policy
 from supervision.engine.scorer.llm import LLMScorer
 from supervision.engine.scorer.pregate import PreGate
+from supervision.engine.scorer.protocol import TurnScorer
 from supervision.engine.scorer.streaming import StreamedTurn
 from supervision.engine.scorer.tool_gate import BeforeAllow, FinishedTool, OnVerdict, ToolGate
 from supervision.engine.state.call_memory import CallMemory
@@ -99,8 +100,16 @@ class Supervisor:
         if config.secrets is not None and callable(use_secrets := getattr(config.llm, "use_secrets", None)):
             use_secrets(config.secrets)
         self._asker = DeadlineAsker(config.llm)
-        self.scorer = LLMScorer(self._asker, self.policy, config, is_irreversible)
+        self.scorer = self._make_scorer()
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)
+
+    def _make_scorer(self) -> TurnScorer:
+        config = self.config
+        if config.scoring == "logprob":
+            from supervision.engine.scorer.logprob import LogprobScorer
+
+            return LogprobScorer(self._asker, self.policy, config, self.is_irreversible)
+        return LLMScorer(self._asker, self.policy, config, self.is_irreversible)
 
     def call(self, context: SupervisorContext) -> CallSupervisor:
         """Starts supervising a call without its audio. The context's tenant is the configuration's unless it names one.

@@ -13,7 +13,7 @@ from supervision.engine.context import NO_USAGE, Correction, JudgingState, ToolC
 from supervision.engine.intervention.templates import primary_language
 from supervision.engine.llm.deadline import Answer, DeadlineAsker, InvalidAnswer, exact_keys, text_of
 from supervision.engine.policy.compiler import CORRECTION_SCHEMA, CompiledPolicy, user_message
-from supervision.engine.scorer.llm import LLMScorer
+from supervision.engine.scorer.protocol import TurnScorer
 
 # What six seconds of speech hold.
 MAX_WORDS = 20
@@ -88,7 +88,7 @@ class CorrectionWriter:
     def __init__(
         self,
         asker: DeadlineAsker,
-        scorer: LLMScorer,
+        scorer: TurnScorer,
         policy: CompiledPolicy,
         config: PolicyConfig,
         irreversible: Callable[[ToolCallIntent], bool],
@@ -136,7 +136,7 @@ class CorrectionWriter:
             usage += judged.usage
             if judged.state is not JudgingState.JUDGED:
                 return f"could not be judged: {judged.detail}"
-            return f"breaks a rule itself: {judged.rule}" if judged.should_intervene else None
+            return f"breaks a rule itself: {judged.rule}" if judged.violates else None
 
         async def suggest() -> str | None:
             problem = await problem_with(suggestion)
