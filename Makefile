@@ -13,7 +13,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) tests/stream/
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock bench-engine bench-relay bench-replay screenshots clean preflight
+.PHONY: help run test coverage check fmt lock bench-engine bench-relay bench-replay bench-pregate screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
+	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
 	@echo "make clean        remove .venv and caches; the data in .mirror stays"
 
@@ -68,6 +69,9 @@ bench-relay: $(VENV)/.dev
 
 bench-replay: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_replay
+
+bench-pregate: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_pregate --data "$(DATA)"
 
 screenshots: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m tests.webui.screenshots
