@@ -42,6 +42,7 @@ from aiohttp import web
 CLEAN_TURN: dict[str, Any] = {"score": 0.0, "rule": None, "reason": "", "correction": ""}
 ALLOWED_TOOL: dict[str, Any] = {"allow": True, "score": 0.0, "reason": "", "instruction": ""}
 DEFAULT_CORRECTION = "Let me put that right: I can't promise it. Shall I connect you with a colleague?"
+_ROLES = ("system", "user", "assistant", "tool")
 SCHEMA_NAMES = ("mirror_turn", "mirror_tools", "mirror_correction", "mirror_policy")
 
 
@@ -443,6 +444,15 @@ def _error(message: str, kind: str, *, param: str | None = None, code: str | Non
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict):
+        return False
+    if message.get("role") == "assistant" and message.get("tool_calls"):
+        return isinstance(message.get("content"), str | None)
+    told = isinstance(message.get("tool_call_id"), str) if message.get("role") == "tool" else True
+    return told and message.get("role") in _ROLES and isinstance(message.get("content"), str)
+
+
 def _take_apart(raw: bytes) -> tuple[Any, Question | None, str | None]:
     """The parsed body, the question in it, and what is wrong with the request (as the real API would complain)."""
     try:
@@ -452,10 +462,7 @@ def _take_apart(raw: bytes) -> tuple[Any, Question | None, str | None]:
     if not isinstance(body, dict) or not isinstance(body.get("model"), str) or not body["model"]:
         return body, None, "you must provide a model parameter"
     messages = body.get("messages")
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and m.get("role") in ("system", "user", "assistant") and isinstance(m.get("content"), str)
-        for m in messages
-    ):
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
         return body, None, "Invalid type for 'messages'."
     if body.get("stream"):
         return body, None, "the stand-in does not stream"
@@ -474,7 +481,7 @@ def _take_apart(raw: bytes) -> tuple[Any, Question | None, str | None]:
             return body, None, "Missing required parameter: 'response_format.json_schema'."
         name = schema["name"]
     else:
-        if wanted["type"] == "json_object" and not any("json" in m["content"].lower() for m in messages):
+        if wanted["type"] == "json_object" and not any("json" in str(m["content"]).lower() for m in messages):
             return body, None, "'messages' must contain the word 'json' in some form, to use 'json_object'."
         name = max(SCHEMA_NAMES, key=system.rfind)
     users = [m["content"] for m in messages if m["role"] == "user"]
