@@ -40,6 +40,7 @@ from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.note import note_text
 from supervision.engine.intervention.orchestrator import Intervention, Line, Outcome, Plan, Playing, Report
 from supervision.engine.intervention.templates import correction_lines, opener_lines
+from supervision.engine.llm.secrets import give_secrets
 from supervision.engine.supervisor import CallSupervisor, ToolCalls
 from supervision.engine.tts.forms import checked_voice
 from supervision.engine.tts.protocol import TTSError
@@ -920,6 +921,7 @@ def attach(
         raise TypeError("tts_provider: a tts_sink speaks by itself; give one of the two")
     if tts_provider is not None:
         checked_voice(tts_provider)
+        give_secrets(supervisor.config.secrets, tts_provider)
     if tts_sink is not None and (isinstance(tts_sink, type) or not isinstance(tts_sink, TTSSink)):
         raise TypeError(
             f"tts_sink: a {type(tts_sink).__name__} cannot speak; give an object with async speak(text, *, language) "

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 
 from supervision.engine import JudgingState, MirrorConfig, Supervisor, SupervisorContext
 from supervision.engine.llm.openai import OpenAIClient
 from supervision.engine.llm.protocol import LLMTimeout
-from supervision.engine.llm.secrets import Key, Secret, SecretUnavailable
+from supervision.engine.llm.secrets import Key, Secret, SecretUnavailable, give_secrets
+from supervision.engine.tts.openai import OpenAITTS
+from supervision.engine.tts.protocol import TTSError
 from tests.engine.test_llm_endpoint import ask
 from tests.standins.llm import LLMStandIn
 from tests.support.virtual_time import virtual_time
@@ -194,3 +197,57 @@ async def test_looking_up_is_inside_the_questions_deadline_and_ends_with_the_cli
     with pytest.raises(SecretUnavailable, match="given up"):
         await waiting
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# Voices
+
+
+class SpeechServer:
+    """`/audio/speech` that wants one key."""
+
+    def __init__(self) -> None:
+        self.key = "tts-1"
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+    async def __aenter__(self) -> "SpeechServer":
+        app = web.Application()
+        app.router.add_post("/v1/audio/speech", self._speak)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._runner.cleanup()
+
+    async def _speak(self, request: web.Request) -> web.Response:
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        if request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "no"}}, status=401)
+        return web.Response(body=b"\0\0" * 240, content_type="audio/pcm")
+
+
+async def test_a_voices_key_is_looked_up_and_again_when_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-operator")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer operators\nX-Operator: yes")
+    vault = Vault("tts-1")
+    async with SpeechServer() as server:
+        voice = OpenAITTS(api_key=Secret("tts"), base_url=server.url)
+        with pytest.raises(ValueError, match=r"secrets: the key of OpenAITTS is Secret\('tts'\)"):
+            give_secrets(None, voice)
+        give_secrets(vault, voice)
+        give_secrets(vault, object())
+        assert (await voice.synthesize("Hello", language="en")).sample_rate == 24000
+        server.key = vault.key = "tts-2"
+        await voice.synthesize("Hello", language="en")
+        assert vault.asked == ["tts", "tts"]
+        server.key = "tts-3"
+        with pytest.raises(TTSError, match="401"):
+            await voice.synthesize("Hello", language="en")
+        assert "operator" not in str(server.headers)
+        vault.key = KeyError("gone")
+        with pytest.raises(TTSError, match="the secret 'tts' could not be looked up"):
+            await voice.synthesize("Hello", language="en")
+        await voice.aclose()

@@ -149,7 +149,7 @@ def open_sdk(address: Address, http_client: httpx2.AsyncClient | None, max_conne
         hooks.append(_bound)
     # The deadline of a question is ours, over connecting, waiting and reading together; the SDK's timeouts are per
     # read, and its retries know nothing of the deadline.
-    sdk = _sdk_class()(
+    sdk = sdk_class()(
         api_key="sent with each request",
         base_url=address.url,
         default_query=dict(address.query) or None,
@@ -180,7 +180,8 @@ def auth_headers(address: Address, key: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _sdk_class() -> Any:
+def sdk_class() -> Any:
+    """The openai package's `AsyncOpenAI` without what it takes from the environment."""
     httpx2, openai = packages()
 
     class Sdk(openai.AsyncOpenAI):  # type: ignore[misc, name-defined]

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from supervision.engine.llm.protocol import LLMError
 
@@ -30,6 +31,19 @@ class Secret:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError('a Secret needs the name of the secret, for instance Secret("openai/judge")')
+
+
+def give_secrets(resolver: SecretResolver | None, user: Any) -> None:
+    """Hands a resolver to a client or voice whose key may be a `Secret`. Raises `ValueError` when it is one and there
+    is no resolver."""
+    use = getattr(user, "use_secrets", None)
+    if resolver is not None and callable(use):
+        use(resolver)
+    wanted = getattr(user, "needs_secrets", None)
+    if isinstance(wanted, str):
+        raise ValueError(
+            f"secrets: the key of {type(user).__name__} is Secret({wanted!r}); give MirrorConfig a function for it"
+        )
 
 
 class Key:

@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from supervision.audio.resample import RATES
+from supervision.engine.llm.endpoint import sdk_class
+from supervision.engine.llm.secrets import Key, Secret, SecretResolver, SecretUnavailable
 from supervision.engine.tts.protocol import Speech, TTSError, TTSFailure, primary_language
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class OpenAITTS:
     def __init__(
         self,
         *,
-        api_key: str,
+        api_key: str | Secret,
         model: str = "gpt-4o-mini-tts",
         voice: str = "alloy",
         base_url: str | None = None,
@@ -39,7 +41,8 @@ class OpenAITTS:
         timeout_s: float = 5.0,
         http_client: Any = None,
     ) -> None:
-        """`voice` is spoken when a line names none; `instructions` is how to speak, for models that take it.
+        """`voice` is spoken when a line names none; `instructions` is how to speak, for models that take it. A key
+        that is a `Secret` is looked up by `MirrorConfig.secrets` when it is first needed, and again when it is refused.
 
         `languages` are primary subtags; `sample_rate` in Hz is for servers whose PCM is not 24 kHz; `timeout_s` is
         for a whole line. `http_client` is an `httpx2.AsyncClient`, which stays the caller's to close; without one the
@@ -55,8 +58,18 @@ class OpenAITTS:
         self._model, self._voice, self._instructions = model, voice, instructions
         self._languages, self._sample_rate, self._timeout_s = languages, sample_rate, timeout_s
         self._owns_http = http_client is None
-        self._client: AsyncOpenAI = _client(api_key, base_url or BASE_URL, http_client)
+        self._key = Key(api_key)
+        self._client: AsyncOpenAI = _client(base_url or BASE_URL, http_client)
         self._closed = False
+
+    @property
+    def needs_secrets(self) -> str | None:
+        """The name of the secret that is the key, while nobody has said how to look secrets up."""
+        return self._key.name if self._key.needs_resolver else None
+
+    def use_secrets(self, resolver: SecretResolver) -> None:
+        """Says how the key is looked up when it is a `Secret`. The first to say so counts."""
+        self._key.use(resolver)
 
     async def synthesize(self, text: str, *, language: str, voice: str | None = None) -> Speech:
         """See TTSProvider."""
@@ -73,7 +86,7 @@ class OpenAITTS:
 
         try:
             async with asyncio.timeout(self._timeout_s):
-                audio = await self._fetch(text, voice or self._voice)
+                audio = await self._fetch_with_key(text, voice or self._voice)
         except TimeoutError as error:
             raise self._too_late() from error
         except openai.APIStatusError as error:
@@ -91,6 +104,8 @@ class OpenAITTS:
             ) from error
         except TTSError:
             raise
+        except SecretUnavailable as error:
+            raise TTSError(TTSFailure.UNAVAILABLE, f"OpenAI TTS: {error}") from error
         except Exception as error:  # what the HTTP client raises while the body arrives is not wrapped by the SDK
             raise TTSError(
                 TTSFailure.CONNECTION, f"OpenAI TTS: the answer of {self._host()} broke off ({type(error).__name__})"
@@ -104,16 +119,27 @@ class OpenAITTS:
     async def aclose(self) -> None:
         """See TTSProvider. An injected HTTP client is left open."""
         self._closed = True
+        self._key.cancel()
         if self._owns_http:
             await self._client.close()
 
-    async def _fetch(self, text: str, voice: str) -> bytes:
+    async def _fetch_with_key(self, text: str, voice: str) -> bytes:
+        import openai
+
+        key = await self._key.value()
+        try:
+            return await self._fetch(text, voice, key)
+        except openai.AuthenticationError:
+            newer = await self._key.renewed(key)
+            if newer is None:
+                raise
+            return await self._fetch(text, voice, newer)
+
+    async def _fetch(self, text: str, voice: str, key: str) -> bytes:
         """The body of the answer, refused as soon as it is longer than any line can be."""
         import openai
 
         largest = _MAX_AUDIO_S * self._sample_rate * 2
-        # The SDK takes these from the environment; a tenant's server must not see the operator's account.
-        headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
         audio = bytearray()
         async with self._client.audio.speech.with_streaming_response.create(
             model=self._model,
@@ -121,7 +147,7 @@ class OpenAITTS:
             input=text,
             instructions=self._instructions if self._instructions else openai.omit,
             response_format="pcm",
-            extra_headers=headers,
+            extra_headers={"Authorization": f"Bearer {key}"},
         ) as response:
             content_type = response.headers.get("content-type", "").split(";")[0].strip().lower()
             if content_type.startswith("text/") or content_type in ("application/json", "application/problem+json"):
@@ -152,7 +178,7 @@ class OpenAITTS:
         return str(self._client.base_url.host)
 
 
-def _client(api_key: str, base_url: str, http_client: Any) -> AsyncOpenAI:
+def _client(base_url: str, http_client: Any) -> AsyncOpenAI:
     try:
         import openai
     except ImportError as error:
@@ -161,7 +187,10 @@ def _client(api_key: str, base_url: str, http_client: Any) -> AsyncOpenAI:
         ) from error
     if http_client is None:
         http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False)
-    return openai.AsyncOpenAI(api_key=api_key, base_url=base_url, http_client=http_client, max_retries=0)
+    client: AsyncOpenAI = sdk_class()(
+        api_key="sent with each request", base_url=base_url, http_client=http_client, max_retries=0
+    )
+    return client
 
 
 def _timed_out(error: BaseException | None) -> bool:
