@@ -30,6 +30,7 @@ Words = bytes | str
 """A turn ready to be said: audio in the call's codec, or the text for a sink."""
 
 LEVEL_FROM_S: Final = 3.0  # how much of the agent's newest audio tells how loud it is
+MAX_EARLY_TURNS: Final = 8  # that are reported before the stream has started
 IN_FLIGHT_WAITS_S: Final = 1.0  # for a line that a sink is just accepting, before it is told to stop
 
 
@@ -67,7 +68,9 @@ class Outlet(Protocol):
         ...
 
     @property
-    def unarmed_reason(self) -> str: ...
+    def unarmed_reason(self) -> str:
+        """Why an intervention could not speak now, fit for people."""
+        ...
 
     async def arm(self, *, buffers: Sequence[str], fallback: str, opener: str) -> None:
         """Get the lines ready that an intervention needs. Never raises."""
@@ -150,6 +153,11 @@ class StreamOutlet:
         self._voice.unarmed_reason = "Plivo's start has not been seen yet"
         self._early: list[TurnAudio] = []
 
+    @property
+    def has_voice(self) -> bool:
+        """Whether a voice was given."""
+        return self._provider is not None
+
     def open(self, relay: CallRelay) -> None:
         """The stream has begun. A reconnected stream begins anew; what was rendered is kept where it fits."""
         same = self.relay is not None and self.relay.format == relay.format
@@ -212,7 +220,7 @@ class StreamOutlet:
         """See Outlet."""
         if self.relay is None:
             self._early.append(turn)
-            del self._early[:-1]
+            del self._early[:-MAX_EARLY_TURNS]
         else:
             self.relay.turn_reported(turn)
 

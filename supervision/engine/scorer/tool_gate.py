@@ -111,6 +111,7 @@ class Ledger:
         return len(self._entries)
 
     def get(self, key: LedgerKey) -> LedgerEntry | None:
+        """The call with this key; None when there was none."""
         return self._entries.get(key)
 
     def entries(self) -> tuple[tuple[LedgerKey, LedgerEntry], ...]:
