@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
 import redis.asyncio
 
-from supervision.engine.context import HistoryEntry
+from supervision.engine import MirrorConfig, Supervisor, SupervisorContext
+from supervision.engine.context import HistoryEntry, JudgingState, ToolCode, ToolVerdict, Verdict
 from supervision.engine.state.call import CallState, KeptTool, StateFull
 from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.state.postgres import PostgresStateStore
@@ -31,6 +33,8 @@ from supervision.engine.state.protocol import (
     StateUnavailable,
 )
 from supervision.engine.state.redis import RedisStateStore
+from supervision.engine.supervisor import CallSupervisor
+from tests.engine.llms import BAD, CLEAN, ScriptedLLM, charge, look_up
 from tests.support.door import Door
 from tests.support.servers import DatabaseUrls
 from tests.support.virtual_time import virtual_time
@@ -823,3 +827,320 @@ async def test_fields_that_cannot_be_read_are_dropped_and_named(caplog: pytest.L
     assert "Hello" not in caplog.text
     assert await state.commit()
     assert (await claim(store, key)).fields == {"note:1": good}
+
+
+# A supervised call, and what a reconnect finds of it
+
+
+def supervisor_on(store: StateStore | None, llm: ScriptedLLM | None = None, **config: Any) -> Supervisor:
+    fields = {"policies": ["Never confirm a refund."], "tiered_scoring_enabled": False, "tenant_id": "t-1", **config}
+    return Supervisor(MirrorConfig(llm=llm or ScriptedLLM(), **fields), store)
+
+
+def bound(supervisor: Supervisor, call_id: str) -> CallSupervisor:
+    call = supervisor.call(SupervisorContext(""))
+    call.bind_call(call_id)
+    return call
+
+
+async def charged(call: CallSupervisor, tool_id: str, timeout_ms: int | None = None) -> ToolVerdict:
+    verdict = await call.gate_tool_call(customer_text="Charge it.", intents=[charge(tool_id)], timeout_ms=timeout_ms)
+    return verdict.tools[0]
+
+
+async def test_w8_a_reconnected_call_goes_on_where_it_stopped(kept: Kept, key: CallKey) -> None:
+    llm = ScriptedLLM(turn=lambda asked: dict(BAD) if "refund" in asked.user["agent_text"] else dict(CLEAN))
+    supervisor = supervisor_on(kept.store, llm, tenant_id=key.tenant_id)
+    first = bound(supervisor, key.call_id)
+    first.note_customer("Hello.")  # before the store has answered
+    await first.review_turn(customer_text="Where is my money?", primary_text="Let me see.")
+    bad = await first.review_turn(customer_text="So?", primary_text="Your refund is confirmed.")
+    first.note_intervention(bad)
+    first.set_override("Do not mention refunds.")
+    assert first.degraded is None
+    await first.aclose()
+
+    # Another process.
+    supervisor = supervisor_on(kept.store, llm, tenant_id=key.tenant_id)
+    second = bound(supervisor, key.call_id)
+    again = await second.review_turn(customer_text="Hello?", primary_text="Your refund is confirmed.")
+    assert [entry["text"] for entry in llm.asked[-1].user["history"]] == [
+        "Hello.",
+        "Where is my money?",
+        "Let me see.",
+        "So?",
+    ]
+    assert (again.violates, again.withheld) == (True, "cooldown")
+    assert second.interventions == 1
+    assert await second.consume_override() == "Do not mention refunds."
+    await second.aclose()
+    third = bound(supervisor, key.call_id)
+    assert await third.consume_override() is None
+    await third.aclose(ended=True)
+    fourth = bound(supervisor, key.call_id)
+    await fourth.opened()
+    assert (fourth.history, fourth.interventions) == ((), 0)
+    await fourth.aclose(ended=True)
+
+
+async def test_t5_a_charge_before_a_reconnect_does_not_run_again_after_it(kept: Kept, key: CallKey) -> None:
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
+    first = bound(supervisor, key.call_id)
+    assert (await charged(first, "a")).allow
+    # It is written before the allow is out: nothing has been closed or awaited since.
+    second = bound(supervisor, key.call_id)
+    repeat = await charged(second, "b", timeout_ms=100)
+    assert (repeat.allow, repeat.code) == (False, ToolCode.IN_DOUBT)
+    # The agent says at last how the first one ended, by the first one's id.
+    finished = second.tool_done("a", True, {"receipt": 7})
+    assert finished is not None
+    assert finished.irreversible
+    assert second.history[-1].text.startswith("charge_card")
+    await second.aclose()
+    third = bound(supervisor, key.call_id)
+    done = await charged(third, "c")
+    assert (done.code, done.stored_result) == (ToolCode.DUPLICATE, {"receipt": 7})
+    await third.aclose()
+    await first.aclose()
+
+
+async def test_t5_a_charge_that_failed_before_a_reconnect_may_run_after_it(kept: Kept, key: CallKey) -> None:
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
+    first = bound(supervisor, key.call_id)
+    assert (await charged(first, "a")).allow
+    await first.aclose()
+    second = bound(supervisor, key.call_id)
+    await second.opened()
+    assert second.tool_done("a", False, "declined") is not None
+    assert second.tool_done("never seen", True) is None
+    assert (await charged(second, "b")).allow
+    await second.aclose()
+
+
+async def test_w8_the_old_connection_of_a_call_allows_nothing_irreversible_any_more(kept: Kept, key: CallKey) -> None:
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
+    old = bound(supervisor, key.call_id)
+    await old.opened()
+    new = bound(supervisor, key.call_id)
+    await new.opened()
+    verdict = await charged(old, "a")
+    assert (verdict.allow, verdict.code) == (False, ToolCode.CANCELLED)
+    assert old.degraded == "another connection has taken this call over"
+    assert (await charged(new, "b")).allow
+    await old.aclose(ended=True)
+    await new.aclose()
+
+
+async def test_calls_and_tenants_share_nothing_in_the_store(kept: Kept, key: CallKey) -> None:
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
+    one = bound(supervisor, key.call_id)
+    assert (await charged(one, "a")).allow
+    other = bound(supervisor, "another call")
+    assert (await charged(other, "a")).allow
+    stranger = supervisor.call(SupervisorContext(""))
+    stranger.bind_call(key.call_id, tenant_id=f"{key.tenant_id}-stranger")
+    assert (await charged(stranger, "a")).allow
+    assert stranger.context.tenant_id == f"{key.tenant_id}-stranger"
+    for call in (one, other, stranger):
+        await call.aclose(ended=True)
+
+
+@pytest.mark.parametrize(("on_failure", "allow"), [("block", False), ("allow", True)])
+@virtual_time
+async def test_t5_with_the_store_down_the_policy_decides_about_irreversible_calls_alone(
+    on_failure: str, allow: bool
+) -> None:
+    store = Flaky()
+    call = bound(supervisor_on(store, tool_gate_on_failure=on_failure), "c")
+    await call.opened()
+    store.error = DOWN
+    verdict = await call.gate_tool_call(customer_text="Charge it.", intents=[charge("a"), look_up("b")])
+    assert [(tool.allow, tool.code) for tool in verdict.tools] == [(allow, ToolCode.FAILED), (True, ToolCode.OK)]
+    assert "could not be recorded" in verdict.tools[0].reason
+    assert call.degraded == "the store is down"
+    clean = await call.review_turn(customer_text="Hi.", primary_text="Hello.")
+    assert clean.state is JudgingState.JUDGED
+    # When it is back, what was blocked may be asked for again; what was allowed is known to have been.
+    store.error = None
+    await asyncio.sleep(60)
+    assert call.degraded is None
+    again = await charged(call, "d", timeout_ms=500)
+    assert again.code is (ToolCode.IN_DOUBT if allow else ToolCode.OK)
+    await call.aclose()
+    reconnected = bound(call._supervisor, "c")
+    assert (await charged(reconnected, "e", timeout_ms=500)).code is ToolCode.IN_DOUBT
+    await reconnected.aclose()
+
+
+@virtual_time
+async def test_a_call_that_begins_with_its_store_down_learns_later_what_it_knew() -> None:
+    store = Flaky()
+    supervisor = supervisor_on(store, max_interventions_per_call=5)
+    first = bound(supervisor, "c")
+    assert (await charged(first, "a")).allow
+    first.tool_done("a", True, "receipt")
+    violation = Verdict("t", JudgingState.JUDGED, 0.9, "Never confirm a refund.", "", "", 0.7, 0)
+    first.note_intervention(violation)
+    await first.aclose()
+    store.error = DOWN
+    second = bound(supervisor, "c")
+    assert (await second.review_turn(customer_text="Hi.", primary_text="Hello.")).state is JudgingState.JUDGED
+    assert second.degraded
+    assert not (await charged(second, "b")).allow
+    store.error = None
+    await asyncio.sleep(60)
+    assert second.degraded is None
+    assert second.interventions == 1
+    assert (await charged(second, "b2")).code is ToolCode.DUPLICATE
+    assert [entry.role for entry in second.history][:3] == ["tool", "customer", "agent"]
+    await second.aclose()
+
+
+@virtual_time
+async def test_a_store_that_does_not_answer_is_waited_for_once() -> None:
+    store = Flaky()
+    store.delay_s = 20.0
+    supervisor = supervisor_on(store)
+    call = bound(supervisor, "c")
+    began = asyncio.get_running_loop().time()
+    call.set_override("Be brief.", ttl_s=100)
+    assert await call.consume_override() == "Be brief."
+    assert asyncio.get_running_loop().time() - began == pytest.approx(1.5)
+    assert call.degraded == "the state store has not answered in time"
+    await call.review_turn(customer_text="Hi.", primary_text="Hello.")
+    assert asyncio.get_running_loop().time() - began == pytest.approx(1.5)
+    blocked = await charged(call, "a")
+    assert (blocked.allow, blocked.code) == (False, ToolCode.TIMEOUT)
+    violation = Verdict("t", JudgingState.JUDGED, 0.9, "Never confirm a refund.", "", "", 0.7, 0)
+    call.note_intervention(violation)
+    call.set_override("Later.", ttl_s=100)
+    call.set_override("Latest.", ttl_s=100)
+    await asyncio.sleep(30)
+    # It has answered: what was learnt meanwhile is there, and reaches it.
+    assert call.degraded is None
+    assert call.interventions == 1
+    assert [entry.text for entry in call.history][:2] == ["Hi.", "Hello."]
+    store.delay_s = 0.0
+    await asyncio.sleep(30)
+    await call.aclose()
+    again = bound(supervisor, "c")
+    await again.opened()
+    assert again.history == call.history
+    assert await again.consume_override() == "Latest."
+    await again.aclose()
+
+
+@virtual_time
+async def test_t5_what_was_allowed_without_the_store_is_written_when_it_answers() -> None:
+    store = Flaky()
+    store.delay_s = 20.0
+    supervisor = supervisor_on(store, tool_gate_on_failure="allow")
+    call = bound(supervisor, "c")
+    assert (await charged(call, "a")).allow
+    other = await call.gate_tool_call(customer_text="Again.", intents=[charge("b", amount=5)])
+    assert other.tools[0].allow
+    call.tool_done("b", True, {"receipt": 5})
+    await asyncio.sleep(60)
+    store.delay_s = 0.0
+    await asyncio.sleep(60)
+    await call.aclose()
+    again = bound(supervisor, "c")
+    assert (await charged(again, "c", timeout_ms=200)).code is ToolCode.IN_DOUBT
+    done = await again.gate_tool_call(customer_text="Again.", intents=[charge("d", amount=5)])
+    assert done.tools[0].stored_result == {"receipt": 5}
+    await again.aclose()
+
+
+@pytest.mark.parametrize("stuck", ["unopened", "waited for", "writing"])
+@virtual_time
+async def test_closing_does_not_wait_for_a_store_that_does_not_answer(stuck: str) -> None:
+    store = Flaky()
+    store.delay_s = 0.0 if stuck == "writing" else 500.0
+    call = bound(supervisor_on(store), "c")
+    if stuck != "unopened":
+        await call.opened()
+    store.delay_s = 500.0
+    call.note_customer("Hello.")
+    began = asyncio.get_running_loop().time()
+    await call.aclose()
+    assert asyncio.get_running_loop().time() - began <= 5.1
+    if stuck == "writing":
+        return
+    await asyncio.sleep(0)
+    assert call.degraded
+
+
+@virtual_time
+async def test_a_store_that_raises_anything_when_it_is_opened_degrades_the_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Flaky()
+    store.error = RuntimeError("something that was said")
+    call = bound(supervisor_on(store), "c")
+    assert (await call.review_turn(customer_text="Hi.", primary_text="Hello.")).state is JudgingState.JUDGED
+    assert call.degraded == "the state store raised RuntimeError"
+    assert "something that was said" not in caplog.text
+    assert not (await charged(call, "a")).allow
+    await call.aclose()
+
+
+@virtual_time
+async def test_closing_takes_in_a_store_that_answers_just_then() -> None:
+    store = Flaky()
+    store.delay_s = 1.0
+    supervisor = supervisor_on(store)
+    call = bound(supervisor, "c")
+    call.note_customer("Hello.")
+    await call.aclose()
+    store.delay_s = 0.0
+    again = bound(supervisor, "c")
+    await again.opened()
+    assert again.history == (HistoryEntry("customer", "Hello."),)
+    await again.aclose()
+
+
+@virtual_time
+async def test_without_a_store_given_a_reconnect_in_the_same_process_goes_on_too() -> None:
+    supervisor = supervisor_on(None)
+    first = bound(supervisor, "c")
+    assert (await charged(first, "a")).allow
+    await first.aclose()
+    second = bound(supervisor, "c")
+    assert (await charged(second, "b", timeout_ms=200)).code is ToolCode.IN_DOUBT
+    await second.aclose()
+    # A call that is not bound keeps to itself.
+    loner = supervisor.call(SupervisorContext("c"))
+    assert (await charged(loner, "c")).allow
+    assert loner.degraded is None
+    await loner.aclose()
+
+
+@virtual_time
+async def test_a_call_is_bound_once() -> None:
+    supervisor = supervisor_on(Flaky())
+    call = bound(supervisor, "c")
+    call.bind_call("c")
+    with pytest.raises(RuntimeError, match="the call c already"):
+        call.bind_call("d")
+    with pytest.raises(ValueError, match="call_id"):
+        supervisor.call(SupervisorContext("")).bind_call(" ")
+    await call.aclose()
+
+
+@virtual_time
+async def test_a_note_made_before_the_store_answered_keeps_what_is_left_of_its_time() -> None:
+    store = Flaky()
+    store.delay_s = 1.0
+    supervisor = Supervisor(
+        MirrorConfig(llm=ScriptedLLM(), policies=["A."]), store, clock=asyncio.get_running_loop().time
+    )
+    call = bound(supervisor, "c")
+    call.set_override("Soon too old.", ttl_s=30)
+    await asyncio.sleep(20)
+    store.delay_s = 0.0
+    await asyncio.sleep(11)
+    assert await call.consume_override() is None
+    call.note_agent("Turn one.", turn_id="1")
+    call.note_agent("Turn one.", heard="Turn", turn_id="1")
+    assert len(call.history) == 1
+    await call.aclose()

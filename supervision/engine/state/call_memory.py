@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 OPEN_WITHIN_S = 1.5
 """How long a turn waits for what the store knows of the call; then it is judged without."""
+CLOSE_WITHIN_S = 5.0
+"""How long the end of supervision waits for the store to take what is left."""
 
 
 @dataclass(slots=True)
@@ -86,23 +88,31 @@ class CallMemory:
             logger.warning("call state is kept in memory only for now: %s", self._degraded)
 
     async def close(self, *, ended: bool) -> None:
-        """Writes what is left; with `ended` the store forgets the call."""
+        """Writes what is left, within 5 seconds; with `ended` the store forgets the call."""
         task = self._opening
         if task is not None and not task.done():
             await asyncio.wait((task,), timeout=OPEN_WITHIN_S)
             if not task.done():
+                self._opening = None
+                self._degraded = "the state store has not answered in time"
                 task.cancel()
                 return
             self._opened(task)
-        if self._state is not None:
-            await self._state.close(ended=ended)
+        if self._state is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN_S):
+                await self._state.close(ended=ended)
+        except TimeoutError:
+            # The stores here give up sooner; one of somebody's own may not.
+            logger.warning("the state store did not take a call's last changes in time")
 
     def _opened(self, task: asyncio.Task[CallState] | None) -> None:
         if task is None or task is not self._opening:
             return
         self._opening = None
         if task.cancelled():
-            self._degraded = "the state store was not waited for"
+            self._degraded = "asking the state store was given up"
             return
         error = task.exception()
         if error is not None:
