@@ -62,8 +62,9 @@ def explained(error: ValidationError, prefix: str) -> ConfigError:
         if problem["loc"]:
             field = str(problem["loc"][0])
             message = f"{prefix}{field.upper()} ({field}): {message}"
-        elif "policies" in message:
-            message = f"{prefix}POLICIES (policies): {message}"
+        else:
+            # The one thing that fields have to agree about.
+            message = f"{prefix}POLICIES (policies), {prefix}JUDGING_PROMPT (judging_prompt): {message}"
         problems.append(message)
     return ConfigError("; ".join(problems))
 

@@ -1,11 +1,14 @@
 """A wrong configuration is refused when it is made, with the name of the field (J13)."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from supervision.engine import MirrorConfig, PolicyConfig, Rule
+from supervision.engine import ConfigError, MirrorConfig, PolicyConfig, Rule
+from supervision.engine.llm.openai import OpenAIClient
 from tests.engine.llms import ScriptedLLM
 
 RULES = ["Never confirm a refund.", {"text": "Read the order back.", "severity": "high"}]
@@ -26,6 +29,15 @@ def test_the_defaults_are_those_of_the_reference() -> None:
     assert made.mode == "live"
     assert made.max_interventions_per_call == 3
     assert made.tenant_id is None
+    assert made.tiered_scoring_enabled is True
+    assert made.streaming_mode is False
+    assert made.buffer_text == "Sorry, let me make sure I got that right..."
+    assert made.judging_prompt is None
+    assert made.secrets is None
+    assert made.delivery == "stream_first"
+    assert made.hold_budget_ms == 800
+    assert made.scoring == "json"
+    assert made.pregate_always == ()
     assert {"place_order", "charge_card", "transfer_funds"} <= set(made.irreversible_tools)
 
 
@@ -70,6 +82,22 @@ def test_rules_are_strings_or_have_a_severity() -> None:
         ("buffer_text", "  "),
         ("buffer_text", "x" * 81),
         ("judge_max_tokens", 0),
+        ("delivery", "hold"),
+        ("delivery", None),
+        ("hold_budget_ms", 0),
+        ("hold_budget_ms", 800.0),
+        ("hold_budget_ms", "800"),
+        ("streaming_mode", "false"),
+        ("streaming_mode", 1),
+        ("scoring", "vibes"),
+        ("tiered_scoring_enabled", "no"),
+        ("pregate_always", "amount"),
+        ("pregate_always", ["amounts"]),
+        ("secrets", "vault://"),
+        ("tenant_id", " "),
+        ("tenant_id", "x" * 201),
+        ("tenant_id", 7),
+        ("max_interventions_per_call", True),
         ("treshold", 0.7),
     ],
 )
@@ -136,3 +164,145 @@ def test_a_policy_can_be_checked_without_a_model() -> None:
     assert PolicyConfig.model_validate({"policies": RULES, "cooldown_s": 0}).cooldown_s == 0
     with pytest.raises(ValidationError, match="mode"):
         PolicyConfig.model_validate({"policies": RULES, "mode": "loud"})
+
+
+# From the environment
+
+
+def from_env(**variables: str) -> MirrorConfig:
+    return MirrorConfig.from_env({"MIRROR_POLICIES": "Never confirm a refund.", **variables}, llm=ScriptedLLM())
+
+
+def test_every_field_can_be_set_by_a_variable() -> None:
+    variables = {
+        "INTERVENTION_THRESHOLD": ("0.8", 0.8),
+        "COOLDOWN_S": ("5", 5.0),
+        "SEMANTIC_REVIEW_TIMEOUT_S": ("2.5", 2.5),
+        "TOOL_GATE_ENABLED": ("No", False),
+        "IRREVERSIBLE_TOOLS": ("wire_money, place_order", ("wire_money", "place_order")),
+        "TOOL_GATE_ON_FAILURE": ("allow", "allow"),
+        "TOOL_GATE_TIMEOUT_MS": ("1500", 1500),
+        "MODE": ("shadow", "shadow"),
+        "MAX_INTERVENTIONS_PER_CALL": ("0", 0),
+        "DELIVERY": ("hold_risky", "hold_risky"),
+        "HOLD_BUDGET_MS": ("600", 600),
+        "STREAMING_MODE": ("1", True),
+        "SCORING": ("json", "json"),
+        "BUFFER_TEXT": ("One moment.", "One moment."),
+        "TIERED_SCORING_ENABLED": ("off", False),
+        "PREGATE_ALWAYS": ('["amount", "refusal"]', ("amount", "refusal")),
+        "JUDGE_MAX_TOKENS": ("200", 200),
+        "TENANT_ID": ("t-1", "t-1"),
+    }
+    made = from_env(**{f"MIRROR_{name}": text for name, (text, _) in variables.items()})
+    assert {name: getattr(made, name.lower()) for name in variables} == {
+        n: value for n, (_, value) in variables.items()
+    }
+    # Nothing was forgotten.
+    assert {name.lower() for name in variables} == set(MirrorConfig.model_fields) - {
+        "llm",
+        "secrets",
+        "policies",
+        "judging_prompt",
+    }
+
+
+def test_rules_are_lines_or_json_or_a_file(tmp_path: Path) -> None:
+    assert [rule.text for rule in from_env(MIRROR_POLICIES="# ours\nA.\n\n  B.\n").rules] == ["A.", "B."]
+    rules = from_env(MIRROR_POLICIES=json.dumps(["A.", {"text": "B.", "severity": "high"}])).rules
+    assert [(rule.text, rule.severity) for rule in rules] == [("A.", "medium"), ("B.", "high")]
+    file = tmp_path / "policies.txt"
+    file.write_text("\ufeffA.\nB. ü\n", encoding="utf-8")
+    made = from_env(MIRROR_POLICIES="", MIRROR_POLICIES_FILE=str(file))
+    assert [rule.text for rule in made.rules] == ["A.", "B. ü"]
+    file.write_text("Judge {primary_response}.", encoding="utf-8")
+    prompted = from_env(MIRROR_POLICIES=" ", MIRROR_JUDGING_PROMPT_FILE=str(file))
+    assert (prompted.rules, prompted.judging_prompt) == ((), "Judge {primary_response}.")
+    assert MirrorConfig.from_env({"APP_POLICIES": "A."}, llm=ScriptedLLM(), prefix="APP_").rules[0].text == "A."
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "names"),
+    [
+        ("MIRROR_INTERVENTION_THRESHOLD", "abc", "(intervention_threshold) has to be a number"),
+        ("MIRROR_INTERVENTION_THRESHOLD", "7", "(intervention_threshold)"),
+        ("MIRROR_INTERVENTION_THRESHOLD", "nan", "(intervention_threshold)"),
+        ("MIRROR_HOLD_BUDGET_MS", "2.5", "(hold_budget_ms) has to be a whole number"),
+        ("MIRROR_STREAMING_MODE", "maybe", "(streaming_mode) has to be true or false"),
+        ("MIRROR_DELIVERY", "later", "(delivery)"),
+        ("MIRROR_POLICIES", "[oops", "(policies) begins like a JSON list"),
+        ("MIRROR_POLICIES", "[7]", "(policies)"),
+        ("MIRROR_POLICIES", "  ", "policies is empty"),
+        ("MIRROR_JUDGING_PROMPT", "Judge.", "policies and judging_prompt exclude"),
+        ("MIRROR_IRREVERSIBLE_TOOLS", "[oops", "(irreversible_tools) begins like a JSON list"),
+        ("MIRROR_POLICIES_FILE", "/nowhere/at/all", "exclude each other"),
+        ("MIRROR_JUDGING_PROMPT_FILE", "/nowhere/at/all", "(judging_prompt) names a file that cannot be read"),
+        ("MIRROR_LLM", "gpt-4o-mini", "(llm)"),
+        ("MIRROR_SECRETS", "vault", "(secrets)"),
+        ("MIRROR_THRESHOLD", "abc", "MIRROR_INTERVENTION_THRESHOLD"),
+        ("MIRROR_COOLDWN_S", "3", "MIRROR_COOLDOWN_S"),
+    ],
+)
+def test_j13_a_variable_that_cannot_be_is_refused_with_its_and_the_fields_name(
+    variable: str, text: str, names: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        from_env(**{variable: text})
+    assert variable in str(refused.value)
+    assert names in str(refused.value)
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    made = from_env(MIRROR_HOME="/srv", MIRROR_TTS="off", MIRROR_ENV="dev", COOLDWN_S="1", MIRROR_MODEL="x")
+    assert made.cooldown_s == 10
+
+
+def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
+    for content, says in ((b"\xff\xfe\x00", "not UTF-8"), (b"  \n", "nothing in it"), (b"x" * 4_194_305, "4 MiB")):
+        file = tmp_path / "rules"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=says):
+            from_env(MIRROR_POLICIES="", MIRROR_POLICIES_FILE=str(file))
+
+
+def test_refusals_from_the_environment_do_not_repeat_the_value() -> None:
+    with pytest.raises(ConfigError) as refused:
+        from_env(MIRROR_INTERVENTION_THRESHOLD="sk-secret")
+    assert "sk-secret" not in str(refused.value)
+
+
+async def test_the_model_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.example/v1")
+    rules = {"MIRROR_POLICIES": "A."}
+    plain = MirrorConfig.from_env({**rules, "OPENAI_API_KEY": "k"}).llm
+    assert isinstance(plain, OpenAIClient)
+    assert "api.openai.com" in repr(plain)
+    assert plain.model == "gpt-4o-mini"
+    own = MirrorConfig.from_env(
+        {**rules, "OPENAI_API_KEY": "k", "OPENAI_MODEL": "qwen", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    ).llm
+    assert "127.0.0.1:9" in repr(own)
+    assert getattr(own, "model", None) == "qwen"
+    azure_variables = {
+        "AZURE_OPENAI_ENDPOINT": "https://name.openai.azure.com",
+        "AZURE_OPENAI_API_KEY": "k",
+        "AZURE_OPENAI_DEPLOYMENT": "judge",
+        "OPENAI_API_VERSION": "2024-10-21",
+    }
+    azure = MirrorConfig.from_env({**rules, **azure_variables}).llm
+    assert "deployments/judge" in repr(azure)
+    for client in (plain, own, azure):
+        await client.aclose()  # type: ignore[attr-defined]
+    for missing, named in (
+        ({}, "OPENAI_API_KEY"),
+        ({"AZURE_OPENAI_ENDPOINT": "https://name.openai.azure.com"}, "AZURE_OPENAI_API_KEY"),
+        ({**azure_variables, "AZURE_OPENAI_DEPLOYMENT": ""}, "AZURE_OPENAI_DEPLOYMENT"),
+        ({"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "not a url"}, "OPENAI_BASE_URL"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            MirrorConfig.from_env({**rules, **missing})
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRROR_POLICIES", "Be kind.")
+    assert MirrorConfig.from_env(llm=ScriptedLLM()).rules[0].text == "Be kind."
