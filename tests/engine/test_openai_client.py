@@ -3,10 +3,13 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import httpx2
+import openai
 import pytest
 
 from supervision.engine import Usage
@@ -452,3 +455,40 @@ async def test_it_is_an_llm_client() -> None:
     client = OpenAIClient(api_key="k", model="m")
     assert isinstance(client, LLMClient)
     await client.aclose()
+
+
+async def test_j11_a_question_costs_less_than_half_of_what_the_package_costs_by_itself(llm: LLMStandIn) -> None:
+    # Counted in function calls, which other processes cannot disturb; the benchmark has the milliseconds.
+    client = OpenAIClient(api_key="k", model="m", base_url=llm.base_url)
+    sdk = openai.AsyncOpenAI(api_key="k", base_url=llm.base_url, max_retries=0)
+    messages: Any = [{"role": "system", "content": "The rules."}, {"role": "user", "content": USER}]
+
+    async def calls_of(question: Callable[[], Awaitable[Any]]) -> int:
+        await question()  # connects
+        calls = 0
+
+        def count(_frame: Any, event: str, _arg: Any) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            await question()
+        finally:
+            sys.setprofile(before)
+        return calls
+
+    async with aiohttp.ClientSession() as session:
+
+        async def bare() -> None:
+            async with session.post(f"{llm.base_url}/chat/completions", json={"messages": messages}) as response:
+                await response.json()
+
+        floor = await calls_of(bare)
+    ours = await calls_of(lambda: ask(client))
+    theirs = await calls_of(lambda: sdk.chat.completions.create(model="m", messages=messages))
+    # The server runs on the same loop, so its share is in all three.
+    assert ours - floor < (theirs - floor) / 2, (ours, theirs, floor)
+    await client.aclose()
+    await sdk.close()
