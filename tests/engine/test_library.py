@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -610,3 +612,16 @@ async def test_a_call_can_be_entered_without_its_audio() -> None:
         assert not (await call.review_turn(customer_text="A", primary_text="B")).should_intervene
     async with supervisor.call(SupervisorContext("")) as unbound:
         assert unbound.context.call_id == ""
+
+
+def test_everything_that_is_no_python_goes_into_the_wheel_and_the_types_do() -> None:
+    root = Path(__file__).resolve().parents[2]
+    data = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    packaged = {path for pattern in data["supervision"] for path in (root / "supervision").glob(pattern)}
+    wanted = {
+        path
+        for path in (root / "supervision" / "engine").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert root / "supervision" / "engine" / "py.typed" in wanted
+    assert wanted <= packaged
