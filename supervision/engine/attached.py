@@ -143,6 +143,7 @@ class AttachedCall(CallSupervisor):
         self._begun_turns = 0
         self._running: _Running | None = None
         self._ended = False
+        self._started = asyncio.Event()
         self._over = asyncio.Event()
         self._left_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -221,9 +222,13 @@ class AttachedCall(CallSupervisor):
             loop = asyncio.get_running_loop()
             self._binding = loop.call_later(BIND_AFTER_S, self._bind_by_start, start.call_id)
             self._tell_sink(start.call_id)
-        if isinstance(self._outlet, StreamOutlet) and self._link is not None and self._link.relay is not None:
-            self._outlet.open(self._link.relay)
-            self._arm()
+        if isinstance(self._outlet, StreamOutlet) and self._link is not None:
+            if self._link.relay is not None and start.media_format is not None:
+                self._outlet.open(self._link.relay)
+                self._arm()
+            else:
+                self._outlet.refuse(start.problem)
+            self._started.set()
 
     def caller_pressed(self) -> None:
         """See `LinkListener`. A key interrupts as a voice does."""
@@ -423,6 +428,23 @@ class AttachedCall(CallSupervisor):
             payload = TurnPayload("", text, turn_id=self._number("turn"), language=self.language)
             state = self._turn_begins(payload)
             state.judged.set()
+        if self._waits_for_start:
+            self._spawn(self._speak_when_started(state, text))
+            return Speaking(True, "the stream has not started; this is said when it has")
+        return await self._speak(state, text)
+
+    @property
+    def _waits_for_start(self) -> bool:
+        """Whether a stream is awaited that there will be a voice for."""
+        outlet = self._outlet
+        return isinstance(outlet, StreamOutlet) and outlet.has_voice and not self._started.is_set() and not self._ended
+
+    async def _speak_when_started(self, state: _Turn, text: str) -> None:
+        await _first(self._started.wait(), self._over.wait())
+        if self._started.is_set():
+            await self._speak(state, text)
+
+    async def _speak(self, state: _Turn, text: str) -> Speaking:
         try:
             words = await self._outlet.words(text, state.payload.language)
         except Exception as problem:
@@ -591,6 +613,10 @@ class AttachedCall(CallSupervisor):
             if withheld == "limit":
                 self._note_only(verdict)
             return self._withheld_report(withheld)
+        if self._waits_for_start:
+            # Whoever awaits this may be the one who starts the stream.
+            self._spawn(self._intervene_when_started(verdict))
+            return self._withheld_report("the stream has not started; the correction is said when it has")
         if not self._outlet.armed and self._arming is not None:
             await asyncio.wait({self._arming}, timeout=ARMED_WITHIN_S)
             if self._running is not None:
@@ -599,6 +625,11 @@ class AttachedCall(CallSupervisor):
             self._note_only(verdict)
             return self._withheld_report(f"unarmed: {self._outlet.unarmed_reason}")
         return self._act(verdict)
+
+    async def _intervene_when_started(self, verdict: Verdict) -> None:
+        await _first(self._started.wait(), self._over.wait())
+        if self._started.is_set():
+            await self.intervene(verdict)
 
     def _joined_running(self, verdict: Verdict) -> Report:
         running = self._running

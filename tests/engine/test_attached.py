@@ -622,6 +622,35 @@ async def test_binding_right_after_the_start_event_is_in_time() -> None:
 
 
 @virtual_time
+async def test_turns_before_the_stream_has_started_are_said_when_it_has() -> None:
+    """The description's quickstart, read to the letter, reviews and speaks before `handler.start()`."""
+    scene = Scene()
+    async with scene.supervisor.attach(scene.plivo.websocket, tts_provider=scene.voice) as call:
+        verdict = await call.review_turn(customer_text="Where is it?", primary_text=GOOD)
+        assert not verdict.should_intervene
+        assert (await call.speak(GOOD)).ok
+        running = asyncio.create_task(scene.agent.run())
+        scene.plivo.start()
+        await asyncio.sleep(6)
+        assert scene.heard == [GOOD]
+        running.cancel()
+
+
+@virtual_time
+async def test_a_correction_before_the_stream_has_started_is_said_when_it_has() -> None:
+    scene = Scene()
+    async with scene.supervisor.attach(scene.plivo.websocket, tts_provider=scene.voice) as call:
+        verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
+        report = await call.intervene(verdict)
+        assert report.detail == "the stream has not started; the correction is said when it has"
+        running = asyncio.create_task(scene.agent.run())
+        scene.plivo.start()
+        await asyncio.sleep(8)
+        assert scene.heard == [BUFFERS[0], RIGHT]
+        running.cancel()
+
+
+@virtual_time
 async def test_leaving_ends_an_intervention_and_lets_everything_pass() -> None:
     scene = Scene()
     async with scene:
@@ -665,11 +694,15 @@ async def test_a_stream_of_no_known_format_is_judged_but_not_spoken_to() -> None
         scene.plivo.start(encoding="audio/opus")
         await asyncio.sleep(1)
         verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
+        assert verdict.should_intervene
         report = await call.intervene(verdict)
         assert report.outcome is Outcome.WITHHELD
-        assert "start has not been seen" in report.detail
-        assert not (await call.speak(GOOD)).ok
+        assert "audio/opus" in report.detail
+        speaking = await call.speak(GOOD)
+        assert not speaking.ok
+        assert "audio/opus" in speaking.detail
         assert scene.agent.of("start")
+        assert "Take it back first" in (await call.consume_override() or "")
         running.cancel()
 
 

@@ -26,11 +26,13 @@ CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after the agen
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What Plivo's `start` says of a stream. `media_format` is None when Plivo names one that it does not define."""
+    """What Plivo's `start` says of a stream. `media_format` is None when it names none that is known; then `problem`
+    says what it names."""
 
     call_id: str
     stream_id: str
     media_format: MediaFormat | None
+    problem: str = ""
 
     @classmethod
     def of(cls, frame: Any) -> Start | None:
@@ -41,12 +43,13 @@ class Start:
         call_id, stream_id = start.get("callId"), start.get("streamId")
         if not isinstance(stream_id, str) or not stream_id:
             return None
-        media_format = None
+        media_format, told = None, ""
         try:
             media_format = MediaFormat.from_start(start.get("mediaFormat"))
         except MediaFormatError as problem:
-            logger.warning("Mirror cannot speak on this stream: %s", problem)
-        return cls(call_id if isinstance(call_id, str) else "", stream_id, media_format)
+            told = f"Mirror cannot speak on this stream: {problem}"
+            logger.warning("%s", told)
+        return cls(call_id if isinstance(call_id, str) else "", stream_id, media_format, told)
 
 
 class LinkListener(Protocol):

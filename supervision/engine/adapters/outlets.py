@@ -150,13 +150,17 @@ class StreamOutlet:
         self._caches = caches
         self._user_voice: UserVoice | None = None
         self._voice = CallVoice(tts=None, cache=LineCache(), media_format=MediaFormat(), language=language, voice=voice)
-        self._voice.unarmed_reason = "Plivo's start has not been seen yet"
+        self._not_open = self._voice.unarmed_reason = "the stream has not started: Plivo's start has not been seen"
         self._early: list[TurnAudio] = []
 
     @property
     def has_voice(self) -> bool:
         """Whether a voice was given."""
         return self._provider is not None
+
+    def refuse(self, reason: str) -> None:
+        """The stream has begun, and nothing can be said on it."""
+        self._not_open = self._voice.unarmed_reason = reason
 
     def open(self, relay: CallRelay) -> None:
         """The stream has begun. A reconnected stream begins anew; what was rendered is kept where it fits."""
@@ -213,7 +217,7 @@ class StreamOutlet:
         if self._provider is None:
             raise OutletError("no tts_provider was given; give one to attach(), or send the audio yourself")
         if self._user_voice is None:
-            raise OutletError("the stream has not started: Plivo's start has not been seen")
+            raise OutletError(self._not_open)
         return await self._user_voice.audio(text, language=language, voice=self._voice_name)
 
     def reported(self, turn: TurnAudio) -> None:
@@ -227,7 +231,7 @@ class StreamOutlet:
     def say(self, turn: TurnAudio, words: Words) -> Playing:
         """See Outlet."""
         if self.relay is None or not isinstance(words, bytes):
-            raise OutletError("the stream has not started: Plivo's start has not been seen")
+            raise OutletError(self._not_open)
         playing = TurnPlaying(turn, len(words) / (self.relay.format.bytes_per_ms * 1000))
         self.relay.say(turn, words, now=_now(), on_played=playing.acknowledged)
         return playing
@@ -288,7 +292,7 @@ class StreamOutlet:
     @property
     def _open_relay(self) -> CallRelay:
         if self.relay is None:
-            raise OutletError("the stream has not started: Plivo's start has not been seen")
+            raise OutletError(self._not_open)
         return self.relay
 
 
