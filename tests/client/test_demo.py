@@ -35,7 +35,7 @@ async def base_url() -> AsyncIterator[str]:
 @pytest.fixture
 async def supervisor(base_url: str) -> AsyncIterator[Supervisor]:
     llm = OpenAIClient(api_key="any", model=MODEL, base_url=base_url)
-    made = Supervisor(MirrorConfig(llm=llm, policies=RULES))
+    made = Supervisor(MirrorConfig(llm=llm, policies=RULES, tiered_scoring_enabled=False))
     yield made
     await made.aclose()
 
@@ -98,7 +98,7 @@ async def test_what_is_not_in_the_script_scores_nothing_and_says_so(supervisor: 
 
 async def test_a_policy_without_the_rule_is_not_violated(base_url: str) -> None:
     llm = OpenAIClient(api_key="any", model=MODEL, base_url=base_url)
-    supervisor = Supervisor(MirrorConfig(llm=llm, policies=["Never swear."]))
+    supervisor = Supervisor(MirrorConfig(llm=llm, policies=["Never swear."], tiered_scoring_enabled=False))
     call = supervisor.call(SupervisorContext(call_id="c"))
     verdict = await call.judge_turn(call.payload(customer_text="", agent_text=WRONG))
     assert (verdict.state, verdict.score) == ("judged", 0.0)

@@ -66,8 +66,10 @@ async def test_the_demo_call_shows_a_correction_a_blocked_tool_and_one_that_pass
     turns = [detail.turn for detail in rows.turns]
     assert [turn.customer_text for turn in turns] == ["", *(exchange.customer for exchange in EXCHANGES)]
     verdicts = [detail.verdict for detail in rows.turns]
-    assert [verdict.state for verdict in verdicts] == ["judged"] * 5
-    assert [verdict.score for verdict in verdicts] == [0.0, 1.0, 0.0, 0.0, 0.0]
+    # The greeting and the farewell claim nothing, so that nobody is asked about them.
+    assert [verdict.state for verdict in verdicts] == ["skipped", "judged", "judged", "judged", "skipped"]
+    assert [verdict.score for verdict in verdicts] == [None, 1.0, 0.0, 0.0, None]
+    assert [verdict.detail for verdict in verdicts] == ["nothing unusual", "", "", "", "a pleasantry"]
     assert {verdict.reason for verdict in verdicts} == {"", VIOLATIONS[0].reason}, "the script knows every line"
 
     (intervention,) = rows.interventions

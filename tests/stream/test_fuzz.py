@@ -200,7 +200,7 @@ async def test_odd_characters_are_judged_answered_and_recorded(monkeypatch: pyte
 async def test_a_judge_that_answers_half_an_emoji_does_not_break_the_agents_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world = World(monkeypatch)
+    world = World(monkeypatch, config={"tiered_scoring_enabled": False})
     world.llm.turn = '{"score": 0.1, "rule": null, "reason": "odd \\ud83d \\u0000", "correction": ""}'
 
     async def script(agent: AgentCall) -> None:

@@ -442,7 +442,7 @@ async def test_a_judge_that_answers_nonsense_fails_and_the_call_goes_on(
 
 @virtual_time
 async def test_a_judge_that_hangs_times_out_and_the_turn_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+    world = World(monkeypatch, config={"tiered_scoring_enabled": False})
     world.llm.delay_s = 1_000.0
 
     async def script(agent: AgentCall) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.template.loader import render_to_string
 
 from mirror_saas.ids import uuid7
 from supervision.models import Agent, Call, CallEvent, Intervention, Policy, ToolDecision, Turn, Verdict
@@ -160,6 +161,17 @@ def test_what_was_not_judged_never_looks_clean(state: str, text: str) -> None:
     shown = verdict_view(verdict(state=state, score=None))
     assert (shown.badge.text, shown.violation, shown.score_words) == (text, False, "")
     assert shown.badge.tone != "good"
+
+
+def test_a_skipped_turn_says_why_nobody_was_asked_and_not_how_long_it_took() -> None:
+    shown = verdict_view(verdict(state="skipped", score=None, detail="only asks", latency_ms=0))
+    html = render_to_string("webui/calls/verdict.html", {"verdict": shown})
+    assert "Not judged: only asks" in html
+    assert "how long the judge took" not in html
+    failed = verdict_view(verdict(state="timed_out", score=None, detail="no answer", latency_ms=4000))
+    html = render_to_string("webui/calls/verdict.html", {"verdict": failed})
+    assert "Not judged" not in html
+    assert "how long the judge took" in html
 
 
 @pytest.mark.parametrize("why", WITHHELD)

@@ -83,6 +83,8 @@ class VerdictView:
     withheld: str
     latency_ms: int | None
     late: bool
+    skipped: bool
+    """There was no need to ask the judge, for the reason in `detail`."""
     detail: str
 
 
@@ -112,6 +114,7 @@ def verdict_view(verdict: Verdict) -> VerdictView:
         withheld=withheld,
         latency_ms=verdict.latency_ms,
         late=verdict.late,
+        skipped=verdict.state == "skipped",
         detail=verdict.detail,
     )
 

@@ -59,7 +59,8 @@ OFFER_WORDS = words("questions hesitate feel else know reach say reply")
 # First words of a question; what is before one, in the same sentence, is not part of the question.
 QUESTION_STARTS = words(
     "could would can do does did is are was were will what which who whom whose where when why how may might shall "
-    "should have has anything okay ok right correct and or so any"
+    "should have has anything okay ok right correct and or so any alright all yes yeah no don't doesn't didn't isn't "
+    "aren't wasn't haven't hasn't won't can't"
 )
 # First words of a clause that claims something.
 CLAIM_STARTS = words(
