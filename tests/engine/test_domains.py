@@ -179,6 +179,61 @@ async def test_a_tool_call_that_fits_runs_once_and_one_that_does_not_is_blocked(
     assert (again.code, again.stored_result) == (ToolCode.DUPLICATE, {"reference": "R1"})
 
 
+async def test_j7_a_turn_is_reviewed_words_and_tools_together(supervised: Supervised) -> None:
+    call, domain = supervised.call, supervised.domain
+    clean = await call.review_turn(
+        customer_text=domain.customer,
+        primary_text=domain.clean,
+        tool_calls=[domain.allowed],
+        language=domain.language,
+    )
+    assert (clean.state, clean.should_intervene) == (JudgingState.JUDGED, False)
+    assert clean.tools[0].allow
+    call.tool_done(domain.allowed.id, True, "done")
+    blocked = await call.review_turn(
+        customer_text=domain.customer,
+        primary_text=domain.clean,
+        tool_calls=[domain.refused],
+        language=domain.language,
+    )
+    assert blocked.should_intervene
+    assert not blocked.violates
+    assert blocked.correction == domain.instruction
+    bad = await call.review_turn(customer_text=domain.customer, primary_text=domain.violating, language=domain.language)
+    assert (bad.should_intervene, bad.correction) == (True, domain.correction)
+    history = [(entry["role"], entry["text"]) for entry in supervised.llm.asked("mirror_turn")[-1].history]
+    assert history[: len(domain.before)] == list(domain.before)
+    assert ("agent", domain.clean) in history
+    assert call.states == {JudgingState.JUDGED: 3}
+
+
+async def test_j5_a_streamed_violation_is_found_before_the_turn_ends(supervised: Supervised) -> None:
+    domain = supervised.domain
+    config = supervised.call.config.model_copy(update={"streaming_mode": True})
+    call = Supervisor(config).call(SupervisorContext("c-2"))
+    found = None
+    for character in f"{domain.violating} {domain.clean}":
+        found = await call.review_stream_delta(customer_text=domain.customer, delta=character, language=domain.language)
+    before_the_end = len(supervised.llm.questions)
+    verdict = await call.flush_stream(customer_text=domain.customer, language=domain.language)
+    assert before_the_end >= 1
+    assert verdict.should_intervene
+    assert found is None or found.correction == domain.correction
+    assert verdict.correction == domain.correction
+    assert any(question.agent_text.strip() == domain.violating for question in supervised.llm.questions)
+
+
+async def test_j8_the_pre_gate_lets_no_violation_of_these_pass(supervised: Supervised) -> None:
+    domain = supervised.domain
+    config = supervised.call.config.model_copy(update={"tiered_scoring_enabled": True})
+    call = Supervisor(config).call(SupervisorContext("c-3"))
+    verdict = await call.review_turn(
+        customer_text=domain.customer, primary_text=domain.violating, language=domain.language
+    )
+    assert verdict.should_intervene
+    assert verdict.rule == domain.rules[domain.rule - 1]
+
+
 @pytest.mark.parametrize(
     ("broken", "state"),
     [
