@@ -755,6 +755,25 @@ def test_c5_one_scoring_pass_serves_all_thresholds_and_agrees_with_single_runs(
     assert [row["threshold"] for row in default["thresholds"]] == [0.7]
 
 
+def test_either_way_of_scoring_is_replayed_in_one_pass(
+    tmp_path: Path, policies: Path, llm: LLMStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of what the statements ask about, it believes that the turn about a refund makes them true.
+    llm.believe(lambda question: 0.999 if "refund" in question.agent_text else 0.02)
+    path = save(tmp_path, [turn("Your refund is confirmed.", label=True), turn("We open at nine.", label=False)])
+    status, report = run_json(path, policies, llm, capsys, "--scoring", "logprob", "--threshold-sweep", "0.5,0.9")
+    assert status == 0
+    assert report["speech"] == {"turns": 2, "judged": 2, "skipped": 0, "errors": 0}
+    assert [row["interventions"] for row in report["thresholds"]] == [1, 1]
+    assert report["thresholds"][0]["speech"]["precision"] == 1.0
+    assert report["questions"] == len(llm.requests) > 2
+    assert report["usage"]["prompt_tokens"] == 100 * len(llm.requests)
+    # A model that tells no probabilities is no judge.
+    llm.withhold_logprobs()
+    assert run(path, policies, llm, "--scoring", "logprob") == 3
+    assert "probabilities" in capsys.readouterr().err
+
+
 def test_c5_a_dead_judge_is_not_all_allowed(tmp_path: Path, policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path, [turn("Hi.", tool_calls=[{"name": "look"}])] * 3)
     options = [str(path), "--policies", str(policies), "--base-url", "http://127.0.0.1:9/v1", "--fail-over", "1"]
