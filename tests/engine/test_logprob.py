@@ -21,6 +21,7 @@ from supervision.engine.scorer.llm import LLMScorer
 from supervision.engine.scorer.logprob import (
     NEUTRAL_AGENT_TEXT,
     OTHER_RULES_S,
+    REASON_S,
     SYSTEM_PROMPT,
     Calibration,
     LogprobScorer,
@@ -440,7 +441,7 @@ async def test_only_a_violation_asks_for_a_reason_and_a_correction() -> None:
 @pytest.mark.parametrize(
     ("answer", "delay_s", "detail", "latency_ms"),
     [
-        (BAD, 60.0, "no reason could be had: the judge did not answer in time", 4000),
+        (BAD, 60.0, "no reason could be had: the judge did not answer in time", round(1000 * REASON_S)),
         (LLMUnreachable("gone"), 0.0, "no reason could be had: gone", 0),
         ({}, 0.0, "no reason could be had: the judge's answer is not valid", 0),
     ],
@@ -453,6 +454,12 @@ async def test_the_verdict_stands_without_its_reason(answer: Any, delay_s: float
     assert (verdict.reason, verdict.correction) == ("", "")
     assert verdict.detail.startswith(detail)
     assert verdict.latency_ms == latency_ms
+
+
+@virtual_time
+async def test_a_reason_does_not_outlast_the_turns_deadline() -> None:
+    llm = BelievingLLM(believes=says(refund=9.0), thinks_s=lambda token: 3.0, turn=BAD, delay_s=60.0)
+    assert (await scorer(llm).score(TURN)).latency_ms == 4000
 
 
 @virtual_time

@@ -37,6 +37,8 @@ from supervision.engine.scorer.protocol import not_asked
 TOP_TOKENS = 20
 # When one rule is violated, how many seconds the other rules get to say whether they are more so.
 OTHER_RULES_S = 0.15
+# How many seconds a violation waits for its reason, if the turn has them left: the agent talks on meanwhile.
+REASON_S = 2.0
 # What is asked once per policy may take longer than any turn: a turn that cannot wait goes on without, or times out.
 PREPARING_S = 60.0
 STATEMENTS_TRIES = 3
@@ -226,8 +228,8 @@ class LogprobScorer:
         A turn is judged when all rules are, or one of those that are is violated, whatever became of the others. Else
         one rule without an answer is a turn that is not judged: `failed`, or `timed_out` when nothing failed.
 
-        The reason and the correction of a violation are asked for in the time that is left. Without an answer by then
-        they are empty, `detail` says why, and the verdict stands; `explain` can still be asked afterwards.
+        The reason and the correction of a violation are asked for in the time that is left, 2 s at most. Without an
+        answer by then they are empty, `detail` says why, and the verdict stands; `explain` can be asked afterwards.
         """
         verdict = not_asked(payload, self._config)
         if verdict is not None:
@@ -245,7 +247,7 @@ class LogprobScorer:
         scored = await self._ask_all(payload, checks, deadline)
         verdict = self._verdict(payload, scored, len(checks))
         if verdict.violates:
-            verdict = await self._explained(payload, verdict, _SHORT_REASON, deadline)
+            verdict = await self._explained(payload, verdict, _SHORT_REASON, min(deadline, loop.time() + REASON_S))
         spent, self._spent = self._spent, NO_USAGE
         return replace(verdict, usage=verdict.usage + spent, latency_ms=round((loop.time() - started) * 1000))
 
