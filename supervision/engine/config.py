@@ -133,7 +133,8 @@ class PolicyConfig(BaseModel):
     irreversible_tools: Names = DEFAULT_IRREVERSIBLE_TOOLS
     """Names of tools that cannot be undone; compared without regard to case."""
     tool_gate_on_failure: Literal["block", "allow"] = "block"
-    """What becomes of an irreversible tool call that could not be judged. Others are allowed then."""
+    """What becomes of an irreversible tool call that could not be judged, or whose permission could not be written
+    down (to a state store that is down, for instance). Others are allowed then."""
     tool_gate_timeout_ms: Millis = Field(default=3000, ge=100, le=60_000)
     """Milliseconds within which the tool gate answers."""
     mode: Literal["live", "shadow"] = "live"

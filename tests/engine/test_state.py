@@ -1051,6 +1051,38 @@ async def test_t5_what_was_allowed_without_the_store_is_written_when_it_answers(
     await again.aclose()
 
 
+@pytest.mark.parametrize(
+    ("done", "code"), [(True, ToolCode.DUPLICATE), (False, ToolCode.IN_DOUBT)], ids=["ran", "in doubt"]
+)
+@pytest.mark.parametrize("same_id", [True, False])
+@virtual_time
+async def test_t5_a_charge_asked_again_before_the_store_has_answered_does_not_run_again(
+    done: bool, code: ToolCode, same_id: bool
+) -> None:
+    store = Flaky()
+    supervisor = supervisor_on(store, tool_gate_timeout_ms=10_000)
+    first = bound(supervisor, "c")
+    assert (await charged(first, "a")).allow
+    if done:
+        first.tool_done("a", True, {"receipt": 7})
+    await first.aclose()
+    store.delay_s = 4.0
+    second = bound(supervisor, "c")
+    repeat = await charged(second, "a" if same_id else "b")
+    assert (repeat.allow, repeat.code) == (False, code)
+    assert repeat.stored_result == ({"receipt": 7} if done else None)
+    store.delay_s = 0.0
+    # The store still knows what it knew.
+    await asyncio.sleep(10)
+    await second.aclose()
+    third = bound(supervisor, "c")
+    assert (await charged(third, "z", timeout_ms=100)).code is code
+    if not done:
+        third.tool_done("a", False, "declined")
+        assert (await charged(third, "y")).allow
+    await third.aclose()
+
+
 @pytest.mark.parametrize("stuck", ["unopened", "waited for", "writing"])
 @virtual_time
 async def test_closing_does_not_wait_for_a_store_that_does_not_answer(stuck: str) -> None:

@@ -65,11 +65,13 @@ class ToolDenied(Exception):
 
 @dataclass(slots=True, eq=False)
 class LedgerEntry:
-    """One irreversible call in the ledger. `settled` is set when it is DONE or freed."""
+    """One irreversible call in the ledger. `settled` is set when it is DONE or freed. `earlier`: while it was being
+    judged here, it turned out that an earlier connection had been allowed the same."""
 
     owner: str
     done: bool = False
     freed: bool = False
+    earlier: bool = False
     result: Any = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -84,6 +86,10 @@ class LedgerJournal(Protocol):
     @property
     def durable(self) -> bool:
         """Whether there is anywhere to write to; `pending` is awaited only then."""
+        ...
+
+    async def ready(self) -> None:
+        """Returns when what was written down before is in the ledger, or cannot be had."""
         ...
 
     async def pending(self, key: LedgerKey, tool_id: str) -> None:
@@ -127,6 +133,8 @@ class Ledger:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = LedgerEntry(owner)
+        elif not entry.done:
+            entry.owner, entry.earlier = owner, True
         if done and not entry.done:
             entry.done, entry.result = True, result
             entry.settled.set()
@@ -406,7 +414,8 @@ class ToolGate:
         finally:
             for index, decision in enumerate(decisions):
                 verdict = verdicts[index] if verdicts else None
-                if decision.entry is not None and (verdict is None or not verdict.allow):
+                refused = verdict is None or not verdict.allow
+                if refused and decision.entry is not None and not decision.entry.earlier:
                     self.ledger.free(decision.key, decision.entry)
                 if verdict is None:
                     self._decisions.pop(decision.intent.id, None)
@@ -493,6 +502,9 @@ class ToolGate:
         try:
             async with asyncio.timeout_at(scene.deadline):
                 if journal is not None and journal.durable:
+                    await journal.ready()
+                    if decision.entry is not None and decision.entry.earlier:
+                        return self._ran_or_runs(decision, decision.entry, scene)
                     await journal.pending(decision.key, decision.intent.id)
                 if scene.before_allow is not None:
                     await scene.before_allow(decision.intent)
@@ -514,6 +526,11 @@ class ToolGate:
             return verdict
         failed = self._failed(decision, code, scene, detail, state=verdict.state)
         return replace(failed, score=verdict.score)
+
+    def _ran_or_runs(self, decision: _Decision, entry: LedgerEntry, scene: _Scene) -> ToolVerdict:
+        if entry.done:
+            return _duplicate(decision, entry, scene)
+        return _in_doubt(decision.intent, scene)
 
     async def _after_repeat(self, decision: _Decision, entry: LedgerEntry | None, scene: _Scene) -> ToolVerdict:
         """A repeat of a call that is under way: waits for how that ends."""

@@ -50,6 +50,7 @@ class CallMemory:
         self._acted: deque[str | None] = deque(maxlen=MAX_RULES_REMEMBERED)
         self._state: CallState | None = None
         self._opening: asyncio.Task[CallState] | None = None
+        self._put: set[str] = set()
         self._waited = False
         self._degraded: str | None = None
 
@@ -134,13 +135,12 @@ class CallMemory:
             state.note_intervention(rule)
         self._acted.clear()
         known = {tool.stored_as for tool in state.tools}
+        self._take_in(state)
+        self._state = state
         for key, entry in self._ledger.entries():
             tool = _kept(key, entry.owner, done=entry.done, result=entry.result)
-            # What the store has under the same name happened first, unless this call knows how it ended.
             if entry.done or tool.stored_as not in known:
-                state.put_tool(tool)
-        self._state = state
-        self._take_in(state)
+                self._put_tool(state, tool)
 
     def _store_changed(self, why: str | None) -> None:
         if why is None and self._state is not None:
@@ -153,8 +153,13 @@ class CallMemory:
             acted_at = loop_now - max(0.0, now - at)
             self._acted_at[rule] = max(acted_at, self._acted_at.get(rule, acted_at))
         for tool in state.tools:
-            key = (tool.name, bytes.fromhex(tool.args_sha256), tool.key)
-            self._ledger.restore(key, tool.tool_id, done=tool.done, result=tool.result)
+            if tool.done or tool.stored_as not in self._put:
+                key = (tool.name, bytes.fromhex(tool.args_sha256), tool.key)
+                self._ledger.restore(key, tool.tool_id, done=tool.done, result=tool.result)
+
+    def _put_tool(self, state: CallState, tool: KeptTool) -> None:
+        self._put.add(tool.stored_as)
+        state.put_tool(tool)
 
     # History
 
@@ -244,15 +249,18 @@ class CallMemory:
         """Whether irreversible tool calls have to be in a store before they may run."""
         return self._state is not None or self._opening is not None or self._degraded is not None
 
-    async def pending(self, key: LedgerKey, tool_id: str) -> None:
-        """Returns when it is in the store that this call may run. Raises `StateUnavailable` when it is not, and
-        `ToolDenied` when another connection has the call now."""
+    async def ready(self) -> None:
+        """Returns when the store has answered what it knows of the call. Waits as long as that takes."""
         if self._opening is not None:
             await asyncio.wait((self._opening,))
             self._opened(self._opening)
+
+    async def pending(self, key: LedgerKey, tool_id: str) -> None:
+        """Returns when it is in the store that this call may run. Raises `StateUnavailable` when it is not, and
+        `ToolDenied` when another connection has the call now."""
         if self._state is None:
             raise StateUnavailable(self._degraded or "the state store is not open")
-        self._state.put_tool(_kept(key, tool_id))
+        self._put_tool(self._state, _kept(key, tool_id))
         try:
             written = await self._state.commit()
         except StateTaken as taken:
@@ -265,12 +273,14 @@ class CallMemory:
     def done(self, key: LedgerKey, tool_id: str, result: Any) -> None:
         """The call ran, with this result."""
         if self._state is not None:
-            self._state.put_tool(_kept(key, tool_id, done=True, result=result))
+            self._put_tool(self._state, _kept(key, tool_id, done=True, result=result))
 
     def freed(self, key: LedgerKey, tool_id: str) -> None:
         """The call did not run, and may be tried again."""
         if self._state is not None:
-            self._state.drop_tool(_kept(key, tool_id))
+            tool = _kept(key, tool_id)
+            self._put.discard(tool.stored_as)
+            self._state.drop_tool(tool)
 
 
 def _kept(key: LedgerKey, tool_id: str, *, done: bool = False, result: Any = None) -> KeptTool:
