@@ -239,9 +239,11 @@ def _kind(sentence: Sentence, entry: bool) -> Kind:
         purpose = "will" in said[1:4] or "helps" in said or said[1:2] == ["way"]
         if purpose and not w.PURPOSE_VERBS.isdisjoint(said[1:5]):
             return Kind.POLITE
-    if said[0] in w.POLITE_WORDS and (len(said) <= 4 or (said[0] == "i'm" and "here" in near)):
+    # "Okay, it's free then" is short and begins politely, and is none of it.
+    brief = w.CLAIM_SUBJECTS.isdisjoint(said)
+    if brief and len(said) <= 4 and said[0] in w.POLITE_WORDS:
         return Kind.POLITE
-    if len(said) <= 3 and said[0] in ("yes", "no", "of", "got", "looking"):
+    if brief and len(said) <= 3 and said[0] in ("yes", "no", "of", "got", "looking"):
         return Kind.POLITE
     return Kind.STATEMENT
 

@@ -67,6 +67,10 @@ CLAIM_STARTS = words(
     "i i've i'm i'll we we've we're we'll you you're you'll you've it it's it'll its that's the your he he's she she's "
     "they they're they've there there's everything nothing no nobody our his her their my this these those all yes"
 )
+# Who or what a short claim is about.
+CLAIM_SUBJECTS = words(
+    "it it's you you're you've you'll he he's she she's they they're there's that's everything nothing everyone nobody"
+)
 # Words that a claim may begin with all the same: "So I cancelled it, right?"
 CLAIM_LEAD_INS = words("so well and but okay")
 
