@@ -189,6 +189,79 @@ def test_a_turns_audio_starts_after_200_ms_without_agent_speech() -> None:
     assert call.listener.over == [first]
 
 
+def test_a_turn_that_is_reported_just_after_its_audio_began_has_that_audio() -> None:
+    call = Call()
+    call.play(5.0)
+    call.play(5.02)
+    first = call.report("a", 5.3)
+    call.play(5.31)
+    assert call.listener.begun == [first]
+    assert round(first.received_s, 3) == 0.06 and round(first.runs.total_s, 3) == 0.06
+    # The next one after a pause: what was counted to the first meanwhile is the second's.
+    call.play(8.0)
+    second = call.report("b", 8.02)
+    call.play(8.03)
+    assert call.relay.current is second and call.listener.over == [first]
+    assert (round(first.received_s, 3), round(second.received_s, 3)) == (0.06, 0.04)
+    assert first.ends_at is not None and first.ends_at < 8.0
+    assert (len(first.audio), len(second.audio)) == (480, 320)
+
+
+def test_a_turn_that_is_reported_long_after_other_audio_began_waits_for_its_own() -> None:
+    call = Call()
+    for frame in range(100):
+        call.play(frame * 0.02)
+    turn = call.report("a", 2.0)
+    call.play(2.01)
+    assert not turn.started
+    call.play(2.5)
+    assert call.relay.current is turn
+
+
+def test_a_pause_inside_a_turn_gives_none_of_it_to_the_next() -> None:
+    call = Call()
+    first = call.report("a", 0.0)
+    call.play(0.1)
+    call.play(0.9)
+    second = call.report("b", 1.0)
+    call.play(1.01)
+    assert call.relay.current is first and not second.started
+
+
+def test_audio_that_waits_goes_with_the_turn_that_is_reported_late() -> None:
+    call = Call()
+    for _ in range(50):
+        call.play(5.0)
+    turn = call.report("a", 5.01)
+    call.relay.mute(turn, 5.02)
+    call.relay.pump(9.0)
+    assert len(call.audio_sent()) == 21  # what had gone ahead of it
+    assert call.relay.current is turn
+
+
+def test_a_late_report_after_a_muted_turn_is_heard_from_there_on() -> None:
+    call = Call()
+    wrong = call.report("a", 0.0)
+    call.play(0.1)
+    call.relay.mute(wrong, 0.2)
+    call.play(5.0)
+    right = call.report("b", 5.01)
+    sent = len(call.audio_sent())
+    call.play(5.02)
+    assert len(call.audio_sent()) == sent + 1
+    assert round(right.received_s, 3) == 0.02
+
+
+def test_a_turn_reported_while_mirror_speaks_takes_no_audio_that_is_held() -> None:
+    call = Call()
+    wrong = call.report("a", 0.0)
+    call.play(0.1)
+    call.relay.take_over(wrong, 0.2)
+    call.play(5.0)
+    later = call.report("b", 5.01)
+    assert not later.started
+
+
 def test_silence_that_an_agent_streams_counts_as_a_gap() -> None:
     call = Call()
     first = call.report("t1", 0.0)

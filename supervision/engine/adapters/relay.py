@@ -27,6 +27,7 @@ from supervision.plivo import events
 MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
 REFILL_S: Final = 0.06  # how much of that lead is topped up at a time: fewer wake-ups, still no underrun
 TURN_GAP_S: Final = 0.2  # this long without agent speech, and the next reported turn's audio begins
+LATE_REPORT_S: Final = 1.0  # audio after a silence this long that is reported within as long was the reported turn's
 ABANDONED_S: Final = 3.0  # a reported turn that stays silent this long gives way to the next one reported
 CLEAR_EXPIRES_S: Final = 2.0  # an unanswered clearAudio stops waiting, so that a lost answer shifts nothing
 OWED_LATE_S: Final = 10.0  # a withheld acknowledgement goes out at the latest this long after it was due
@@ -88,6 +89,17 @@ class TurnAudio:
         low = position if self.cut_low_s is None else min(position, self.cut_low_s)
         high = position if self.cut_high_s is None else min(position, self.cut_high_s)
         return low, max(low, high)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """Audio that began after a silence while no reported turn waited: perhaps of a turn that is reported late."""
+
+    at: float
+    before: TurnAudio | None  # to which it is counted meanwhile
+    runs: AudioRuns = field(default_factory=AudioRuns)
+    audio: bytearray = field(default_factory=bytearray)
+    received_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -185,6 +197,7 @@ class CallRelay:
         self.turns: deque[TurnAudio] = deque(maxlen=32)
         self.current: TurnAudio | None = None
         self.agent_audio_at: float | None = None
+        self._begun: _Begun | None = None
         self.last_payload = b""
         self._to_plivo = to_plivo
         self._to_agent = to_agent
@@ -310,12 +323,21 @@ class CallRelay:
     def _agent_audio(self, text: str, now: float) -> None:
         start, end = events.payload_span(text)
         duration = events.base64_length(text, start, end) / self._bytes_per_s if end else 0.0
+        silent_s = LATE_REPORT_S if self.agent_audio_at is None else now - self.agent_audio_at
         self.agent_audio_at = now
         if not self.hello:
             self.clock.sent(duration, now)
             self._to_plivo(text)
             return
+        if self._gap or silent_s >= LATE_REPORT_S:
+            self._begun = _Begun(now, self.current)
         turn = self._whose(text, start, end, duration, now)
+        if (begun := self._begun) is not None:
+            if now - begun.at > LATE_REPORT_S:
+                self._begun = None
+            else:
+                begun.received_s += duration
+                begun.audio += _decoded(text, start, end)
         if turn is not None:
             turn.received_s += duration
             room = int(AUDIO_KEPT_S * self._bytes_per_s) - len(turn.audio)
@@ -330,7 +352,7 @@ class CallRelay:
             self._enqueue(_Queued(text, duration, turn, arrived_at=now))
             self.pump(now)
         else:
-            self._send_audio(text, duration, turn, now)
+            self._send_audio(text, duration, turn, now, now)
 
     def _whose(self, text: str, start: int, end: int, duration: float, now: float) -> TurnAudio | None:
         """The turn that this audio belongs to (`None`: audio that no turn reported)."""
@@ -344,6 +366,7 @@ class CallRelay:
             self.current = self._pending.popleft()
             self.current.rivals = tuple(self._pending)
             self._begin(self.current)
+            self._begun = None
         self._gap = False
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
         self._recent_agent.append(_Recent(text[tail:end], duration, now))
@@ -375,9 +398,11 @@ class CallRelay:
             turn.ended = True
             self._listener.turn_ended(turn)
 
-    def _send_audio(self, text: str, duration: float, turn: TurnAudio | None, now: float) -> None:
+    def _send_audio(self, text: str, duration: float, turn: TurnAudio | None, now: float, arrived_at: float) -> None:
         start = self.clock.sent(duration, now)
         self._to_plivo(text)
+        if self._begun is not None and arrived_at >= self._begun.at:
+            self._begun.runs.add(start, duration)
         if turn is not None:
             first = turn.runs.starts_at is None
             turn.runs.add(start, duration)
@@ -413,6 +438,7 @@ class CallRelay:
         self._ahead.clear()
         self._requeue(())
         ended, self.current, self._gap = self.current, None, True
+        self._begun = None
         self._agent_cleared_at = now
         if self.speaking:
             # Mirror's own audio must not be cut: the agent is answered as Plivo would, and nothing is forwarded.
@@ -435,8 +461,36 @@ class CallRelay:
         self.turns.append(turn)
         while self._pending and self._abandoned(self._pending[0], turn.reported_at):
             self._pending.popleft()
+        begun, self._begun = self._begun, None
         if not self.marks and turn.text.strip():
-            self._pending.append(turn)
+            if begun is not None and not self._pending and turn.reported_at - begun.at <= LATE_REPORT_S:
+                self._reported_late(turn, begun)
+            else:
+                self._pending.append(turn)
+
+    def _reported_late(self, turn: TurnAudio, begun: _Begun) -> None:
+        """Count audio that began just before ``turn`` was reported as its own, and no more as the turn's before."""
+        before = begun.before
+        if self.current is not before or self.speaking or self.holding:
+            self._pending.append(turn)  # whose it is was settled otherwise meanwhile
+            return
+        if before is not None and before.muted:
+            begun = _Begun(begun.at, before)  # what came of it so far was discarded
+            self._end(before)
+        elif before is not None:
+            del before.audio[max(0, len(before.audio) - len(begun.audio)) :]
+            before.received_s -= begun.received_s
+            if begun.runs.starts_at is not None:
+                before.runs.cut(begun.runs.starts_at)
+            self._end(before)
+        turn.runs, turn.audio, turn.received_s = begun.runs, begun.audio, begun.received_s
+        for item in self._queue:
+            if item.arrived_at >= begun.at and item.turn is before:
+                item.turn = turn
+        self.current = turn
+        self._begin(turn)
+        if turn.runs.starts_at is not None and not self._queue:
+            self._anchor(turn, turn.runs.total_s, turn.reported_at)
 
     def _abandoned(self, turn: TurnAudio, now: float) -> bool:
         """Whether a turn whose audio has not begun was given up before a newer one was reported: the agent cleared its
@@ -682,7 +736,7 @@ class CallRelay:
 
     def _send_queued(self, item: _Queued, now: float) -> None:
         if item.duration:
-            self._send_audio(item.text, item.duration, item.turn, now)
+            self._send_audio(item.text, item.duration, item.turn, now, item.arrived_at)
         else:
             self._to_plivo(item.text)
             if item.name is not None:
