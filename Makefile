@@ -9,28 +9,31 @@ BIN := $(VENV)/bin
 SPACE_MB := 1500
 PYTEST_WORKERS ?= 2
 # The tests that have to reach all of the engine, and how much of its branches (percent).
-ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) tests/stream/test_orchestrator.py
+ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
+	tests/stream/test_orchestrator.py tests/stream/test_relay.py tests/stream/test_voice.py
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock bench-engine bench-relay bench-replay bench-pregate screenshots clean preflight
+.PHONY: help run test coverage check fmt lock bench-engine bench-judge bench-relay bench-replay bench-pregate screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
+	@echo "                  MODEL=local judges with a small model on this machine (fetches 1.1 GB once)"
 	@echo "make test         run all tests (on their own PostgreSQL and Valkey)"
 	@echo "make coverage     run the engine's tests; fails when they reach less than $(ENGINE_COVERAGE) % of its branches"
 	@echo "make check        lint, types, import contracts, migrations, templates"
 	@echo "make fmt          format the code"
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
 	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
+	@echo "make bench-judge  both ways of scoring with a real model: OPENAI_*, else the local one (DATA=folder of labelled calls)"
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
 	@echo "make clean        remove .venv and caches; the data in .mirror stays"
 
-run: $(VENV)/.run
-	@MIRROR_ENV=development exec $(BIN)/python manage.py demo
+run: $(VENV)/.run $(if $(filter local,$(MODEL)),$(VENV)/.local-llm)
+	@MIRROR_ENV=development exec $(BIN)/python manage.py demo $(if $(MODEL),--model $(MODEL))
 
 PYTEST := MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 MEASURED := $(PYTEST) $(ENGINE_TESTS) --cov --cov-report=term-missing --cov-fail-under=$(ENGINE_COVERAGE)
@@ -64,6 +67,9 @@ fmt: $(VENV)/.dev
 bench-engine: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_engine
 
+bench-judge: $(VENV)/.dev $(if $(OPENAI_API_KEY),,$(VENV)/.local-llm)
+	@$(BIN)/python -m benchmarks.bench_judge $(if $(DATA),--data $(DATA))
+
 bench-relay: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay
 
@@ -82,6 +88,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 lock: $(VENV)/.dev
 	$(LOCK) --extra server --extra demo -o requirements/run.txt
 	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
+	$(LOCK) --extra local-llm --constraints requirements/run.txt -o requirements/local-llm.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
@@ -98,6 +105,11 @@ $(VENV)/.dev: requirements/dev.txt | $(VENV)/bin/python
 	@echo "Installing what Mirror and its tests need into $(VENV) (once; a few minutes)"
 	@$(call install,requirements/dev.txt)
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.local-llm: requirements/local-llm.txt | $(VENV)/bin/python
+	@echo "Installing the local model's server into $(VENV) (once)"
+	@$(call install,requirements/local-llm.txt)
+	@touch $@
 
 $(VENV)/bin/python: | preflight
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"

@@ -31,6 +31,8 @@ from supervision.client import MirrorClient
 from supervision.engine.tts.offline import HibariTTS
 from supervision.engine.tts.protocol import Speech
 
+# A small model on a CPU takes its time; one behind an API answers long before.
+TOOL_TIMEOUT_MS = 45_000
 CHUNK_MS = 200
 VOICED_DBFS = -45.0
 """Louder than this is the caller's voice; a silent telephone line is below -50 dBFS."""
@@ -137,7 +139,7 @@ class DemoCall:
         await self._speak(lines, heard=exchange.customer)
 
     async def _run_tool(self, tool: ToolRequest, heard: str) -> bool:
-        decision = await self._mirror.tool(tool.name, tool.args, customer_text=heard)
+        decision = await self._mirror.tool(tool.name, tool.args, customer_text=heard, timeout_ms=TOOL_TIMEOUT_MS)
         if decision:
             # Here an agent would call its order system or its payment provider.
             await self._mirror.tool_done(decision, ok=True, result={"status": "done", **tool.args})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from django.db import transaction
@@ -42,6 +42,12 @@ JUDGE_NAME = "Demo judge"
 # The model's name when no model judges but a script answers; the console says so wherever it meets this name.
 SCRIPTED_MODEL = "demo-script"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
+# How a small model on a CPU judges: by the probability of one token, and with time to read.
+LOCAL_POLICY_CONFIG: dict[str, Any] = {
+    "scoring": "logprob",
+    "semantic_review_timeout_s": 30.0,
+    "tool_gate_timeout_ms": 45_000,
+}
 RULES_FILE = Path(__file__).resolve().parent / "policies.txt"
 
 
@@ -65,13 +71,15 @@ def demo_seed(
     judge_api_key: str | None,
     model_judges: bool,
     public_url: str,
+    policy_config: Mapping[str, Any] | None = None,
     previous: Mapping[str, str] | None = None,
 ) -> DemoSeed:
     """Make the demo's tenant, or bring it up to date: agent, judge and rules are as given now.
 
     `judge_base_url` None is OpenAI's own. With `model_judges` false a script answers, and `judge_model` is stored as
-    SCRIPTED_MODEL. `previous` is what an earlier run returned: its password and keys are returned again if they still
-    work, and made anew if not, since only their hashes are stored.
+    SCRIPTED_MODEL. `policy_config` has fields of the engine's PolicyConfig that the judge needs; a live version with
+    the demo's own rules and other fields gives way to one with these. `previous` is what an earlier run returned: its
+    password and keys are returned again if they still work, and made anew if not, since only their hashes are stored.
     """
     previous = previous or {}
     with transaction.atomic():
@@ -81,7 +89,7 @@ def demo_seed(
             judge = _judge(
                 judge_base_url or OPENAI_BASE_URL, judge_model if model_judges else SCRIPTED_MODEL, judge_api_key
             )
-            policy = _policy(judge)
+            policy = _policy(judge, dict(policy_config or {}))
             agent = _agent(agent_url, policy)
             key = _stream_key(agent, previous.get("stream_url", ""))
             api_key = _api_key(tenant, previous.get("api_key", ""))
@@ -147,13 +155,20 @@ def _judge(base_url: str, model: str, api_key: str | None) -> ProviderCredential
     return credential_update(credential=judge, base_url=base_url, model=model, api_key=api_key or "")
 
 
-def _policy(judge: ProviderCredential) -> Policy:
+def _policy(judge: ProviderCredential, config: dict[str, Any]) -> Policy:
     policy = Policy.objects.filter(name=POLICY_NAME).first() or policy_create(name=POLICY_NAME)
+    live = PolicyVersion.objects.filter(policy=policy, status=PolicyVersion.Status.LIVE).first()
     # Whoever plays with the demo may publish rules of their own; those stay.
-    if not PolicyVersion.objects.filter(policy=policy, status=PolicyVersion.Status.LIVE).exists():
-        draft = policy_version_create(policy_id=policy.id, rules=demo_rules(), llm_credential=judge)
+    ours = live is not None and [rule["text"] for rule in live.rules] == demo_rules()
+    if live is None or (ours and _judging(live.config) != _judging(config)):
+        draft = policy_version_create(policy_id=policy.id, rules=demo_rules(), config=config, llm_credential=judge)
         policy_version_publish(policy_id=policy.id, number=draft.number)
     return policy
+
+
+def _judging(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a version's fields those that depend on who judges."""
+    return {name: config[name] for name in LOCAL_POLICY_CONFIG if name in config}
 
 
 def _agent(agent_url: str, policy: Policy) -> Agent:

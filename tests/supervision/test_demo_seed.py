@@ -129,3 +129,19 @@ def test_a_script_that_judges_is_named_as_one_and_no_base_url_is_openais_own() -
         judge = demo_judge_get()
         assert judge is not None
         assert (judge.model, judge.base_url) == ("judge-model", "https://api.openai.com/v1")
+
+
+def test_a_local_model_gets_a_version_that_it_can_judge_by_and_gives_it_back() -> None:
+    def live(tenant: str) -> PolicyVersion:
+        with tenant_context(tenant_by_slug(slug=tenant).id):
+            return PolicyVersion.objects.get(status="live")
+
+    tenant = run()["tenant"]
+    assert live(tenant).config == {}
+    run(policy_config=seed.LOCAL_POLICY_CONFIG)
+    local = live(tenant)
+    assert (local.number, local.config["scoring"]) == (2, "logprob")
+    run(policy_config=seed.LOCAL_POLICY_CONFIG)
+    assert live(tenant).number == 2
+    run()
+    assert (live(tenant).number, live(tenant).config) == (3, {})

@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 from mirror_saas.demo.ports import free_port
 from mirror_saas.embedded import write_private
 from mirror_saas.env import Environment
+from mirror_saas.local_model import QWEN, READY_WITHIN_S, LocalModelError, model_fetch, models_folder
 from mirror_saas.processes import ProcessError, ProcessGroup, ProcessSpec
 from mirror_saas.stack import StackError, beat_spec, manage, migrate_spec, stack_run, web_spec, worker_spec
 
@@ -21,6 +22,9 @@ DEMO_FILE = "demo.json"
 DEMO_FIELDS = ("console_url", "email", "password", "tenant", "api_key", "stream_url", "answer_url")
 CALL_SCRIPT = Path(__file__).resolve().parents[2] / "demo" / "call.yaml"
 
+LOCAL_JUDGE = (
+    "Judged by a small model on this machine ({model}). On a CPU it needs seconds for a turn, so corrections come late."
+)
 SCRIPTED_JUDGE = (
     "No model is judging: OPENAI_API_KEY is not set, so a local server answers from a script for the demo's call."
 )
@@ -35,6 +39,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--no-call", action="store_true", help="do not place the simulated call")
+        parser.add_argument(
+            "--model",
+            choices=("local",),
+            help="judge with a small model on this machine, fetched once (1.1 GB); needs the extra local-llm",
+        )
         # The parent cannot use the database: its settings were read before the embedded servers ran.
         parser.add_argument("--seed", metavar="JSON", help="(used by this command itself) seed the demo and end")
 
@@ -46,21 +55,33 @@ class Command(BaseCommand):
         if os.environ.get("MIRROR_ENV", "development") != "development":
             raise CommandError("The demo's agent runs on this machine, which MIRROR_ENV=production forbids; unset it.")
         try:
-            stack_run(environment, self._body(environment, call=not options["no_call"]), write=self._write)
+            local = options["model"] == "local"
+            if local:
+                model_fetch(models_folder(), say=self._write)
+            body = self._body(environment, call=not options["no_call"], local=local)
+            stack_run(environment, body, write=self._write)
+        except LocalModelError as error:
+            raise CommandError(f"local model: {error}") from error
         except StackError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
             sys.exit(130)
 
-    def _body(self, environment: Environment, *, call: bool) -> Callable[[ProcessGroup], Any]:
+    def _body(self, environment: Environment, *, call: bool, local: bool) -> Callable[[ProcessGroup], Any]:
         env = {"MIRROR_HOME": str(environment.home), "MIRROR_ENV": "development"}
-        scripted = environment.openai_api_key is None
+        scripted = environment.openai_api_key is None and not local
 
         async def body(group: ProcessGroup) -> None:
             await group.run(migrate_spec(env))
             agent_port, judge_port = free_port(), free_port()
             seed: dict[str, Any] = {"agent_url": f"ws://127.0.0.1:{agent_port}/", "judge_base_url": None}
-            if scripted:
+            if local:
+                base_url = f"http://127.0.0.1:{judge_port}/v1"
+                await group.start(local_model_spec(judge_port, env))
+                warm = (sys.executable, "-m", "mirror_saas.demo.warm", "--base-url", base_url)
+                await group.run(ProcessSpec(name="warm", command=warm, env=env))
+                seed |= {"judge_base_url": base_url, "local": True}
+            elif scripted:
                 self._write(SCRIPTED_JUDGE)
                 await group.start(_demo_spec("judge", judge_port, env))
                 seed["judge_base_url"] = f"http://127.0.0.1:{judge_port}/v1"
@@ -78,7 +99,8 @@ class Command(BaseCommand):
                     f" (login {demo['email']}, password {demo['password']})"
                 )
                 await self._call(group, demo["answer_url"], env)
-            self._tell(environment, demo, scripted)
+            judged = SCRIPTED_JUDGE if scripted else f"Judged by {environment.openai_model}."
+            self._tell(environment, demo, LOCAL_JUDGE.format(model=QWEN.name) if local else judged)
 
         return body
 
@@ -92,8 +114,7 @@ class Command(BaseCommand):
             # The console is worth looking at all the same; it shows what became of the call.
             self._write(f"The simulated call did not complete: {error}")
 
-    def _tell(self, environment: Environment, demo: dict[str, str], scripted: bool) -> None:
-        judged = SCRIPTED_JUDGE if scripted else f"Judged by {environment.openai_model}."
+    def _tell(self, environment: Environment, demo: dict[str, str], judged: str) -> None:
         self._write(
             "\n".join(
                 (
@@ -117,9 +138,14 @@ class Command(BaseCommand):
         self.stdout.flush()
 
 
-def demo_seed_and_write(environment: Environment, *, agent_url: str, judge_base_url: str | None) -> None:
-    """Seed the demo tenant (again) and write MIRROR_HOME/demo.json, readable by us alone."""
-    from mirror_saas.demo.seed import demo_seed
+def demo_seed_and_write(
+    environment: Environment, *, agent_url: str, judge_base_url: str | None, local: bool = False
+) -> None:
+    """Seed the demo tenant (again) and write MIRROR_HOME/demo.json, readable by us alone.
+
+    `judge_base_url` is that of a judge on this machine: the local model when `local` is true, else the script.
+    """
+    from mirror_saas.demo.seed import LOCAL_POLICY_CONFIG, demo_seed
 
     path = environment.home / DEMO_FILE
     try:
@@ -131,14 +157,26 @@ def demo_seed_and_write(environment: Environment, *, agent_url: str, judge_base_
     seeded = demo_seed(
         agent_url=agent_url,
         judge_base_url=judge_base_url or environment.openai_base_url,
-        judge_model="scripted" if judge_base_url else environment.openai_model,
+        judge_model=QWEN.name if local else "scripted" if judge_base_url else environment.openai_model,
         judge_api_key="scripted" if judge_base_url else environment.openai_api_key,
-        model_judges=judge_base_url is None,
+        model_judges=local or judge_base_url is None,
+        policy_config=LOCAL_POLICY_CONFIG if local else None,
         public_url=environment.public_url,
         previous=previous,
     )
     demo = {"console_url": f"{environment.public_url}/", **seeded}
     write_private(path, json.dumps({name: demo[name] for name in DEMO_FIELDS}, indent=2) + "\n")
+
+
+def local_model_spec(port: int, env: dict[str, str]) -> ProcessSpec:
+    """The local model's server; it checks the model and reads it before it is ready."""
+    return ProcessSpec(
+        name="judge",
+        command=(sys.executable, "-m", "mirror_saas.local_model", "--port", str(port)),
+        env=env,
+        ready_line="ready on",
+        ready_within_s=READY_WITHIN_S,
+    )
 
 
 def _demo_spec(name: str, port: int, env: dict[str, str]) -> ProcessSpec:
