@@ -196,14 +196,17 @@ def test_a_turn_that_is_reported_just_after_its_audio_began_has_that_audio() -> 
     first = call.report("a", 5.3)
     call.play(5.31)
     assert call.listener.begun == [first]
-    assert round(first.received_s, 3) == 0.06 and round(first.runs.total_s, 3) == 0.06
+    assert round(first.received_s, 3) == 0.06
+    assert round(first.runs.total_s, 3) == 0.06
     # The next one after a pause: what was counted to the first meanwhile is the second's.
     call.play(8.0)
     second = call.report("b", 8.02)
     call.play(8.03)
-    assert call.relay.current is second and call.listener.over == [first]
+    assert call.relay.current is second
+    assert call.listener.over == [first]
     assert (round(first.received_s, 3), round(second.received_s, 3)) == (0.06, 0.04)
-    assert first.ends_at is not None and first.ends_at < 8.0
+    assert first.ends_at is not None
+    assert first.ends_at < 8.0
     assert (len(first.audio), len(second.audio)) == (480, 320)
 
 
@@ -225,7 +228,8 @@ def test_a_pause_inside_a_turn_gives_none_of_it_to_the_next() -> None:
     call.play(0.9)
     second = call.report("b", 1.0)
     call.play(1.01)
-    assert call.relay.current is first and not second.started
+    assert call.relay.current is first
+    assert not second.started
 
 
 def test_audio_that_waits_goes_with_the_turn_that_is_reported_late() -> None:
