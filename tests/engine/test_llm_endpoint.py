@@ -15,11 +15,12 @@ import pytest
 from aiohttp import web
 
 from supervision.engine import Usage
-from supervision.engine.llm.endpoint import MAX_RESPONSE_BYTES, Address, find_address
+from supervision.engine.llm.endpoint import MAX_RESPONSE_BYTES, STARTS_PER_ROUND, Address, Turnstile, find_address
 from supervision.engine.llm.openai import OpenAIClient, OpenAIPool, Secret
 from supervision.engine.llm.protocol import LLMBadAnswer, LLMClient, LLMRejected, LLMResult
 from supervision.engine.policy.compiler import TURN_SCHEMA
 from tests.standins.llm import LLMStandIn
+from tests.support.virtual_time import virtual_time
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURE_VARIABLES = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT", "OPENAI_API_VERSION")
@@ -513,3 +514,72 @@ def test_a_secret_is_no_key_for_the_pool() -> None:
 
 async def _pooled_secret() -> None:
     OpenAIPool().client(api_key=Secret("a"), model="m")  # type: ignore[arg-type]
+
+
+# Many at once
+
+
+@virtual_time
+async def test_a_few_questions_begin_at_once_and_many_in_their_order() -> None:
+    turnstile, began = Turnstile(), list[int]()
+
+    async def begin(number: int) -> None:
+        await turnstile.enter()
+        began.append(number)
+
+    waiting = [asyncio.create_task(begin(number)) for number in range(5 * STARTS_PER_ROUND)]
+    rounds = []
+    while len(began) < len(waiting):
+        await asyncio.sleep(0)
+        rounds.append(len(began))
+    assert began == list(range(len(waiting)))
+    steps = [later - earlier for earlier, later in zip([0, *rounds], rounds, strict=False)]
+    assert max(steps) == STARTS_PER_ROUND
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    # Few again: nobody waits for another round.
+    coroutine = turnstile.enter()
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+@virtual_time
+async def test_who_gives_up_waiting_costs_the_others_nothing() -> None:
+    turnstile = Turnstile()
+    tasks = [asyncio.create_task(turnstile.enter()) for _ in range(4 * STARTS_PER_ROUND)]
+    await asyncio.sleep(0)
+    for task in tasks[STARTS_PER_ROUND : 2 * STARTS_PER_ROUND]:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert sum(task.cancelled() for task in tasks) == STARTS_PER_ROUND
+
+
+def test_a_loop_that_was_closed_leaves_nobody_waiting_on_the_next() -> None:
+    turnstile = Turnstile()
+
+    async def crowd() -> None:
+        tasks = [asyncio.create_task(turnstile.enter()) for _ in range(STARTS_PER_ROUND + 1)]
+        await asyncio.sleep(0)
+        assert not tasks[-1].done()
+
+    asyncio.run(crowd())
+    asyncio.run(asyncio.wait_for(turnstile.enter(), 5))
+
+
+async def test_of_a_thousand_questions_the_first_are_answered_while_the_last_begin() -> None:
+    async with LLMStandIn() as llm:
+        client = OpenAIClient(api_key="k", model="m", base_url=llm.base_url)
+        done: list[int] = []
+
+        async def one(number: int) -> None:
+            await ask(client)
+            done.append(number)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(400)]
+        await llm.until(lambda: len(done) > 0)
+        begun = len(llm.requests)
+        await asyncio.gather(*tasks)
+        assert begun < 300
+        # … and so connections are used again instead of each question opening its own.
+        assert len({request.peer for request in llm.requests}) < 400
+        await client.aclose()

@@ -5,8 +5,10 @@ The `openai` package is imported when the first endpoint is opened, not when thi
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ PATH = "/chat/completions"
 MAX_CONNECTIONS = 10_000
 # Longer than the pause between two turns of a call, so that the next turn finds a warm connection.
 KEEPALIVE_S = 60.0
+# About as many as take the loop 5 ms to begin, which is what a frame of audio may have to wait for.
+STARTS_PER_ROUND = 8
 # Several times the longest answer that is ever asked for; what an endpoint of a tenant's choosing may make us hold.
 MAX_RESPONSE_BYTES = 2 * 1024 * 1024
 
@@ -169,6 +173,49 @@ def _is_plain(http_client: httpx2.AsyncClient) -> bool:
     """Whether an HTTP client adds nothing to requests that was not in them, so that asking it to is a waste."""
     own = set(http_client.headers) - {"accept", "accept-encoding", "connection", "user-agent"}
     return not (own or http_client.params or http_client.cookies or http_client.auth or str(http_client.base_url))
+
+
+class Turnstile:
+    """Lets a few questions begin in each round of the event loop, in the order in which they came.
+
+    A thousand that begin in the same round would each be made, then each be sent, then each be read: all answers would
+    be ready at the end of it all, and none before the deadline when there is not enough CPU for all. One after the
+    other, the first are answered while later ones are made, on connections that the later ones can use again.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self) -> None:
+        """Waits for its turn; when few want to begin, not at all."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # What waited on a loop that was closed waits no more.
+            self._loop, self._open = loop, False
+            self._waiting.clear()
+        if not self._open:
+            self._open, self._left = True, STARTS_PER_ROUND
+            loop.call_soon(self._next_round, loop)
+        if self._left and not self._waiting:
+            self._left -= 1
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next_round(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._left = STARTS_PER_ROUND
+        while self._waiting and self._left:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._left -= 1
+        self._open = self._left < STARTS_PER_ROUND
+        if self._open:
+            loop.call_soon(self._next_round, loop)
 
 
 def auth_headers(address: Address, key: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from supervision.engine.llm.endpoint import (
     MAX_CONNECTIONS,
     PATH,
     Address,
+    Turnstile,
     auth_headers,
     find_address,
     open_sdk,
@@ -95,6 +96,7 @@ class _Endpoint:
     sdk: openai.AsyncOpenAI
     address: Address
     owned: bool
+    turnstile: Turnstile = field(default_factory=Turnstile)
     dialects: dict[str, _Dialect] = field(default_factory=dict)
     clients: int = 0
     idle_since: float = 0.0
@@ -360,6 +362,7 @@ class OpenAIClient:
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
         try:
             async with asyncio.timeout_at(deadline):
+                await self._endpoint.turnstile.enter()
                 return await self._endpoint.sdk.post(
                     PATH, content=content, cast_to=object, options={"headers": self._headers[1]}
                 )
