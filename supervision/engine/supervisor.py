@@ -67,15 +67,17 @@ ToolCalls = Iterable[ToolCallIntent | Mapping[str, Any]]
 MAX_ARGS_SHOWN_CHARS = 400
 MAX_RESULT_SHOWN_CHARS = 800
 OVERRIDE_TTL_S = 300.0
+# How long the memory of a call that was left is kept where nobody gave a store.
+RECONNECT_WITHIN_S = 900.0
 
 
 class Supervisor:
     """Supervises calls by one configuration. Shared by all calls under it; make one per policy version.
 
     `state` keeps what is known of each call, by tenant and call id, so that a reconnect under the same call id goes on
-    where it stopped: a `MemoryStateStore` of this supervisor unless another is given, which stays its owner's to close.
-    `clock` gives seconds since 1970, as everybody who shares the store sees them. Raises `TypeError` for a `state` that
-    is no `StateStore`.
+    where it stopped: a `MemoryStateStore` of this supervisor (15 minutes) unless another is given, which stays its
+    owner's to close. `clock` gives seconds since 1970, as everybody who shares the store sees them. Raises `TypeError`
+    for a `state` that is no `StateStore`.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Supervisor:
                 f"got {type(state).__name__}"
             )
         self.config = config
-        self.state: StateStore = state if state is not None else MemoryStateStore()
+        self.state: StateStore = state if state is not None else MemoryStateStore(ttl_s=RECONNECT_WITHIN_S)
         self.clock = clock
         self.policy: CompiledPolicy = compile_policy(config)
         irreversible = frozenset(name.casefold() for name in config.irreversible_tools)
@@ -473,12 +475,12 @@ class CallSupervisor:
         With `streaming_mode` the turn so far is judged at every clause boundary, otherwise only as a whole by
         `flush_stream`. `tool_calls` go through the gate at once; the same ones may be given again with later pieces.
 
-        A turn begins with the first piece after `flush_stream`, or with other customer words (or another `turn_id`);
-        the turn before it is then judged to its end all the same, and counted. Raises `TypeError` when `delta` is no
-        string.
+        A turn begins with the first piece after `flush_stream`, with other customer words (or another `turn_id`), and
+        after an intervention in the turn; the turn before it is then judged to its end all the same, and counted.
+        Raises `TypeError` when `delta` is no string.
         """
         stream = self._stream
-        if stream is None or not _same_turn(stream.payload, customer_text, turn_id):
+        if stream is None or not self._goes_on(stream, customer_text, turn_id):
             await self._memory.opened()
             self._abandon_stream()
             stream = self._stream = self._begin_stream(customer_text, turn_id, language)
@@ -531,6 +533,15 @@ class CallSupervisor:
         verdict = self._joined(verdict, tuple(stream.verdicts.values()))
         self._note_reviewed(payload, verdict)
         return verdict
+
+    def _goes_on(self, stream: _Stream, customer_text: str, turn_id: str) -> bool:
+        """Whether a piece belongs to the turn that is arriving."""
+        if turn_id:
+            return stream.payload.turn_id == turn_id
+        if stream.told and self.interventions > stream.after:
+            # The agent answers the same words anew: what was wrong with its first answer is not wrong with this one.
+            return False
+        return stream.payload.customer_text.split() == customer_text.split()
 
     def _begin_stream(self, customer_text: str, turn_id: str, language: str) -> _Stream:
         payload = self.payload(
@@ -1010,12 +1021,6 @@ def _shadowed(tool: ToolVerdict) -> ToolVerdict:
         return tool
     reason = f"shadow: would have been refused ({tool.code.value}): {tool.reason}"
     return replace(tool, allow=True, code=ToolCode.OK, reason=reason, instruction="", stored_result=None)
-
-
-def _same_turn(payload: TurnPayload, customer_text: str, turn_id: str) -> bool:
-    if turn_id:
-        return payload.turn_id == turn_id
-    return payload.customer_text.split() == customer_text.split()
 
 
 _ROLES: dict[str, Role] = {

@@ -480,6 +480,21 @@ async def test_j5_a_stream_that_nobody_flushed_is_judged_to_its_end_and_counted(
 
 
 @virtual_time
+async def test_j10_an_answer_to_the_same_words_after_an_intervention_is_a_turn_of_its_own() -> None:
+    call = make_call(judging(), streaming_mode=True)
+    found = await stream(call, "Your refund is confirmed. And more of it.")
+    assert found[-1] is not None
+    call.note_intervention(found[-1])
+    assert not any(await stream(call, "A colleague decides on that. Shall I connect you? It takes a minute."))
+    verdict = await call.flush_stream(customer_text="Refund?")
+    assert verdict.state is JudgingState.JUDGED
+    assert not verdict.violates
+    assert verdict.turn_id != found[-1].turn_id
+    await call.aclose()
+    assert call.states == {JudgingState.JUDGED: 2}
+
+
+@virtual_time
 async def test_tools_of_a_stream_are_gated_while_it_goes_on_and_each_once() -> None:
     llm = judging(delay_s=0.1, tools=lambda asked: decisions(*(t["id"] for t in asked.user["tool_calls"]), allow=False))
     call = make_call(llm)
