@@ -11,7 +11,8 @@ first (1.1 GB, once). Three sets of cases:
 
 The labelled sets are samples, alternately bad and good, of those whose text is short enough for a small model's
 context. Each set has a share of the time (`--minutes`); what was not reached is said, and only cases with a score from
-both ways are compared. Thresholds: 0.7 for turns, 0.5 for the gate.
+both ways are compared. What is the same for all cases of a group, the rules and instructions, is read before and not
+counted. Thresholds: 0.7 for turns, 0.5 for the gate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from mirror_saas.local_model import QWEN, LocalModelError, local_model_running
 from supervision.engine import HistoryEntry, MirrorConfig, Rule, Supervisor, ToolCallIntent, TurnPayload, Usage
 from supervision.engine.context import NO_USAGE
 from supervision.engine.llm.openai import OpenAIClient
-from supervision.engine.policy.compiler import compile_policy
+from supervision.engine.llm.protocol import LLMError
+from supervision.engine.policy.compiler import TOOLS_SCHEMA, TURN_SCHEMA, compile_policy
+from supervision.engine.scorer.logprob import LogprobScorer
 from supervision.engine.scorer.tool_gate import ToolGate
 
 OWN_CASES = Path(__file__).with_name("judge_cases.json")
@@ -68,6 +71,7 @@ GATE_RULES = (
 # What a small model on a CPU reads in a few seconds.
 HISTORY_ENTRIES, ENTRY_CHARS, CASE_CHARS = 4, 300, 1_600
 SEED = 20261122
+WARM_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,16 @@ class Scored:
 
 
 Judge = Callable[[Case], Awaitable[Scored]]
+Warm = Callable[[Case], Awaitable[None]]
 
 
 # Cases
 
 
-def own_cases() -> list[Case]:
-    """The hand-written turns."""
+def own_cases(wanted: int) -> list[Case]:
+    """The hand-written turns, bad and clean in turn; of each trade as many as make so many together, from its first."""
+    trades = json.loads(OWN_CASES.read_text(encoding="utf-8"))
+    each = 2 * math.ceil(wanted / (2 * len(trades)))
     return [
         Case(
             domain["domain"],
@@ -105,8 +112,8 @@ def own_cases() -> list[Case]:
             TurnPayload(case["customer_text"], case["agent_text"], language=case["language"]),
             case["breaks"] is not None,
         )
-        for domain in json.loads(OWN_CASES.read_text(encoding="utf-8"))
-        for case in domain["cases"]
+        for domain in trades
+        for case in domain["cases"][:each]
     ]
 
 
@@ -202,6 +209,22 @@ class Judges:
             )
         return self._made[key]
 
+    async def warm(self, scoring: str, case: Case, *, tools: bool) -> None:
+        """Lets the model read what is the same for all cases of a group, which on a CPU takes longer than a case."""
+        supervisor = self._supervisor(scoring, case)
+        if isinstance(supervisor.scorer, LogprobScorer):
+            await supervisor.scorer.prepare()
+            return
+        policy = supervisor.policy
+        system, name, schema = policy.turn_prompt, "mirror_turn", TURN_SCHEMA
+        if tools:
+            system, name, schema = policy.tools_prompt, "mirror_tools", TOOLS_SCHEMA
+        # Cut off after a word, or late: what matters is that it was read.
+        with suppress(LLMError):
+            await self._llm.complete_json(
+                system=system, user="{}", schema_name=name, schema=schema, max_tokens=1, timeout_s=WARM_S
+            )
+
     async def turn(self, scoring: str, case: Case) -> Scored:
         """Judges a turn's words."""
         began = time.perf_counter()
@@ -226,10 +249,14 @@ class Judges:
         return Scored(verdict.score, time.perf_counter() - began, verdict.usage, verdict.reason)
 
 
-async def run(cases: Sequence[Case], judge: Judge, until: float) -> list[Scored]:
+async def run(cases: Sequence[Case], warm: Warm, judge: Judge, until: float) -> list[Scored]:
     """Judges cases one after the other, as far as the time goes."""
     results: list[Scored] = []
+    group = ""
     for case in cases:
+        if case.group != group:
+            await warm(case)
+            group = case.group
         if time.perf_counter() > until:
             break
         results.append(await judge(case))
@@ -298,7 +325,7 @@ async def compare(
     """Runs all sets and prints what they came to."""
     llm = OpenAIClient(api_key=api_key, model=model, base_url=base_url)
     judges = Judges(llm, options.timeout)
-    sets = [("own turns", own_cases(), judges.turn, TURN_THRESHOLD, 0.5)]
+    sets = [("own turns", own_cases(options.own), judges.turn, TURN_THRESHOLD, 0.5)]
     if data is not None:
         sets.append(("labelled turns", labelled_turns(data, options.turns), judges.turn, TURN_THRESHOLD, 0.28))
         sets.append(("gate", gate_cases(data, options.gate), judges.tool, GATE_THRESHOLD, 0.22))
@@ -312,7 +339,10 @@ async def compare(
                 def judged(case: Case, scoring: str = scoring, judge: Any = judge) -> Awaitable[Scored]:
                     return judge(scoring, case)  # type: ignore[no-any-return]
 
-                results[scoring] = await run(cases, judged, until)
+                def warm(case: Case, scoring: str = scoring, tools: bool = name == "gate") -> Awaitable[None]:
+                    return judges.warm(scoring, case, tools=tools)
+
+                results[scoring] = await run(cases, warm, judged, until)
             both = {
                 at
                 for at, (one, other) in enumerate(zip(results["logprob"], results["json"], strict=False))
@@ -332,7 +362,7 @@ def judge_model() -> Iterator[tuple[str | None, str, str]]:
         yield os.environ.get("OPENAI_BASE_URL") or None, key, os.environ.get("OPENAI_MODEL") or "gpt-4o-mini"
         return
     print("OPENAI_API_KEY is not set: the local model judges", flush=True)
-    with local_model_running(nice=15) as base_url:
+    with local_model_running() as base_url:
         yield base_url, "local", QWEN.name
 
 
@@ -342,6 +372,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="the folder with calls/*.jsonl.gz; without it only our own cases run")
     parser.add_argument("--minutes", type=float, default=15.0, help="how long all of it may take")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds that one verdict may take (at most 60)")
+    parser.add_argument("--own", type=int, default=46, help="how many of our own turns")
     parser.add_argument("--turns", type=int, default=20, help="how many labelled turns")
     parser.add_argument("--gate", type=int, default=24, help="how many labelled tool calls")
     options = parser.parse_args()

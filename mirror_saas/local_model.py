@@ -192,16 +192,18 @@ def _is_checked(file: Path, model: ModelFile) -> bool:
         return False
 
 
-def serve(file: Path, *, port: int, threads: int, name: str = QWEN.name) -> None:
+def serve(file: Path, *, port: int, threads: int, name: str = QWEN.name, with_parent: bool = False) -> None:
     """Serves a model on 127.0.0.1 until SIGTERM or SIGINT; prints a line with "ready" once it listens.
 
-    Runs llama.cpp's server in this process, so it should be a process of its own. Raises LocalModelError.
+    `with_parent` ends it too when the process that started it is gone, however that ended. Runs llama.cpp's server in
+    this process, so it should be a process of its own. Raises LocalModelError.
     """
     try:
         from xllamacpp import CommonParams, Server
     except ImportError as error:
         raise LocalModelError("the server is not installed: install mirror[local-llm]") from error
     stopped = threading.Event()
+    parent = os.getppid()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopped.set()
@@ -224,21 +226,19 @@ def serve(file: Path, *, port: int, threads: int, name: str = QWEN.name) -> None
     except RuntimeError as error:
         raise LocalModelError(f"the local model cannot be served: {error}") from error
     print(f"local model ready on {server.listening_address}/v1", flush=True)
-    # In short waits: a signal that comes between two of them is not missed on any platform.
     while not stopped.wait(1.0):
-        pass
+        if with_parent and os.getppid() != parent:
+            break
     # Not by way of the server's destructor, which waits for connections that are kept alive.
     sys.stdout.flush()
     os._exit(0)
 
 
 @contextlib.contextmanager
-def local_model_running(*, say: Notify = print, nice: int = 0) -> Iterator[str]:
+def local_model_running(*, say: Notify = print) -> Iterator[str]:
     """Fetches and serves the model in a process of its own; yields its base URL. Raises LocalModelError."""
     model_fetch(models_folder(), say=say)
-    command = [sys.executable, "-m", "mirror_saas.local_model", "--port", "0"]
-    if nice:
-        command = ["nice", "-n", str(nice), *command]
+    command = [sys.executable, "-m", "mirror_saas.local_model", "--port", "0", "--with-parent"]
     with subprocess.Popen(  # noqa: S603 - our own module
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     ) as process:
@@ -262,12 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Serve a small language model on this machine with OpenAI's API.")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--with-parent", action="store_true", help="end when the process that started this has ended")
     parser.add_argument("--fetch-only", action="store_true", help="fetch and check the model, and end")
     options = parser.parse_args(arguments)
     try:
         file = model_fetch(models_folder(), say=lambda line: print(line, flush=True))
         if not options.fetch_only:
-            serve(file, port=options.port, threads=options.threads)
+            serve(file, port=options.port, threads=options.threads, with_parent=options.with_parent)
     except LocalModelError as error:
         raise SystemExit(f"local model: {error}") from error
 

@@ -172,7 +172,7 @@ def local_model_spec(port: int, env: dict[str, str]) -> ProcessSpec:
     """The local model's server; it checks the model and reads it before it is ready."""
     return ProcessSpec(
         name="judge",
-        command=(sys.executable, "-m", "mirror_saas.local_model", "--port", str(port)),
+        command=(sys.executable, "-m", "mirror_saas.local_model", "--port", str(port), "--with-parent"),
         env=env,
         ready_line="ready on",
         ready_within_s=READY_WITHIN_S,
