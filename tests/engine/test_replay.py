@@ -1050,7 +1050,7 @@ def test_options_that_make_no_sense_are_named(
 def test_without_rules_a_key_or_a_model_nothing_is_asked(
     tmp_path: Path, policies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     path = str(save(tmp_path, [turn("Hi.")]))
     with pytest.raises(SystemExit):
@@ -1059,7 +1059,10 @@ def test_without_rules_a_key_or_a_model_nothing_is_asked(
     assert main([path, "--policies", str(policies)]) == 2
     assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
     assert main([path, "--policies", str(policies), "--base-url", "http://127.0.0.1:9", "--model", " "]) == 2
-    assert "--model: model is blank" in capsys.readouterr().err
+    assert "replay: the judge: model is blank" in capsys.readouterr().err
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://name.openai.azure.com")
+    assert main([path, "--policies", str(policies), "--model", "judge"]) == 2
+    assert "AZURE_OPENAI_API_KEY" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "openai", None)
     assert main([path, "--policies", str(policies), "--base-url", "http://127.0.0.1:9"]) == 2
     assert "install mirror[openai]" in capsys.readouterr().err

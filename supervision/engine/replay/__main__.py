@@ -15,17 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from urllib.parse import urlsplit
 
 import pydantic
 
 from supervision.engine.config import MAX_RULES, MirrorConfig
-from supervision.engine.llm.protocol import LLMClient, close_client
+from supervision.engine.llm.protocol import LLMClient
 from supervision.engine.replay.recordings import RecordedCall, RecordingError, read_calls
 from supervision.engine.replay.report import Prices, as_csv, as_table, details, is_labelled, summarize
 from supervision.engine.replay.runner import Replayed, question_count, replay
 from supervision.engine.scorer.pregate import PreGateModelError
+
+if TYPE_CHECKING:
+    from supervision.engine.llm.openai import OpenAIClient
 
 OK, TOO_MANY_ERRORS, UNUSABLE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -46,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.labels and not labelled:
             raise Unusable('--labels: no turn has a "label": true when it was bad, false when it was good')
         prices = _prices(options)
-        replayed = asyncio.run(_replay(options, calls))
-        summary = summarize(replayed, thresholds=options.thresholds, prices=prices, model=options.model)
+        replayed, model = asyncio.run(_replay(options, calls))
+        prices = prices or Prices.listed(model)
+        summary = summarize(replayed, thresholds=options.thresholds, prices=prices, model=model)
         if options.details is not None:
             _write_details(options.details, replayed)
     except (Unusable, RecordingError, PreGateModelError) as error:
@@ -78,12 +82,13 @@ def _status(summary: dict[str, Any], fail_over: float) -> int:
     return OK
 
 
-async def _replay(options: argparse.Namespace, calls: Sequence[RecordedCall]) -> Replayed:
+async def _replay(options: argparse.Namespace, calls: Sequence[RecordedCall]) -> tuple[Replayed, str]:
+    """What the replay came to, and the model that judged."""
     llm = _client(options)
     try:
         config = _config(options, llm)
         with Progress(sys.stderr, question_count(calls, options.tools)) as progress:
-            return await replay(
+            replayed = await replay(
                 calls,
                 config,
                 concurrency=options.concurrency,
@@ -91,24 +96,30 @@ async def _replay(options: argparse.Namespace, calls: Sequence[RecordedCall]) ->
                 pregate=options.pregate,
                 on_progress=progress.update,
             )
+            return replayed, llm.model
     finally:
-        await close_client(llm)
+        await llm.aclose()
 
 
-def _client(options: argparse.Namespace) -> LLMClient:
+def _client(options: argparse.Namespace) -> OpenAIClient:
+    """The judge: the server of `--base-url`, else what the environment names (Azure's variables before OpenAI's)."""
     from supervision.engine.llm.openai import OpenAIClient
 
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key:
-        if options.base_url is None:
-            raise Unusable("OPENAI_API_KEY is not set; set it, or name another server with --base-url")
-        key = "none"
+    def named(variable: str) -> str | None:
+        return os.environ.get(variable, "").strip() or None
+
     try:
-        return OpenAIClient(api_key=key, model=options.model, base_url=options.base_url)
-    except ImportError as error:
-        raise Unusable(str(error)) from error
-    except ValueError as error:
-        raise Unusable(f"--model: {error}") from error
+        if options.base_url is None and named("AZURE_OPENAI_ENDPOINT"):
+            return OpenAIClient.from_env(model=options.model)
+        base_url = options.base_url or named("OPENAI_BASE_URL")
+        key = named("OPENAI_API_KEY")
+        if key is None and base_url is None:
+            raise Unusable("OPENAI_API_KEY is not set; set it, or name another server with --base-url")
+        model = options.model or named("OPENAI_MODEL") or DEFAULT_MODEL
+        # Servers on one's own machine ask for no key.
+        return OpenAIClient(api_key=key or "none", model=model, base_url=base_url)
+    except (ImportError, ValueError) as error:
+        raise Unusable(f"the judge: {error}") from error
 
 
 def _config(options: argparse.Namespace, llm: LLMClient) -> MirrorConfig:
@@ -169,7 +180,7 @@ def _prices(options: argparse.Namespace) -> Prices | None:
     if options.price_in is None:
         if options.price_cached is not None:
             raise Unusable("--price-cached needs --price-in and --price-out; give all three")
-        return Prices.listed(options.model)
+        return None
     cached = options.price_in if options.price_cached is None else options.price_cached
     return Prices(options.price_in, cached, options.price_out)
 
@@ -241,13 +252,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="thresholds to compare, more than 0 and at most 1; every turn is judged once for all of them",
     )
     sweep.add_argument("--threshold", type=_thresholds, metavar="T", dest="thresholds", help="one threshold (0.7)")
-    parser.add_argument("--model", default=os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL, help="default: %(default)s")
+    parser.add_argument("--model", help=f"by default OPENAI_MODEL, else {DEFAULT_MODEL}")
     parser.add_argument(
         "--base-url",
         type=_url,
-        default=os.environ.get("OPENAI_BASE_URL") or None,
         metavar="URL",
-        help="an OpenAI-compatible server other than OpenAI's; the key is OPENAI_API_KEY",
+        help="an OpenAI-compatible server, by default OPENAI_BASE_URL, else OpenAI's; the key is OPENAI_API_KEY. "
+        "Without it AZURE_OPENAI_ENDPOINT and its variables name one of Azure's",
     )
     parser.add_argument(
         "--concurrency", type=_whole(1, 1_000), default=16, metavar="N", help="questions at a time (%(default)s)"
