@@ -843,6 +843,16 @@ def bound(supervisor: Supervisor, call_id: str) -> CallSupervisor:
     return call
 
 
+async def ready(supervisor: Supervisor, call_id: str) -> CallSupervisor:
+    """A bound call that has heard from its store, however long that took on a busy machine."""
+    call = bound(supervisor, call_id)
+    await call._memory.ready()
+    return call
+
+
+PATIENT = {"tool_gate_timeout_ms": 20_000, "semantic_review_timeout_s": 20.0}
+
+
 async def charged(call: CallSupervisor, tool_id: str, timeout_ms: int | None = None) -> ToolVerdict:
     verdict = await call.gate_tool_call(customer_text="Charge it.", intents=[charge(tool_id)], timeout_ms=timeout_ms)
     return verdict.tools[0]
@@ -850,9 +860,10 @@ async def charged(call: CallSupervisor, tool_id: str, timeout_ms: int | None = N
 
 async def test_w8_a_reconnected_call_goes_on_where_it_stopped(kept: Kept, key: CallKey) -> None:
     llm = ScriptedLLM(turn=lambda asked: dict(BAD) if "refund" in asked.user["agent_text"] else dict(CLEAN))
-    supervisor = supervisor_on(kept.store, llm, tenant_id=key.tenant_id)
+    supervisor = supervisor_on(kept.store, llm, tenant_id=key.tenant_id, **PATIENT)
     first = bound(supervisor, key.call_id)
     first.note_customer("Hello.")  # before the store has answered
+    await first._memory.ready()
     await first.review_turn(customer_text="Where is my money?", primary_text="Let me see.")
     bad = await first.review_turn(customer_text="So?", primary_text="Your refund is confirmed.")
     first.note_intervention(bad)
@@ -861,8 +872,8 @@ async def test_w8_a_reconnected_call_goes_on_where_it_stopped(kept: Kept, key: C
     await first.aclose()
 
     # Another process.
-    supervisor = supervisor_on(kept.store, llm, tenant_id=key.tenant_id)
-    second = bound(supervisor, key.call_id)
+    supervisor = supervisor_on(kept.store, llm, tenant_id=key.tenant_id, **PATIENT)
+    second = await ready(supervisor, key.call_id)
     again = await second.review_turn(customer_text="Hello?", primary_text="Your refund is confirmed.")
     assert [entry["text"] for entry in llm.asked[-1].user["history"]] == [
         "Hello.",
@@ -874,21 +885,21 @@ async def test_w8_a_reconnected_call_goes_on_where_it_stopped(kept: Kept, key: C
     assert second.interventions == 1
     assert await second.consume_override() == "Do not mention refunds."
     await second.aclose()
-    third = bound(supervisor, key.call_id)
+    third = await ready(supervisor, key.call_id)
     assert await third.consume_override() is None
     await third.aclose(ended=True)
-    fourth = bound(supervisor, key.call_id)
+    fourth = await ready(supervisor, key.call_id)
     await fourth.opened()
     assert (fourth.history, fourth.interventions) == ((), 0)
     await fourth.aclose(ended=True)
 
 
 async def test_t5_a_charge_before_a_reconnect_does_not_run_again_after_it(kept: Kept, key: CallKey) -> None:
-    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
-    first = bound(supervisor, key.call_id)
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id, **PATIENT)
+    first = await ready(supervisor, key.call_id)
     assert (await charged(first, "a")).allow
     # It is written before the allow is out: nothing has been closed or awaited since.
-    second = bound(supervisor, key.call_id)
+    second = await ready(supervisor, key.call_id)
     repeat = await charged(second, "b", timeout_ms=100)
     assert (repeat.allow, repeat.code) == (False, ToolCode.IN_DOUBT)
     # The agent says at last how the first one ended, by the first one's id.
@@ -897,7 +908,7 @@ async def test_t5_a_charge_before_a_reconnect_does_not_run_again_after_it(kept: 
     assert finished.irreversible
     assert second.history[-1].text.startswith("charge_card")
     await second.aclose()
-    third = bound(supervisor, key.call_id)
+    third = await ready(supervisor, key.call_id)
     done = await charged(third, "c")
     assert (done.code, done.stored_result) == (ToolCode.DUPLICATE, {"receipt": 7})
     await third.aclose()
@@ -905,11 +916,11 @@ async def test_t5_a_charge_before_a_reconnect_does_not_run_again_after_it(kept: 
 
 
 async def test_t5_a_charge_that_failed_before_a_reconnect_may_run_after_it(kept: Kept, key: CallKey) -> None:
-    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
-    first = bound(supervisor, key.call_id)
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id, **PATIENT)
+    first = await ready(supervisor, key.call_id)
     assert (await charged(first, "a")).allow
     await first.aclose()
-    second = bound(supervisor, key.call_id)
+    second = await ready(supervisor, key.call_id)
     await second.opened()
     assert second.tool_done("a", False, "declined") is not None
     assert second.tool_done("never seen", True) is None
@@ -918,10 +929,10 @@ async def test_t5_a_charge_that_failed_before_a_reconnect_may_run_after_it(kept:
 
 
 async def test_w8_the_old_connection_of_a_call_allows_nothing_irreversible_any_more(kept: Kept, key: CallKey) -> None:
-    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
-    old = bound(supervisor, key.call_id)
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id, **PATIENT)
+    old = await ready(supervisor, key.call_id)
     await old.opened()
-    new = bound(supervisor, key.call_id)
+    new = await ready(supervisor, key.call_id)
     await new.opened()
     verdict = await charged(old, "a")
     assert (verdict.allow, verdict.code) == (False, ToolCode.CANCELLED)
@@ -932,10 +943,10 @@ async def test_w8_the_old_connection_of_a_call_allows_nothing_irreversible_any_m
 
 
 async def test_calls_and_tenants_share_nothing_in_the_store(kept: Kept, key: CallKey) -> None:
-    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id)
-    one = bound(supervisor, key.call_id)
+    supervisor = supervisor_on(kept.store, tenant_id=key.tenant_id, **PATIENT)
+    one = await ready(supervisor, key.call_id)
     assert (await charged(one, "a")).allow
-    other = bound(supervisor, "another call")
+    other = await ready(supervisor, "another call")
     assert (await charged(other, "a")).allow
     stranger = supervisor.call(SupervisorContext(""))
     stranger.bind_call(key.call_id, tenant_id=f"{key.tenant_id}-stranger")
