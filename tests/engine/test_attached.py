@@ -716,6 +716,7 @@ async def test_without_a_voice_the_agents_own_audio_is_supervised_and_the_note_r
         verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
         assert (await call.intervene(verdict)).detail == "unarmed: no tts_provider was given"
         assert not call.armed
+        assert "no tts_provider was given" in (await call.speak(GOOD)).detail
         assert "Take it back first" in (await call.consume_override() or "")
         running.cancel()
 
@@ -811,3 +812,170 @@ async def test_an_object_without_a_stream_is_refused() -> None:
     with pytest.raises(TypeError, match="handler: Mirror cannot find a stream in a object"):
         async with the_supervisor().attach(object(), tts_provider=Tones()):
             pass
+
+
+# Corners
+
+
+@virtual_time
+async def test_w4_without_any_proof_of_silence_the_intervention_goes_on() -> None:
+    async with Scene(judge_s=0.5) as scene:
+        scene.plivo.loses = {"playedStream", "clearedAudio"}
+        outcome = await scene.call.review_and_speak(customer_text="Money back!", primary_text=WRONG)
+        assert outcome.intervened
+        assert scene.heard == [WRONG, BUFFERS[0], RIGHT]
+
+
+@virtual_time
+async def test_a_correction_waits_for_the_innocent_turn_before_it() -> None:
+    async with Scene() as scene:
+        await scene.call.review_turn(customer_text="Where is it?", primary_text=GOOD)
+        audio = scene.voice.tone(GOOD)
+
+        async def stream() -> None:
+            for at in range(0, len(audio), 160):
+                await scene.agent.play(audio[at : at + 160])
+                await asyncio.sleep(0.02)
+
+        streaming = asyncio.create_task(stream())
+        await asyncio.sleep(1.0)
+        report = await scene.call.intervene(await scene.wrong_turn())
+        assert report.outcome is Outcome.COMPLETED
+        assert scene.heard == [GOOD, BUFFERS[0], RIGHT]
+        await streaming
+
+
+@virtual_time
+async def test_a_turn_that_is_reviewed_long_after_its_audio_began_is_cut() -> None:
+    async with Scene() as scene:
+        audio = scene.voice.tone(WRONG)
+
+        async def stream() -> None:
+            for at in range(0, len(audio), 160):
+                await scene.agent.play(audio[at : at + 160])
+                await asyncio.sleep(0.02)
+
+        streaming = asyncio.create_task(stream())
+        await asyncio.sleep(1.5)
+        report = await scene.call.intervene(await scene.wrong_turn())
+        assert report.outcome is Outcome.COMPLETED
+        await streaming
+        assert scene.heard == [WRONG, BUFFERS[0], RIGHT]
+
+
+@virtual_time
+async def test_a_voice_that_is_slower_than_the_judge_never_says_what_was_found_wrong() -> None:
+    async with Scene(judge_s=0.1) as scene:
+        scene.voice.delay_s = 1.5
+        outcome = await scene.call.review_and_speak(customer_text="Money back!", primary_text=WRONG)
+        assert outcome.intervened
+        assert scene.heard[0] == BUFFERS[0]
+        assert WRONG not in scene.heard
+
+
+@virtual_time
+async def test_a_voice_that_is_slower_than_the_judge_says_what_was_found_right() -> None:
+    async with Scene(judge_s=0.1) as scene:
+        scene.voice.delay_s = 1.5
+        outcome = await scene.call.review_and_speak(customer_text="Where is it?", primary_text=GOOD)
+        assert outcome.spoken_text == GOOD
+        await asyncio.sleep(5)
+        assert scene.heard == [GOOD]
+
+
+@virtual_time
+async def test_a_verdict_that_comes_while_the_voice_still_renders_decides() -> None:
+    async with Scene(delivery="hold_all", hold_budget_ms=200, judge_s=0.6) as scene:
+        scene.voice.delay_s = 1.0
+        outcome = await scene.call.review_and_speak(customer_text="Money back!", primary_text=WRONG)
+        assert outcome.intervened
+        assert WRONG not in scene.heard
+
+
+@virtual_time
+async def test_a_turn_whose_voice_fails_is_judged_all_the_same_and_says_so() -> None:
+    async with Scene(judge_s=0.2) as scene:
+        scene.voice.fails = ConnectionError("no network")
+        outcome = await scene.call.review_and_speak(customer_text="Where is it?", primary_text=GOOD)
+        assert (outcome.spoken_text, outcome.intervened) == ("", False)
+        assert "ConnectionError" in outcome.detail
+        assert outcome.verdict.state.value == "judged"
+
+
+@virtual_time
+async def test_what_the_pre_gate_cannot_look_at_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Scene(delivery="hold_risky", judge_s=0.5) as scene:
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(scene.supervisor.pregate, "decide", broken)
+        began = scene.now()
+        await scene.call.review_and_speak(customer_text="Hello?", primary_text="Okay.")
+        await asyncio.sleep(2)
+        assert scene.plivo.heard(scene.voice)[0][1] - began == pytest.approx(0.5, abs=0.12)
+
+
+@virtual_time
+async def test_an_intervention_waits_a_moment_for_lines_that_are_just_being_rendered() -> None:
+    scene = Scene(voice=Tones(delay_s=0.1))
+    async with scene.supervisor.attach(scene.plivo.websocket, tts_provider=scene.voice) as call:
+        running = asyncio.create_task(scene.agent.run())
+        scene.plivo.start()
+        await asyncio.sleep(0.15)
+        assert not call.armed
+        verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
+        assert (await call.intervene(verdict)).outcome is Outcome.COMPLETED
+        running.cancel()
+
+
+@virtual_time
+async def test_what_was_stopped_is_not_said_later() -> None:
+    async with Scene() as scene:
+        await scene.call.intervene(await scene.wrong_turn())
+        speaking = await scene.call.speak(WRONG)
+        assert (speaking.ok, speaking.detail) == (False, "the turn was stopped by an intervention")
+        assert scene.heard == [BUFFERS[0], RIGHT]
+
+
+@virtual_time
+async def test_j14_only_the_newest_turns_are_kept() -> None:
+    async with Scene() as scene:
+        for number in range(70):
+            await scene.call.review_turn(customer_text="And?", primary_text=f"That is number {number}.")
+        assert len(scene.call._turns) == 64
+        assert scene.call.heard("unknown") is None
+
+
+@virtual_time
+async def test_leaving_at_once_leaves_nothing_behind() -> None:
+    scene = Scene()
+    async with scene.supervisor.attach(scene.plivo.websocket, tts_provider=scene.voice) as call:
+        running = asyncio.create_task(scene.agent.run())
+        scene.plivo.start()
+        await asyncio.sleep(0.1)
+    assert call.context.call_id == ""
+    running.cancel()
+    await asyncio.sleep(0.1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@virtual_time
+async def test_cancelling_whoever_waits_does_not_stop_the_intervention() -> None:
+    async with Scene() as scene:
+        waiting = asyncio.create_task(scene.call.intervene(await scene.wrong_turn()))
+        await asyncio.sleep(0.5)
+        waiting.cancel()
+        await scene.call.quiet()
+        assert scene.heard == [BUFFERS[0], RIGHT]
+
+
+@virtual_time
+async def test_a_correction_that_cannot_be_rendered_is_replaced_by_a_line_that_is() -> None:
+    async with Scene() as scene:
+        verdict = await scene.wrong_turn()
+        scene.voice.fails = RuntimeError("quota")
+        report = await scene.call.intervene(verdict)
+        assert report.outcome is Outcome.COMPLETED
+        assert report.correction is not None
+        assert report.correction.source == "template"

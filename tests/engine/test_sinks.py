@@ -24,6 +24,7 @@ from supervision.engine.tts.protocol import Speech, TTSError, TTSFailure
 from supervision.engine.tts.sink import Spoken, TTSSink, estimated_s
 from tests.engine.attached_calls import CALL_ID, GOOD, RIGHT, WRONG, Plivo, judge
 from tests.engine.llms import ScriptedLLM
+from tests.support.speech import say
 from tests.support.virtual_time import virtual_time
 
 BUFFER = "Sorry, let me make sure I got that right..."
@@ -255,6 +256,58 @@ async def test_w10_without_a_stream_the_callers_words_stop_the_sink() -> None:
         assert (await running).outcome is Outcome.INTERRUPTED
         call.caller_gone()
         assert (await call.intervene(verdict)).outcome is Outcome.CALLER_GONE
+
+
+@virtual_time
+async def test_a_turn_that_waits_behind_the_wrong_one_is_dropped_with_it() -> None:
+    sink = OwnSink()
+    async with attached(sink) as call:
+        verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
+        await call.speak(WRONG)
+        await call.speak(GOOD)
+        await asyncio.sleep(0.5)
+        report = await call.intervene(verdict)
+        assert report.outcome is Outcome.COMPLETED
+        await asyncio.sleep(5)
+        assert sink.texts == [WRONG, BUFFER, RIGHT]
+        assert "not played" in (await call.consume_override() or "")
+
+
+@virtual_time
+async def test_while_the_caller_speaks_the_sink_is_silenced_and_says_nothing() -> None:
+    sink, plivo = OwnSink(), Plivo()
+    async with make_supervisor().attach(plivo.websocket, tts_sink=sink) as call:
+        reading = asyncio.create_task(drain(plivo))
+        plivo.start()
+        await asyncio.sleep(1)
+        verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
+        await call.speak(WRONG)
+        speaking = asyncio.create_task(plivo.says(say("No, I want to talk to somebody about my money, now!")))
+        await asyncio.sleep(1.2)
+        sink.certain = None
+        report = await call.intervene(verdict)
+        assert (report.outcome, report.detail) == (Outcome.INTERRUPTED, "the caller is speaking")
+        await speaking
+        assert (sink.texts, len(sink.cleared)) == ([WRONG], 1)
+        reading.cancel()
+
+
+@virtual_time
+async def test_a_sink_that_cannot_be_silenced_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    sink, plivo = OwnSink(), Plivo()
+    async with make_supervisor().attach(plivo.websocket, tts_sink=sink) as call:
+        reading = asyncio.create_task(drain(plivo))
+        plivo.start()
+        await asyncio.sleep(1)
+        verdict = await call.review_turn(customer_text="Money back!", primary_text=WRONG)
+        await call.speak(WRONG)
+        speaking = asyncio.create_task(plivo.says(say("No, I want to talk to somebody about my money, now!")))
+        await asyncio.sleep(1.2)
+        sink.fails = ConnectionError("no way out")
+        assert (await call.intervene(verdict)).outcome is Outcome.INTERRUPTED
+        await speaking
+        assert "could not be told to stop: ConnectionError" in caplog.text
+        reading.cancel()
 
 
 @virtual_time
