@@ -243,8 +243,9 @@ class Verdict:
     `detail` says why a turn was not judged.
 
     `tools` has the verdict on each tool call of the turn, in order. Where the words are clean and a tool call was
-    refused, `reason` and `correction` are the tool's. `withheld` says why a verdict that calls for an intervention is
-    not to be acted upon; in shadow mode a refused tool call is allowed all the same, with the refusal in its `reason`.
+    refused, `reason` and `correction` are the tool's, and the latter is addressed to the agent. `withheld` says why a
+    verdict that calls for an intervention is not to be acted upon; in shadow mode a refused tool call is allowed all
+    the same, with the refusal in its `reason`.
     """
 
     turn_id: str

@@ -412,7 +412,7 @@ class CallSupervisor:
             withheld = None
         if refused and not verdict.violates:
             first = refused[0]
-            verdict = replace(verdict, reason=first.reason, correction=first.instruction)
+            verdict = replace(verdict, rule=None, reason=first.reason, correction=first.instruction)
         if withheld == "shadow":
             tools = [_shadowed(tool) for tool in tools]
         elif withheld is None and verdict.violates:

@@ -178,7 +178,14 @@ async def _run_tools(
         for tool in verdict.tools:
             if tool.allow:
                 call.tool_done(tool.id, False, cancelled=True)
-        return await _blocked(call, turn, replace(turn.payload, agent_text=words), verdict)
+        payload = call.payload(
+            customer_text=turn.payload.customer_text,
+            agent_text=words,
+            tool_calls=intents,
+            turn_id=turn.payload.turn_id,
+            language=turn.payload.language,
+        )
+        return await _blocked(call, turn, payload, verdict)
     running: str | None = None
     try:
         for intent in intents:

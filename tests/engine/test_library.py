@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def test_a_payload_takes_the_agents_words_under_either_name_and_once() -> None:
     payload = TurnPayload("Hi.", primary_text="Hello.")
     assert (payload.agent_text, payload.primary_text) == ("Hello.", "Hello.")
     assert payload == TurnPayload(customer_text="Hi.", agent_text="Hello.")
-    for both_or_none in ({}, {"agent_text": "a", "primary_text": "b"}):
+    given: list[dict[str, Any]] = [{}, {"agent_text": "a", "primary_text": "b"}]
+    for both_or_none in given:
         with pytest.raises(TypeError, match="agent_text or as primary_text"):
             TurnPayload("Hi.", **both_or_none)
 
@@ -97,7 +99,7 @@ def test_what_is_no_tool_call_is_refused(given: Any) -> None:
 async def test_tool_calls_in_no_list_are_refused_and_nameless_ones_blocked() -> None:
     call = make_call(ScriptedLLM())
     with pytest.raises(TypeError, match="tool_calls: give a list"):
-        await call.review_turn(customer_text="", primary_text="", tool_calls={"name": "f"})  # type: ignore[arg-type]
+        await call.review_turn(customer_text="", primary_text="", tool_calls={"name": "f"})  # type: ignore[dict-item]
     verdict = await call.gate_tool_call(customer_text="", intents=[{"args": {}}])
     assert verdict.tools[0].code is ToolCode.BAD_ARGS
 
@@ -193,6 +195,23 @@ async def test_t3_a_gate_that_failed_is_shown_beside_a_passing_verdict_on_the_wo
     assert (verdict.tools[0].state, verdict.tools[0].code) == (JudgingState.FAILED, ToolCode.FAILED)
     assert verdict.should_intervene
     assert verdict.correction == verdict.tools[0].instruction != ""
+    assert verdict.rule is None
+
+
+@virtual_time
+async def test_an_instruction_to_the_agent_is_never_spoken_to_the_caller() -> None:
+    spoken_to_the_agent = "Please read the amount back first."
+    llm = judging(
+        tools=lambda asked: decisions("t1", allow=False, reason="No.", instruction=spoken_to_the_agent),
+        correction=RuntimeError("down"),
+    )
+    call = make_call(llm)
+    payload = call.payload(customer_text="Charge it.", agent_text="Sure.", tool_calls=[charge()])
+    verdict = await call.judged_with_tools(payload)
+    assert verdict.correction == spoken_to_the_agent
+    correction = await call.correct(payload, verdict)
+    assert correction.source == "template"
+    assert json.loads(llm.of("mirror_correction")[0].user["history"][-1]["text"])["suggestion"] == spoken_to_the_agent
 
 
 @virtual_time

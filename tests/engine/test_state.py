@@ -850,7 +850,7 @@ async def ready(supervisor: Supervisor, call_id: str) -> CallSupervisor:
     return call
 
 
-PATIENT = {"tool_gate_timeout_ms": 20_000, "semantic_review_timeout_s": 20.0}
+PATIENT: dict[str, Any] = {"tool_gate_timeout_ms": 20_000, "semantic_review_timeout_s": 20.0}
 
 
 async def charged(call: CallSupervisor, tool_id: str, timeout_ms: int | None = None) -> ToolVerdict:

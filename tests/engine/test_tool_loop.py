@@ -214,6 +214,7 @@ async def test_the_correction_of_a_blocked_tool_is_spoken_where_there_is_a_voice
     assert (result.text, result.blocked) == ("Sorry, may I ask first?", True)
     payload, verdict = call.spoken
     assert payload.agent_text == "Charging now."
+    assert payload.history[-1].text == 'charge_card {"amount": 20} was blocked, it did not run: No.'
     assert verdict is result.block_verdict
 
 

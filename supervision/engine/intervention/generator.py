@@ -122,7 +122,8 @@ class CorrectionWriter:
         deadline = loop.time() + timeout_s
         wrong = offending_words(verdict.reason, payload.agent_text)
         fallback = _joined(opener, template)
-        seed = _plain(verdict.correction)
+        # What a refused tool call leaves is addressed to the agent: the model may use it, nobody speaks it.
+        seed = _plain(verdict.correction) if verdict.violates else ""
         suggestion = _joined(opener, seed) if seed else ""
         usage = NO_USAGE
 
