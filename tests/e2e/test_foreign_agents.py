@@ -385,4 +385,5 @@ async def test_a_supervised_agent_is_corrected_blocked_and_told(
     assert "colleague decides about your refund" in heard
 
     assert rows.call.coverage_state == "full"
-    assert [detail.verdict.state for detail in rows.turns] == ["judged"] * 3
+    # The greeting only asks; the turn after the intervention is judged whatever it says.
+    assert [detail.verdict.state for detail in rows.turns] == ["skipped", "judged", "judged"]

@@ -103,7 +103,8 @@ async def test_junk_from_both_sides_costs_nobody_the_call(mirror: MirrorServer, 
         call.hang_up()
 
     async with LLMStandIn() as llm, agent(script) as made:
-        tenancy = await asyncio.to_thread(new_tenancy, upstream_url=made.url, llm_base_url=llm.base_url)
+        config = {"tiered_scoring_enabled": False}  # nothing but a verdict shows that the judge can still be asked
+        tenancy = await asyncio.to_thread(new_tenancy, upstream_url=made.url, llm_base_url=llm.base_url, config=config)
         switches = PlivoSwitches(send_buffer_s=100_000)  # the heap is more than Plivo would keep for a slow server
         record = await SimulatedCall(tenancy.stream_url(mirror.ws), caller, switches, keep_raw=True).run()
         rows = await recorded(tenancy)
