@@ -883,6 +883,12 @@ class CallSupervisor:
         """Mirror said this in the agent's place."""
         self._note("", "mirror", text)
 
+    def note_instead(self, text: str) -> None:
+        """These words are said in place of a turn, by whoever has the voice. To note them as the agent's besides
+        changes nothing."""
+        self.note_mirror(text)
+        self._noted_by_review = text.strip()
+
     def _note(self, key: str, role: Role, text: str) -> None:
         self._reviewed_by_loop = None
         self._memory.note(key, role, text)

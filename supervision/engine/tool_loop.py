@@ -58,7 +58,7 @@ class LoopResult:
     `block_verdict` says why, and where the call has a voice it has spoken already. `verdict` is the final words', None
     when it did not come to that. `tool_intents` are all tool calls that the model asked for, `tools` the gate's verdict
     on each, `rounds` how many times the model was asked. `agent_text` are the model's own final words, spoken or not.
-    `messages` is the conversation with the model, for the next turn.
+    `messages` is the conversation with the model, for the next turn, without system messages.
     """
 
     text: str
@@ -266,7 +266,7 @@ async def _end(call: CallSupervisor, turn: _Turn, words: str) -> LoopResult:
         tools=tuple(turn.tools),
         rounds=turn.rounds,
         agent_text=words,
-        messages=tuple(turn.messages[1:]),
+        messages=tuple(message for message in turn.messages if message["role"] != "system"),
     )
 
 
@@ -274,6 +274,7 @@ async def _blocked(call: CallSupervisor, turn: _Turn, payload: TurnPayload, verd
     spoken = await call.spoke_instead(payload, verdict)
     if spoken is None:
         spoken = (await call.correct(payload, verdict)).text
+        call.note_instead(spoken)
     # The conversation goes on from what is said to the customer; calls without results are no conversation.
     messages = [message for message in turn.messages[1:] if message["role"] in ("user", "assistant")]
     messages = [message for message in messages if not message.get("tool_calls")]

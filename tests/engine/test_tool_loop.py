@@ -13,6 +13,7 @@ from aiohttp import web
 
 from supervision.engine import (
     AgentModelError,
+    HistoryEntry,
     JudgingState,
     LoopResult,
     MirrorConfig,
@@ -194,6 +195,9 @@ async def test_a_refused_tool_never_runs_and_nor_does_the_rest_of_its_answer() -
     # Without a voice nothing was spoken, but there is something to say.
     assert result.text == "I can connect you with a colleague. Shall I do that?"
     assert [message["role"] for message in result.messages] == ["user", "assistant"]
+    call.note_agent_turn(result.text)
+    assert call.history[-1] == HistoryEntry("mirror", result.text)
+    assert [entry.text for entry in call.history].count(result.text) == 1
     # What was allowed beside it did not run, and may be asked for again.
     again = await call.gate_tool_call(customer_text="Yes.", intents=[{"name": "charge_card", "args": {"amount": 20}}])
     assert again.tools[0].code is not ToolCode.IN_DOUBT
@@ -355,9 +359,10 @@ async def test_notes_reach_the_model_once() -> None:
     call = make_call(judging())
     call.set_override("Say sorry.")
     model = AgentModel(says("Sorry."))
-    await run(call, model, extra_system_note="Be brief.")
+    result = await run(call, model, extra_system_note="Be brief.")
     system = [message["content"] for message in model.asked[0]["messages"] if message["role"] == "system"]
     assert system == ["You sell things.", "Be brief.", "Say sorry."]
+    assert [message["role"] for message in result.messages] == ["user", "assistant"]
     await run(call, model)
     assert len([message for message in model.asked[1]["messages"] if message["role"] == "system"]) == 1
 
