@@ -141,6 +141,7 @@ class AttachedCall(CallSupervisor):
         self._link: StreamLink | None = None
         self._turns: dict[str, _Turn] = {}
         self._begun_turns = 0
+        self._said_instead: str | None = None
         self._running: _Running | None = None
         self._ended = False
         self._started = asyncio.Event()
@@ -456,6 +457,10 @@ class AttachedCall(CallSupervisor):
             return Speaking(False, "the caller is gone")
         if state.audio.muted:
             return Speaking(False, "the turn was stopped by an intervention")
+        instead, self._said_instead = self._said_instead, None
+        if instead == state.payload.agent_text.strip():
+            # The tool loop's result, handed on to be spoken.
+            return Speaking(True, "Mirror has said this already")
         try:
             playing = self._outlet.say(state.audio, words)
         except Exception as problem:
@@ -581,7 +586,8 @@ class AttachedCall(CallSupervisor):
         """See `CallSupervisor.spoke_instead`."""
         self._turn_begins(payload).judged.set()
         report = await self.intervene(replace(verdict, turn_id=payload.turn_id))
-        return report.said(report.ended_at or asyncio.get_running_loop().time()) or None
+        self._said_instead = report.said(report.ended_at or asyncio.get_running_loop().time()) or None
+        return self._said_instead
 
     async def intervene(self, verdict: Verdict) -> Report:
         """Stops the turn that this verdict is about, says what is right in its place, and leaves the agent a note.
