@@ -282,7 +282,8 @@ class OpenAIClient:
         dialect, tries = known, 0
         refusal: _Rejected | None = None
         renewed = False
-        key = await self._by(deadline, self._key.value())
+        known_key = self._key.known
+        key = known_key if known_key is not None else await self._by(deadline, self._key.value())
         while True:
             body = make_body(dialect)
             try:

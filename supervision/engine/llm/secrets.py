@@ -64,6 +64,11 @@ class Key:
         """Whether this is a secret's name that nobody has said how to look up."""
         return self.name is not None and self._resolver is None
 
+    @property
+    def known(self) -> str | None:
+        """The key, once it is known."""
+        return self._value
+
     def use(self, resolver: SecretResolver) -> None:
         """Says how secrets are looked up. The first to say so counts: clients are shared."""
         if self._resolver is None:
