@@ -13,6 +13,7 @@ from supervision.engine.intervention.templates import buffer_lines
 from supervision.engine.tts.ws_inject import PlivoStreamTTSSink
 from tests.engine.attached_calls import CALL_ID, GOOD, RIGHT, WRONG, Scene, Tones
 from tests.engine.llms import ScriptedLLM, decisions
+from tests.engine.test_tool_loop import CHARGE, SPECS, AgentModel, says, wants
 from tests.support.speech import say
 from tests.support.virtual_time import virtual_time
 
@@ -983,3 +984,25 @@ async def test_a_correction_that_cannot_be_rendered_is_replaced_by_a_line_that_i
         assert report.outcome is Outcome.COMPLETED
         assert report.correction is not None
         assert report.correction.source == "template"
+
+
+@virtual_time
+async def test_t7_the_tool_loop_on_a_call_blocks_the_tool_and_speaks_the_correction_once() -> None:
+    async with Scene() as scene:
+        scene.llm.tools = decisions("c1", allow=False, reason="nobody named an amount", instruction="Ask how much.")
+        ran: list[dict[str, object]] = []
+        model = AgentModel(wants(CHARGE, content="I charge your card now."), says(GOOD))
+        result = await scene.call.run_supervised_loop(
+            llm_client=model,
+            model="m",
+            system_prompt="You take orders.",
+            tool_specs=SPECS,
+            tool_executors={"charge_card": ran.append},
+            customer_text="Hello?",
+        )
+        assert result.blocked
+        assert ran == []
+        assert result.text == " ".join(scene.heard)
+        await scene.call.review_and_speak(customer_text="Hello?", primary_text=result.text)
+        await asyncio.sleep(5)
+        assert result.text == " ".join(scene.heard)
