@@ -3,6 +3,11 @@
 Without a store everything is kept here. With one, `open` takes the call over in the background (the audio of a call
 waits for no database), and what was learnt meanwhile is added to what the store knows. A store that does not answer
 costs nothing but durability: `degraded` says so, and the call goes on with what is known here.
+
+One thing is worth waiting for: an irreversible tool call may run only when that is in the store, for else a reconnect
+would let it run again. Where it cannot be written, `tool_gate_on_failure` decides, as it does when the judge is down;
+what it allows is written when the store is back. A connection that another has taken the call from allows nothing
+irreversible any more, whatever the policy says.
 """
 
 from __future__ import annotations
