@@ -393,6 +393,10 @@ async def test_an_engine_that_breaks_late_speaks_the_best_it_has(monkeypatch: py
         "That's not something I can do. I'll get a colleague for you.",
         "There are no seats left on Friday. Would Saturday work for you?",
         "Right: that's for Monday. What time suits you?",
+        "That is decided by our billing team. A specialist will call you.",
+        "One of our colleagues will look at it today.",
+        "Give me a second to look that up.",
+        "Just a moment while I look at your booking.",
     ],
 )
 def test_natural_lines_are_not_thrown_away(text: str) -> None:

@@ -63,7 +63,8 @@ _THIRD_PERSON = {
 _NEXT_STEP = {
     "en": (
         r"let me|let's|let us|i'll|i will|i'm going to|i am going to|i can|i'd like to|i would like to|we'll|we will|"
-        r"we can|please|one moment|could you|can you|may i|shall i|i'm (?:transferring|connecting|checking|looking)"
+        r"we can|please|one moment|just a moment|give me|could you|can you|may i|shall i|"
+        r"i'm (?:transferring|connecting|checking|looking)|(?:a|an|our|my|one of our) (?:\w+ ){1,2}will"
     ),
     "es": r"permítame|déjeme|voy a|vamos a|puedo|podemos|por favor|le (?:paso|comunico|transfiero)|enseguida",
     "fr": r"je vais|je peux|laissez-moi|permettez-moi|nous allons|nous pouvons|veuillez|s'il vous plaît|je vous",
