@@ -32,7 +32,7 @@ from supervision.engine.tts.offline import HibariTTS
 from supervision.engine.tts.protocol import Speech
 
 # A small model on a CPU takes its time; one behind an API answers long before.
-TOOL_TIMEOUT_MS = 45_000
+TOOL_TIMEOUT_MS = 25_000
 CHUNK_MS = 200
 VOICED_DBFS = -45.0
 """Louder than this is the caller's voice; a silent telephone line is below -50 dBFS."""

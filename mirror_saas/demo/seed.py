@@ -46,7 +46,8 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 LOCAL_POLICY_CONFIG: dict[str, Any] = {
     "scoring": "logprob",
     "semantic_review_timeout_s": 30.0,
-    "tool_gate_timeout_ms": 45_000,
+    # The caller of the demo waits half a minute for an answer.
+    "tool_gate_timeout_ms": 25_000,
 }
 RULES_FILE = Path(__file__).resolve().parent / "policies.txt"
 
