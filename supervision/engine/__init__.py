@@ -15,6 +15,8 @@ from supervision.engine.context import (
     Verdict,
 )
 from supervision.engine.environment import ConfigError
+from supervision.engine.intervention.orchestrator import Outcome, Report
+from supervision.engine.llm.secrets import Secret
 from supervision.engine.scorer.tool_gate import ToolDenied
 from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.supervisor import CallSupervisor, Supervisor
@@ -30,8 +32,11 @@ __all__ = [
     "LoopResult",
     "MemoryStateStore",
     "MirrorConfig",
+    "Outcome",
     "PolicyConfig",
+    "Report",
     "Rule",
+    "Secret",
     "Supervisor",
     "SupervisorContext",
     "ToolCallIntent",

@@ -15,6 +15,7 @@ Time is the running event loop's (`loop.time()`), so tests run on virtual time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -103,6 +104,7 @@ class Supervisor:
             use_secrets(config.secrets)
         self._asker = DeadlineAsker(config.llm)
         self.scorer = self._make_scorer()
+        self._preparing: asyncio.Task[Any] | None = None
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)
 
     def _make_scorer(self) -> TurnScorer:
@@ -118,7 +120,18 @@ class Supervisor:
 
         What the call remembers is its own; `CallSupervisor.bind_call` joins it with what the state store knows.
         """
+        self.prepare()
         return CallSupervisor(self, context)
+
+    def prepare(self) -> None:
+        """Asks the model, once and in the background, for what its way of scoring needs once per policy, so that the
+        first turn need not wait for it. The first call does this by itself. Without a running loop it does nothing."""
+        prepare = getattr(self.scorer, "prepare", None)
+        if prepare is None or self._preparing is not None:
+            return
+        with contextlib.suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+            self._preparing = loop.create_task(prepare(), name="prepare scoring")
 
     def attach(
         self,
@@ -137,6 +150,7 @@ class Supervisor:
         """
         from supervision.engine.attached import attach
 
+        self.prepare()
         return attach(self, handler, tts_provider=tts_provider, tts_sink=tts_sink, language=language, **options)
 
     async def review(
@@ -163,6 +177,9 @@ class Supervisor:
 
     async def aclose(self) -> None:
         """Waits for questions under way, then closes the LLM client if it can be. The state store is not closed."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing})
         await self._asker.aclose()
         await close_client(self.config.llm)
 

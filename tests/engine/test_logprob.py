@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from supervision.engine import HistoryEntry, JudgingState, MirrorConfig, Rule, Supervisor, TurnPayload, Usage
+from supervision.engine import (
+    HistoryEntry,
+    JudgingState,
+    MirrorConfig,
+    Rule,
+    Supervisor,
+    SupervisorContext,
+    TurnPayload,
+    Usage,
+)
 from supervision.engine.context import Verdict
 from supervision.engine.llm.deadline import DeadlineAsker, InvalidAnswer
 from supervision.engine.llm.openai import OpenAIClient
@@ -618,3 +627,30 @@ async def test_an_endpoint_that_leaves_the_probabilities_out_is_named_as_such() 
         assert "no chat completion" in (await scorer(llm).score(TURN)).detail
         await llm.aclose()
         assert "closed" in (await scorer(llm).score(TURN)).detail
+
+
+@virtual_time
+async def test_the_first_call_of_a_policy_asks_ahead_for_what_its_turns_need() -> None:
+    llm = BelievingLLM()
+    supervisor = Supervisor(MirrorConfig(llm=llm, policies=[REFUND, TIMES], scoring="logprob"))
+    for call_id in ("a", "b"):
+        supervisor.call(SupervisorContext(call_id=call_id))
+    await asyncio.sleep(1)
+    assert [token.neutral for token in llm.tokens] == [True] * 3, "once for each rule and the built-in one"
+    await supervisor.aclose()
+
+
+@virtual_time
+async def test_closing_ends_what_is_asked_ahead() -> None:
+    llm = BelievingLLM(thinks_s=lambda _token: 3600.0)
+    supervisor = Supervisor(MirrorConfig(llm=llm, policies=[REFUND], scoring="logprob"))
+    supervisor.call(SupervisorContext(call_id="a"))
+    await asyncio.sleep(1)
+    await asyncio.wait_for(supervisor.aclose(), 60)
+    assert all(token.cancelled for token in llm.tokens)
+
+
+def test_without_a_loop_nothing_is_asked_ahead() -> None:
+    llm = BelievingLLM()
+    Supervisor(MirrorConfig(llm=llm, policies=[REFUND], scoring="logprob")).call(SupervisorContext(call_id="a"))
+    assert not llm.tokens
