@@ -21,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 Mode = Literal["development", "production"]
 DatabaseRole = Literal["app", "owner"]
 TTSKind = Literal["offline", "openai", "off"]
+HandshakeSignature = Literal["check", "require", "ignore"]
 
 ADDRESS_FILE = "address"
 """In MIRROR_HOME while Mirror runs: its public URL."""
@@ -72,6 +73,9 @@ class Environment:
     allowed_hosts: tuple[str, ...]
     egress_allow: tuple[str, ...]
     """`host`, `host:port` or CIDR entries that outbound connections may reach although they are not public."""
+    handshake_signature: HandshakeSignature
+    """What becomes of Plivo's signature of a stream's handshake when the tenant has stored its auth token: `check` one
+    that is there, `require` one, or `ignore` it."""
     home: Path
     journal_dir: Path
     log_level: str
@@ -162,6 +166,7 @@ def environment_parse(
         public_url=public_url.rstrip("/"),
         allowed_hosts=_allowed_hosts(reader.items("MIRROR_ALLOWED_HOSTS"), public_url),
         egress_allow=_egress_allow(reader),
+        handshake_signature=_handshake_signature(reader),
         home=home,
         journal_dir=journal_dir,
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
@@ -341,6 +346,15 @@ def _tts(reader: _Reader) -> TTSKind | None:
         case "off":
             return "off"
     return None
+
+
+def _handshake_signature(reader: _Reader) -> HandshakeSignature:
+    match reader.choice("MIRROR_HANDSHAKE_SIGNATURE", ("check", "require", "ignore"), default="check"):
+        case "require":
+            return "require"
+        case "ignore":
+            return "ignore"
+    return "check"
 
 
 def address_in_use(

@@ -19,17 +19,21 @@ class Mode(models.TextChoices):
 
 
 class ProviderCredential(TenantModel):
-    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`)."""
+    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`), or to a Plivo account (`plivo`)."""
 
     class Kind(models.TextChoices):
         LLM = "llm", "Language model"
         TTS = "tts", "Text to speech"
+        PLIVO = "plivo", "Plivo account"
 
     name = models.CharField(max_length=200)
     kind = models.CharField(max_length=8, choices=Kind.choices)
     base_url = models.CharField(max_length=2000)
-    model = models.CharField(max_length=200)
-    # Sealed by tenants.sealing with field `supervision_providercredential.api_key_sealed:<id>`.
+    # Of a server; empty for a Plivo account.
+    model = models.CharField(max_length=200, blank=True)
+    # The auth id of a Plivo account or sub-account; empty for a server.
+    account = word_column(40)
+    # The API key, or Plivo's auth token; sealed with field `supervision_providercredential.api_key_sealed:<id>`.
     api_key_sealed = models.BinaryField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -37,7 +41,14 @@ class ProviderCredential(TenantModel):
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="providercredential_tenant_id"),
-            models.CheckConstraint(condition=models.Q(kind__in=["llm", "tts"]), name="providercredential_kind"),
+            models.UniqueConstraint(
+                fields=["tenant", "account"],
+                condition=models.Q(kind="plivo"),
+                name="providercredential_tenant_account",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind__in=["llm", "tts", "plivo"]), name="providercredential_kind"
+            ),
         ]
 
     def __str__(self) -> str:

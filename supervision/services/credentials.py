@@ -39,6 +39,8 @@ def credential_update(*, credential: ProviderCredential, base_url: str, model: s
 def _fill(credential: ProviderCredential, *, base_url: str, model: str, api_key: str) -> None:
     credential.base_url = base_url_clean(base_url)
     credential.model = model.strip()
+    if not credential.model:
+        raise ValidationError({"model": "Name the model to ask there."})
     credential.api_key_sealed = seal(
         api_key,
         tenant_id=tenant_id_required("Sealing a credential"),

@@ -83,6 +83,9 @@ class AgentBinding:
     llm: ProviderSettings | None
     tts: ProviderSettings | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
+    """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
+    when those that were cannot be unsealed: what Plivo signs can then not be checked, so it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,8 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
        a.language, a.voice, k.expires_at,
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
-       tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed
+       tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
+       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed
   FROM supervision_agent a
   JOIN supervision_streamkey k
     ON k.tenant_id = a.tenant_id AND k.agent_id = a.id AND k.key_hash = %(key_hash)s
@@ -228,6 +232,10 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
     ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
   LEFT JOIN supervision_providercredential tts
     ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
+  LEFT JOIN LATERAL (
+        SELECT array_agg(id ORDER BY updated_at DESC, id) AS ids,
+               array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
+          FROM supervision_providercredential WHERE tenant_id = a.tenant_id AND kind = 'plivo') plivo ON true
  WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
 """
 
@@ -252,6 +260,7 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         llm=_provider(row, "llm"),
         tts=_provider(row, "tts"),
         headers=MappingProxyType(_headers(row)),
+        plivo_tokens=_plivo_tokens(row),
     )
     return replace(binding, mode="shadow") if row["status"] == "shadow" else binding
 
@@ -271,6 +280,19 @@ def _headers(row: Mapping[str, Any]) -> dict[str, str]:
         return {}
     headers: dict[str, str] = json.loads(_agent_secret(row, "headers_sealed"))
     return headers
+
+
+def _plivo_tokens(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    if row["plivo_ids"] is None:
+        return None
+    tokens = []
+    for credential_id, sealed in zip(row["plivo_ids"], row["plivo_sealed"], strict=True):
+        where = sealed_field("supervision_providercredential", "api_key_sealed", credential_id)
+        try:
+            tokens.append(unseal_text(sealed, tenant_id=row["tenant_id"], field=where))
+        except SealBroken as error:
+            logger.error("%s", error)
+    return tuple(tokens)
 
 
 def _provider(row: Mapping[str, Any], kind: str) -> ProviderSettings | None:
