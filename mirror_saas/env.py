@@ -38,6 +38,7 @@ SECRETS = frozenset(
         "REDIS_URL",
         "MIRROR_SECRET_KEY",
         "MIRROR_ENCRYPTION_KEY",
+        "MIRROR_ENCRYPTION_KEY_PREVIOUS",
         "OPENAI_API_KEY",
         "OPENAI_TTS_API_KEY",
     }
@@ -96,6 +97,8 @@ class Environment:
     redis_url: str | None = field(repr=False)
     secret_key: str | None = field(repr=False)
     encryption_key: bytes | None = field(repr=False)
+    encryption_keys_previous: tuple[bytes, ...] = field(repr=False)
+    """Keys that still open what they sealed, while `rotate_keys` moves it to `encryption_key`."""
     openai_api_key: str | None = field(repr=False)
     openai_tts_api_key: str | None = field(repr=False)
 
@@ -184,6 +187,7 @@ def environment_parse(
         redis_url=redis_url,
         secret_key=secret_key,
         encryption_key=encryption_key,
+        encryption_keys_previous=reader.keys("MIRROR_ENCRYPTION_KEY_PREVIOUS", ENCRYPTION_KEY_BYTES),
         openai_api_key=reader.text("OPENAI_API_KEY"),
         openai_tts_api_key=reader.text("OPENAI_TTS_API_KEY"),
     )
@@ -281,14 +285,25 @@ class _Reader:
         value = self.text(name)
         if value is None:
             return None
-        try:
-            key = base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if len(key) != size:
+        key = _key_decode(value, size)
+        if key is None:
             self.bad(name, f"is not the base64 of {size} bytes; make one with: openssl rand -base64 {size}")
-            return None
         return key
+
+    def keys(self, name: str, size: int) -> tuple[bytes, ...]:
+        """Keys separated by commas, spaces or lines."""
+        keys = tuple(_key_decode(value, size) for value in re.split(r"[,\s]+", self.text(name) or "") if value)
+        if None in keys:
+            self.bad(name, f"has an entry that is not the base64 of {size} bytes; separate several keys by commas")
+        return tuple(key for key in keys if key is not None)
+
+
+def _key_decode(value: str, size: int) -> bytes | None:
+    try:
+        key = base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == size else None
 
 
 def _absolute(base_dir: Path, value: str) -> Path:

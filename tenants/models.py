@@ -128,3 +128,37 @@ class ApiKey(TenantModel):
 
     def __str__(self) -> str:
         return f"mk_{self.prefix}_…"
+
+
+class DataKey(TenantModel):
+    """A key that the tenant's secrets are sealed with, wrapped by the key from the environment (tenants.envelope).
+
+    The newest one seals. Older ones still unseal until `rotate_keys` has sealed everything anew and retired them.
+    """
+
+    number = models.IntegerField()
+    wrapped = models.BinaryField(max_length=69)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    retired_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="datakey_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "number"], name="datakey_tenant_number"),
+        ]
+
+    def __str__(self) -> str:
+        return f"data key {self.number}"
+
+
+class KeyCheck(models.Model):
+    """The check value of a key-encryption key that data keys are wrapped with: a start with another key fails.
+
+    It belongs to the installation, not to a tenant, and tells nothing of the key.
+    """
+
+    key_id = models.CharField(max_length=16, primary_key=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    def __str__(self) -> str:
+        return self.key_id
