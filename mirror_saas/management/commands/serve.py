@@ -52,6 +52,7 @@ class Command(BaseCommand):
                         "worker", "--concurrency=2", "--hostname=mirror@%h", "--without-gossip", "--without-mingle"
                     )
                 case "beat":
+                    encryption_key_require()
                     _exec_celery("beat", "--pidfile=")
                 case "migrate":
                     migrate_exec()
