@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -240,9 +239,10 @@ def test_new_data_keys_interrupted_between_rows_are_not_made_twice(
         left[0] -= 1
         return real(*args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(service, "seal", seal_or_die)
-        keys_rotate(new_data_keys=True, min_age=NOW, batch=1)
+        with pytest.raises(KeyboardInterrupt):
+            keys_rotate(new_data_keys=True, min_age=NOW, batch=1)
     assert secrets_of(tenant) == expected(tenant)
     done = keys_rotate(new_data_keys=True, min_age=NOW, batch=1)
     assert (done.data_keys_made, done.data_keys_retired, done.resealed) == (0, 1, 2 - secrets_done)
@@ -343,7 +343,7 @@ def legacy_seal(plain: str, *, tenancy: Tenancy, field: str, key: bytes) -> byte
 
 
 @pytest.fixture
-def legacy(tenant: Tenancy, settings: Any) -> Iterator[Tenancy]:
+def legacy(tenant: Tenancy, settings: Any) -> Tenancy:
     """A tenant as a version without data keys left it."""
     key = settings.MIRROR_ENCRYPTION_KEY
     with tenant.context():
@@ -356,7 +356,7 @@ def legacy(tenant: Tenancy, settings: Any) -> Iterator[Tenancy]:
             model._default_manager.update(**{column: legacy_seal(plain, tenancy=tenant, field=field, key=key)})
         DataKey.objects.all().delete()
     KeyCheck.objects.all().delete()
-    yield tenant
+    return tenant
 
 
 @pytest.mark.django_db
