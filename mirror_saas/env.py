@@ -74,6 +74,8 @@ class Environment:
     allowed_hosts: tuple[str, ...]
     egress_allow: tuple[str, ...]
     """`host`, `host:port` or CIDR entries that outbound connections may reach although they are not public."""
+    trusted_proxies: tuple[str, ...]
+    """Addresses or CIDR networks of proxies whose `X-Forwarded-For` is believed."""
     handshake_signature: HandshakeSignature
     """What becomes of Plivo's signature of a stream's handshake when the tenant has stored its auth token: `check` one
     that is there, `require` one, or `ignore` it."""
@@ -169,6 +171,7 @@ def environment_parse(
         public_url=public_url.rstrip("/"),
         allowed_hosts=_allowed_hosts(reader.items("MIRROR_ALLOWED_HOSTS"), public_url),
         egress_allow=_egress_allow(reader),
+        trusted_proxies=_trusted_proxies(reader),
         handshake_signature=_handshake_signature(reader),
         home=home,
         journal_dir=journal_dir,
@@ -325,6 +328,16 @@ def _egress_allow(reader: _Reader) -> tuple[str, ...]:
     if wrong:
         listed = ", ".join(wrong)
         reader.bad("MIRROR_EGRESS_ALLOW", f"cannot use {listed}; entries are host, host:port or a CIDR network")
+    return entries
+
+
+def _trusted_proxies(reader: _Reader) -> tuple[str, ...]:
+    entries = reader.items("MIRROR_TRUSTED_PROXIES")
+    for entry in entries:
+        try:
+            ipaddress.ip_network(entry)
+        except ValueError:
+            reader.bad("MIRROR_TRUSTED_PROXIES", f"cannot use {entry}; entries are IP addresses or CIDR networks")
     return entries
 
 

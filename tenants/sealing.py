@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.conf import settings
@@ -33,7 +33,13 @@ __all__ = [
 ]
 
 
-class SealedField(models.BinaryField):
+if TYPE_CHECKING:
+    _BinaryField = models.BinaryField[Any, Any]
+else:
+    _BinaryField = models.BinaryField
+
+
+class SealedField(_BinaryField):
     """A column of sealed values. `rotate_keys` and the isolation audit find secrets by this type."""
 
     def deconstruct(self) -> tuple[str, str, Any, dict[str, Any]]:
@@ -111,7 +117,7 @@ def data_key_create(tenant_id: UUID, *, number: int) -> bool:
             " VALUES (%s, %s, %s, %s, statement_timestamp()) ON CONFLICT (tenant_id, number) DO NOTHING",
             [key_id, tenant_id, number, wrapped],
         )
-        return cursor.rowcount == 1
+        return bool(cursor.rowcount == 1)
 
 
 def key_check(ring: KeyRing) -> None:
