@@ -34,6 +34,7 @@ _NOT_PUBLIC: Final = tuple(
     for network in (
         "168.63.129.16/32",  # Azure's metadata and DNS, on a public address
         "192.0.0.0/24",  # protocol assignments; Oracle's metadata among them
+        "192.80.8.124/32",  # Equinix Metal's metadata, likewise
         "192.88.99.0/24",  # relays from 6to4
         "198.18.0.0/15",  # benchmarks
         "240.0.0.0/4",  # reserved, broadcast

@@ -129,7 +129,7 @@ class EgressClient:
                     answer = await self._ask(method, url, sent, body, max_bytes, host)
                     if not follows or answer.status not in _REDIRECTS or "location" not in answer.headers:
                         return answer
-                    following = url_check(urljoin(url, answer.headers["location"]))
+                    following = url_check(_joined(url, answer.headers["location"]))
                     sent, url = _onward(sent, url, following), following
         except TimeoutError as problem:
             raise EgressFailed(f"{host} did not answer within {timeout_s:g} s") from problem
@@ -274,6 +274,13 @@ def _session(*, limit: int) -> aiohttp.ClientSession:
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=None),
     )
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as problem:
+        raise EgressRefused(f"{urlsplit(url).hostname} redirects to what is no URL") from problem
 
 
 def _onward(headers: Mapping[str, str], url: str, following: str) -> dict[str, str]:

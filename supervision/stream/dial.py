@@ -120,7 +120,7 @@ class AgentLeg:
             extra["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                transport, _ = await ws_connect(
+                transport, listener = await ws_connect(
                     lambda: _Listener(self),
                     url,
                     extra_headers=extra,
@@ -140,6 +140,9 @@ class AgentLeg:
             raise AgentUnreachable(f"the connection failed: {problem.strerror or type(problem).__name__}") from problem
         except ValueError as problem:
             raise AgentUnreachable("the agent's URL cannot be dialled") from problem
+        if listener is None:
+            # picows calls a connection that closed before it answered a success without a listener.
+            raise AgentUnreachable("the handshake failed: the connection was closed instead of an answer")
         self._watching = asyncio.get_running_loop().create_task(_retrieved(transport))
         if self._closed is None:
             transport.underlying_transport.set_write_buffer_limits(high=WRITE_HIGH)
