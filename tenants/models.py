@@ -162,3 +162,44 @@ class KeyCheck(models.Model):
 
     def __str__(self) -> str:
         return self.key_id
+
+
+class AuditEvent(TenantModel):
+    """Who did what to what. A link of the tenant's hash chain; mirror_app may add events and read them, no more.
+
+    `tenants.services.audit` writes and verifies them. `before` and `after` are JSON as text, because the hash is of
+    exactly these characters and jsonb would rewrite numbers.
+    """
+
+    # 1 for the tenant's first event, without gaps.
+    seq = models.BigIntegerField()
+    at = models.DateTimeField()
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.UUIDField(null=True)
+    actor_label = models.CharField(max_length=300)
+    action = models.CharField(max_length=64)
+    object_type = models.CharField(max_length=32)
+    object_id = models.CharField(max_length=64)
+    object_label = models.CharField(max_length=300)
+    before = models.TextField(null=True)  # NULL: there was nothing before
+    after = models.TextField(null=True)  # NULL: there is nothing any more
+    ip = models.CharField(max_length=64)
+    user_agent = models.CharField(max_length=300)
+    session = models.CharField(max_length=16)
+    request_id = models.CharField(max_length=36)
+    # SHA-256 of the event before (zeros for the first) and of this one, which contains the former.
+    prev_hash = models.BinaryField(max_length=32)
+    hash = models.BinaryField(max_length=32)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="auditevent_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "seq"], name="auditevent_tenant_seq"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["tenant", "object_type", "object_id", "seq"], name="auditevent_tenant_object"),
+            models.Index(fields=["tenant", "actor_id", "seq"], name="auditevent_tenant_actor"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.action}"

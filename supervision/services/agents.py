@@ -25,6 +25,7 @@ from supervision.stream.headers import header_reserved
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
 from tenants.selectors.tenants import TenantRef
+from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
 
 SECRET_BYTES = 32
 ROTATION_OVERLAP: Final = timedelta(hours=24)
@@ -91,14 +92,17 @@ def agent_create(
     )
     agent.full_clean(exclude=["tenant", "policy"])
     agent.save(force_insert=True)
+    auditevent_record(action="agent.create", row=agent, after=snapshot(agent))
     return NewAgent(agent=agent, signing_secret=secret)
 
 
 def agent_upstream_update(*, agent: Agent, upstream_url: str) -> Agent:
     """Let an agent be dialled elsewhere, from the next call on. Raises ValidationError (field `upstream_url`)."""
+    was = snapshot(agent)
     agent.upstream_url = upstream_url_clean(upstream_url)
     agent.updated_at = timezone.now()
     agent.save(update_fields=["upstream_url", "updated_at"])
+    _updated(agent, was)
     return agent
 
 
@@ -109,6 +113,7 @@ def agent_headers_update(*, agent: Agent, headers: Mapping[str, str]) -> Agent:
     repeats names, no values.
     """
     cleaned = _headers_clean(headers)
+    was = snapshot(agent)
     agent.headers_sealed = (
         seal(
             json.dumps(cleaned),
@@ -120,6 +125,7 @@ def agent_headers_update(*, agent: Agent, headers: Mapping[str, str]) -> Agent:
     )
     agent.updated_at = timezone.now()
     agent.save(update_fields=["headers_sealed", "updated_at"])
+    _updated(agent, was)
     return agent
 
 
@@ -133,6 +139,7 @@ def agent_stream_key_create(
     agent = Agent.objects.get(id=agent_id, archived_at=None)
     key = key or f"sk_{secrets.token_urlsafe(SECRET_BYTES)}"
     stream_key = StreamKey.objects.create(agent=agent, key_hash=stream_key_hash(key), expires_at=expires_at)
+    auditevent_record(action="stream_key.create", row=stream_key, object_label=agent.name, after=snapshot(stream_key))
     return NewStreamKey(stream_key=stream_key, key=key)
 
 
@@ -150,7 +157,12 @@ def agent_stream_key_rotate(*, agent_id: UUID, overlap: timedelta = ROTATION_OVE
         Agent.objects.select_for_update().get(id=agent_id, archived_at=None)
         ends = timezone.now() + overlap
         older = StreamKey.objects.filter(agent_id=agent_id, revoked_at=None)
-        older.filter(Q(expires_at=None) | Q(expires_at__gt=ends)).update(expires_at=ends)
+        for stream_key in older.filter(Q(expires_at=None) | Q(expires_at__gt=ends)).select_for_update():
+            was = snapshot(stream_key)
+            stream_key.expires_at = ends
+            stream_key.save(update_fields=["expires_at"])
+            before, after = changes(was, snapshot(stream_key))
+            auditevent_record(action="stream_key.expire", row=stream_key, before=before, after=after)
         return agent_stream_key_create(agent_id=agent_id)
 
 
@@ -158,8 +170,11 @@ def agent_stream_key_revoke(*, stream_key_id: UUID) -> None:
     """Switch a stream key off for good: no new call passes with it. Raises StreamKey.DoesNotExist."""
     stream_key = StreamKey.objects.get(id=stream_key_id)
     if stream_key.revoked_at is None:
+        was = snapshot(stream_key)
         stream_key.revoked_at = timezone.now()
         stream_key.save(update_fields=["revoked_at"])
+        before, after = changes(was, snapshot(stream_key))
+        auditevent_record(action="stream_key.revoke", row=stream_key, before=before, after=after)
 
 
 def supervised_agent_create(
@@ -249,6 +264,11 @@ def _headers_clean(headers: Mapping[str, str]) -> dict[str, str]:
     if len(cleaned) > MAX_HEADERS or sum(len(name) + len(value) for name, value in cleaned.items()) > MAX_HEADER_BYTES:
         raise ValidationError({"headers": f"Give at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together."})
     return cleaned
+
+
+def _updated(agent: Agent, was: Snapshot) -> None:
+    before, after = changes(was, snapshot(agent))
+    auditevent_record(action="agent.update", row=agent, before=before, after=after)
 
 
 def _free_policy_name(name: str) -> str:

@@ -14,6 +14,7 @@ from supervision.models import ProviderCredential
 from tenants.context import tenant_id_required
 from tenants.models import Tenant
 from tenants.sealing import seal, sealed_field
+from tenants.services.audit import auditevent_record, changes, snapshot
 
 PLIVO_API: Final = "https://api.plivo.com/v1"
 # Each token adds signatures to the header that agents get, whose length servers limit.
@@ -44,7 +45,7 @@ def plivo_account_save(*, auth_id: str, auth_token: str, name: str = "") -> Prov
         Tenant.objects.select_for_update().get()
         stored = ProviderCredential.objects.filter(kind=ProviderCredential.Kind.PLIVO)
         account = stored.filter(account=auth_id).first()
-        made = account is None
+        made, was = account is None, snapshot(account) if account is not None else {}
         if account is None:
             if stored.count() >= MAX_ACCOUNTS:
                 raise ValidationError(
@@ -63,6 +64,13 @@ def plivo_account_save(*, auth_id: str, auth_token: str, name: str = "") -> Prov
         )
         account.full_clean(exclude=["tenant"])
         account.save(force_insert=made)
+        before, after = changes(was, snapshot(account))
+        auditevent_record(
+            action="credential.create" if made else "credential.update",
+            row=account,
+            before=None if made else before,
+            after=after,
+        )
     return account
 
 
@@ -71,6 +79,9 @@ def plivo_account_remove(*, auth_id: str) -> None:
 
     Raises ProviderCredential.DoesNotExist.
     """
-    removed, _ = ProviderCredential.objects.filter(kind=ProviderCredential.Kind.PLIVO, account=auth_id.strip()).delete()
-    if not removed:
+    stored = ProviderCredential.objects.select_for_update().filter(kind=ProviderCredential.Kind.PLIVO)
+    account = stored.filter(account=auth_id.strip()).first()
+    if account is None:
         raise ProviderCredential.DoesNotExist(f"There is no Plivo account {auth_id!r}.")
+    auditevent_record(action="credential.delete", row=account, before=snapshot(account))
+    account.delete()
