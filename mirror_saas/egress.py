@@ -23,6 +23,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 AddressInfo = tuple[int, int, int, str, Any]
 
 CONNECT_TIMEOUT_S: Final = 10.0
+ATTEMPT_TIMEOUT_S: Final = 2.0  # for one address, while there are others to try
 RESOLVE_TIMEOUT_S: Final = 5.0
 MAX_ADDRESSES: Final = 8  # of one name; the rest are not tried
 _RESOLVER_THREADS: Final = 16
@@ -129,10 +130,13 @@ async def egress_socket(host: str, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     last: OSError | None = None
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        for entry in await egress_addresses(host, port):
+        entries = await egress_addresses(host, port)
+        for entry in entries:
             opened = socket_open(entry)
             try:
-                await loop.sock_connect(opened, entry[4])
+                # A network without a way back for IPv6, say, must not cost the time for the address that answers.
+                async with asyncio.timeout(None if entry is entries[-1] else ATTEMPT_TIMEOUT_S):
+                    await loop.sock_connect(opened, entry[4])
             except OSError as problem:
                 opened.close()
                 last = problem

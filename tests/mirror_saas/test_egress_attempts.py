@@ -727,6 +727,26 @@ async def test_a_resolver_or_a_host_that_never_answers_is_given_up(
             await egress_socket("public.example", 443)
 
 
+async def test_an_address_that_never_answers_leaves_time_for_the_next(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    NAMES["half-dead.example"] = [[PUBLIC_6, PUBLIC]]
+    monkeypatch.setattr(egress, "ATTEMPT_TIMEOUT_S", 0.05)
+
+    async def connect(loop: Any, opened: socket.socket, address: Any) -> None:
+        machine.begun.append(str(address[0]))
+        if address[0] == PUBLIC_6:
+            await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", connect)
+    try:
+        with operator():
+            (await egress_socket("half-dead.example", 443)).close()
+    finally:
+        del NAMES["half-dead.example"]
+    assert machine.begun == [PUBLIC_6, PUBLIC]
+
+
 async def test_a_name_with_many_addresses_is_tried_a_few_times(machine: Machine) -> None:
     NAMES["crowd.example"] = [[f"93.184.215.{n}" for n in range(20, 60)]]
     try:
