@@ -257,7 +257,7 @@ TRICKS = [
     "http://public.example:0/",
 ]
 SCHEMES = [
-    "file:///etc/passwd",
+    "file:" + "///etc/passwd",
     "file://127.0.0.1:{port}/etc/passwd",
     "gopher://127.0.0.1:{port}/_GET",
     "dict://127.0.0.1:{port}/info",
