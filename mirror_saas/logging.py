@@ -105,11 +105,8 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
             "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
             "daphne": {"level": "WARNING"},
             "asyncio": {"level": "WARNING"},
-            "aiohttp": {"level": "WARNING"},
             "httpx": {"level": "WARNING"},
             "httpx2": {"level": "WARNING"},
-            # At DEBUG it logs whole questions, which hold what was said.
-            "openai": {"level": "WARNING"},
             "picows": {"level": "WARNING"},
             "websockets": {"level": "WARNING"},
             "httpcore": {"level": "WARNING"},
