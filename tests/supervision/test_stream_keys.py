@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -172,22 +173,45 @@ def test_rotations_at_once_leave_one_key_without_an_end(tenant: Tenancy) -> None
     assert sorted(states(tenant)) == ["active", *["expiring"] * 4]
 
 
-def test_the_command_prints_the_new_urls_once(tenant: Tenancy, stranger: Tenancy) -> None:
+def run(command: str, tenancy: Tenancy, *arguments: str, agent: UUID | None = None) -> str:
     out = io.StringIO()
-    arguments = ["rotate_stream_key", "--agent", str(tenant.agent.id), "--overlap-h", "1.5"]
-    call_command(*arguments, "--tenant", tenant.slug, "--json", stdout=out)
-    printed = json.loads(out.getvalue())
+    whose = ["--tenant", tenancy.slug, "--agent", str(agent or tenancy.agent.id)]
+    call_command(command, *whose, *arguments, stdout=out)
+    return out.getvalue().strip()
+
+
+def test_the_command_prints_the_new_urls_once(tenant: Tenancy, stranger: Tenancy) -> None:
+    printed = json.loads(run("stream_key", tenant, "--rotate", "--overlap-h", "1.5", "--json"))
     key = printed["stream_url"].rsplit("/", 1)[1]
     assert opens(tenant, key) == (tenant.id, tenant.agent.id)
     assert printed["answer_url"].endswith(f"/plivo/{tenant.slug}/{key}/answer")
     assert states(tenant) == ["active", "expiring"]
-    for slug, said in ((stranger.slug, "--agent: "), ("nobody-at-all", "--tenant: ")):
-        with pytest.raises(CommandError, match=said):
-            call_command(*arguments, "--tenant", slug)
     for hours in ("-1", "nan", "1e300", "721"):
         with pytest.raises(CommandError, match="--overlap-h: "):
-            call_command(*arguments[:3], "--tenant", tenant.slug, f"--overlap-h={hours}")
+            run("stream_key", tenant, "--rotate", f"--overlap-h={hours}")
     assert states(tenant) == ["active", "expiring"]
+    with pytest.raises(CommandError, match="--agent: "):
+        run("stream_key", stranger, "--rotate", agent=tenant.agent.id)
+    with pytest.raises(CommandError, match="--tenant: There is no tenant"):
+        call_command("stream_key", "--tenant", "nobody-at-all", "--agent", str(tenant.agent.id))
+
+
+def test_the_command_lists_keys_and_revokes_one(tenant: Tenancy, stranger: Tenancy) -> None:
+    new = json.loads(run("stream_key", tenant, "--rotate", "--json"))
+    listed = run("stream_key", tenant)
+    assert tenant.stream_key not in listed
+    assert new["stream_url"].rsplit("/", 1)[1] not in listed
+    [first, second] = json.loads(run("stream_key", tenant, "--json"))
+    assert (first["id"], first["state"], second["state"]) == (new["id"], "active", "expiring")
+    for whose, key_id in ((stranger, second["id"]), (tenant, str(uuid7()))):
+        with pytest.raises(CommandError, match="--revoke: "):
+            run("stream_key", whose, "--revoke", key_id)
+    with pytest.raises(CommandError, match="--agent: "):
+        run("stream_key", stranger, "--revoke", second["id"], agent=tenant.agent.id)
+    assert opens(tenant, tenant.stream_key) is not None
+    run("stream_key", tenant, "--revoke", second["id"])
+    assert opens(tenant, tenant.stream_key) is None
+    assert states(tenant) == ["active", "revoked"]
 
 
 # -- the headers that the agent is dialled with
@@ -281,3 +305,35 @@ def test_an_agents_url_holds_no_login_and_nothing_that_writes_into_the_handshake
         upstream_url_clean(url)
     assert list(error.value.message_dict) == ["upstream_url"]
     assert "canary" not in str(error.value)
+
+
+def test_the_command_reads_headers_and_shows_their_names_only(
+    tenant: Tenancy, stranger: Tenancy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Authorization:  Bearer canary:1 \n\nX-Team: a\n"))
+    said = run("agent_headers", tenant)
+    assert "canary" not in said
+    assert "Authorization, X-Team" in said
+    assert headers_of(tenant) == {"Authorization": "Bearer canary:1", "X-Team": "a"}
+    file = tmp_path / "headers"
+    for text, error in (
+        ("canary", "Line 1 is no header"),
+        ("X-A: canary\nX-A: b", "Line 2"),
+        ("X-A: canary\nx-a: b", "given twice"),
+        ("Host: canary", "Host is set by"),
+        ("X-A: cañary", "visible ASCII"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(CommandError, match=error) as caught:
+            run("agent_headers", tenant, "--file", str(file))
+        assert "canary" not in str(caught.value)
+    file.write_text("X-Mine: 1")
+    with pytest.raises(CommandError, match="--agent: "):
+        run("agent_headers", stranger, "--file", str(file), agent=tenant.agent.id)
+    with pytest.raises(CommandError, match="--file: "):
+        run("agent_headers", tenant, "--file", str(tmp_path / "none"))
+    assert headers_of(tenant) == {"Authorization": "Bearer canary:1", "X-Team": "a"}
+    assert headers_of(stranger) is None
+    file.write_text("\n")
+    run("agent_headers", tenant, "--file", str(file))
+    assert headers_of(tenant) is None
