@@ -694,7 +694,7 @@ async def test_a_slow_answer_is_given_up_in_time(how: str) -> None:
             began = loop.time()
             with pytest.raises(EgressFailed, match=r"127\.0\.0\.1 did not answer within 0\.3 s"):
                 await client.request("GET", f"http://127.0.0.1:{port}/secret?canary", timeout_s=0.3)
-            assert loop.time() - began < 2.0
+            assert loop.time() - began < 5.0
     over.set()
     server.close()
 
@@ -710,10 +710,9 @@ async def test_a_resolver_or_a_host_that_never_answers_is_given_up(
         over.wait(20)
         return []
 
-    monkeypatch.setattr(egress, "RESOLVE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(egress, "CONNECT_TIMEOUT_S", 0.2)
     with operator():
         with monkeypatch.context() as patched:
+            patched.setattr(egress, "RESOLVE_TIMEOUT_S", 0.05)
             patched.setattr(socket, "getaddrinfo", stuck)
             with pytest.raises(OSError, match="could not be resolved"):
                 await egress_socket("stuck.example", 443)
@@ -723,6 +722,7 @@ async def test_a_resolver_or_a_host_that_never_answers_is_given_up(
             await asyncio.get_running_loop().create_future()
 
         monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_connect", never)
+        monkeypatch.setattr(egress, "CONNECT_TIMEOUT_S", 0.2)
         with pytest.raises(TimeoutError):
             await egress_socket("public.example", 443)
 
