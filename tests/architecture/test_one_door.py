@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,11 +41,12 @@ ALLOWED = {
     "mirror_saas/demo/judge.py": "a server",
     "mirror_saas/demo/agent.py": "a server",
     "supervision/stream/dial.py": "dials over egress_socket, follows no redirect",
-    "supervision/engine/llm/openai.py": "gets the door's HTTP client in the service; a user's own in the library",
-    "supervision/engine/tts/openai.py": "goes to the operator's voice, from the environment",
 }
-# The stand-in for Plivo and the library's adapters run in tests and at users', not in the service.
-OUTSIDE = ("supervision/plivo/simulator/", "supervision/engine/adapters/", "supervision/client.py")
+# The stand-in for Plivo and the client run in tests and at users'; the engine is a library, whose clients the service
+# hands the door's to (see below).
+OUTSIDE = ("supervision/plivo/simulator/", "supervision/engine/", "supervision/client.py")
+# The engine's clients, with the argument that makes them use the door; None: they go where the operator said.
+ENGINE_CLIENTS = {"OpenAIClient": "http_client", "OpenAIPool": "http_client", "OpenAITTS": None}
 
 
 def service_files() -> Iterator[Path]:
@@ -76,7 +78,28 @@ def test_nothing_but_the_door_connects_to_what_a_tenant_names() -> None:
     assert {file for file in ALLOWED if not found.get(file)} == set()
 
 
-def test_the_judges_of_the_service_get_the_doors_client() -> None:
+def test_the_engines_clients_get_the_doors_in_the_service() -> None:
+    made = []
+    for file in service_files():
+        if file.is_relative_to(ROOT / "mirror_saas/demo"):
+            continue  # goes where the operator said
+        imported = {name.rsplit(".", 1)[-1] for name in imports_of(file) if name.startswith("supervision.engine.")}
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            name = node.func.id
+            if name not in imported or not re.search(r"(Client|Pool|TTS|Speak\w*)$", name):
+                continue
+            if name == "HibariTTS":  # speaks on this machine
+                continue
+            assert name in ENGINE_CLIENTS, f"{file}: say in ENGINE_CLIENTS where {name} connects to"
+            wanted = ENGINE_CLIENTS[name]
+            assert wanted is None or wanted in {keyword.arg for keyword in node.keywords}, f"{file}: {name}"
+            made.append(name)
+    assert "OpenAIPool" in made
+
+
+def test_the_door_is_handed_over_and_agents_are_dialled_over_it() -> None:
     runtime = (ROOT / "supervision/stream/runtime.py").read_text(encoding="utf-8")
     assert "OpenAIPool(http_client=egress_http_client)" in runtime
     dial = ast.parse((ROOT / "supervision/stream/dial.py").read_text(encoding="utf-8"))
