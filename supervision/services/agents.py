@@ -154,10 +154,10 @@ def agent_stream_key_rotate(*, agent_id: UUID, overlap: timedelta = ROTATION_OVE
         raise ValidationError({"overlap": f"Give 0 to {MAX_ROTATION_OVERLAP.days} days."})
     with transaction.atomic():
         # One rotation at a time, or of two new keys each could let the other live on.
-        Agent.objects.select_for_update().get(id=agent_id, archived_at=None)
+        Agent.objects.select_for_update(no_key=True).get(id=agent_id, archived_at=None)
         ends = timezone.now() + overlap
         older = StreamKey.objects.filter(agent_id=agent_id, revoked_at=None)
-        for stream_key in older.filter(Q(expires_at=None) | Q(expires_at__gt=ends)).select_for_update():
+        for stream_key in older.filter(Q(expires_at=None) | Q(expires_at__gt=ends)).select_for_update(no_key=True):
             was = snapshot(stream_key)
             stream_key.expires_at = ends
             stream_key.save(update_fields=["expires_at"])

@@ -42,7 +42,7 @@ def plivo_account_save(*, auth_id: str, auth_token: str, name: str = "") -> Prov
         )
     with transaction.atomic():
         # One at a time in a tenant, or two could store the same account or go past the limit together.
-        Tenant.objects.select_for_update().get()
+        Tenant.objects.select_for_update(no_key=True).get()
         stored = ProviderCredential.objects.filter(kind=ProviderCredential.Kind.PLIVO)
         account = stored.filter(account=auth_id).first()
         made, was = account is None, snapshot(account) if account is not None else {}
@@ -79,7 +79,7 @@ def plivo_account_remove(*, auth_id: str) -> None:
 
     Raises ProviderCredential.DoesNotExist.
     """
-    stored = ProviderCredential.objects.select_for_update().filter(kind=ProviderCredential.Kind.PLIVO)
+    stored = ProviderCredential.objects.select_for_update(no_key=True).filter(kind=ProviderCredential.Kind.PLIVO)
     account = stored.filter(account=auth_id.strip()).first()
     if account is None:
         raise ProviderCredential.DoesNotExist(f"There is no Plivo account {auth_id!r}.")

@@ -41,7 +41,7 @@ def policy_version_create(
     """
     stored_rules, stored_config = _checked(rules, config or {})
     with transaction.atomic():
-        policy = Policy.objects.select_for_update().get(id=policy_id)
+        policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id)
         latest = PolicyVersion.objects.filter(policy=policy).order_by("-number").first()
         version = PolicyVersion.objects.create(
             policy=policy,
@@ -63,7 +63,7 @@ def policy_version_publish(*, policy_id: UUID, number: int) -> PolicyVersion:
     """
     with transaction.atomic():
         # Publishing twice at once: the second waits here and then sees what the first did.
-        policy = Policy.objects.select_for_update().get(id=policy_id)
+        policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id)
         version = PolicyVersion.objects.get(policy_id=policy_id, number=number)
         if version.status != PolicyVersion.Status.DRAFT:
             raise ValidationError(

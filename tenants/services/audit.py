@@ -83,7 +83,8 @@ def auditevent_record(
     `before` and `after` are snapshots, None when there was or is nothing. Secrets in them are masked.
 
     Events of a tenant are appended one after the other: a second transaction waits here until the first one has ended,
-    so record last in a transaction.
+    so record last in a transaction. Services lock rows with `select_for_update(no_key=True)`: a plain FOR UPDATE would
+    also hold up the foreign keys that the first one checks when it commits, and the two would wait for each other.
     """
     tenant_id = tenant_id_required("An audit event")
     if row is not None:

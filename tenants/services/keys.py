@@ -6,6 +6,7 @@ looks for what is left to do, so a second run does the rest and a third one noth
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +24,12 @@ from tenants.managers import TenantModel
 from tenants.models import DataKey, KeyCheck
 from tenants.sealing import SealedField, WrongEncryptionKey, data_key_create, key_check, key_ring, seal, tenant_keys
 from tenants.selectors.tenants import tenant_ids_list
+from tenants.services.audit import auditevent_record
 
 BATCH = 200
 # Whoever read a row before it was sealed anew can still open it for this long.
 RETIRED_KEPT = timedelta(hours=1)
+_COUNTS = ("rewrapped", "data_keys_made", "resealed", "data_keys_retired", "data_keys_deleted")
 # Any two numbers that are ours will do.
 _CHECK_LOCK = 7_016_871_035
 _ROTATE_LOCK = 7_016_871_036
@@ -119,7 +122,7 @@ def keys_rotate(
 
 
 def _tenant_rotate(tenant_id: UUID, rotation: Rotation, new_key_after: timedelta | None, batch: int) -> None:
-    broken = len(rotation.broken)
+    broken, before = len(rotation.broken), dataclasses.replace(rotation)
     _rewrap(tenant_id, rotation)
     _forget_retired(tenant_id, rotation)
     if new_key_after is not None and len(rotation.broken) == broken:
@@ -133,6 +136,10 @@ def _tenant_rotate(tenant_id: UUID, rotation: Rotation, new_key_after: timedelta
                 break
     if len(rotation.broken) == broken:
         _retire(tenant_id, rotation, batch)
+    done = {name: getattr(rotation, name) - getattr(before, name) for name in _COUNTS}
+    if any(done.values()):
+        with tenant_context(tenant_id):
+            auditevent_record(action="data_key.rotate", object_id=tenant_id, object_label="data keys", after=done)
 
 
 def _rewrap(tenant_id: UUID, rotation: Rotation) -> None:

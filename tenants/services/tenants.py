@@ -76,7 +76,7 @@ def user_create(*, email: str, password: str | None, name: str = "") -> User:
 
 def membership_create(*, user: User, role: Role) -> Membership:
     """Make `user` a member of the current tenant, or give an existing member `role`."""
-    membership = Membership.objects.select_for_update().filter(user=user).first()
+    membership = Membership.objects.select_for_update(no_key=True).filter(user=user).first()
     if membership is None:
         membership = Membership.objects.create(user=user, role=role.value)
         auditevent_record(

@@ -18,6 +18,7 @@ from django.db import IntegrityError, ProgrammingError, connection, transaction
 from mirror_saas.ids import uuid7
 from supervision.models import ProviderCredential, StreamKey
 from supervision.services.agents import (
+    agent_create,
     agent_headers_update,
     agent_stream_key_create,
     agent_stream_key_revoke,
@@ -479,16 +480,7 @@ def test_a_writer_waits_for_the_one_before_and_follows_it() -> None:
     threads[0].start()
     assert first_wrote.wait(timeout=30)
     threads[1].start()
-    with connection.cursor() as cursor:
-        for _ in range(3000):
-            cursor.execute(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
-            )
-            if cursor.fetchone()[0]:
-                break
-        else:
-            raise AssertionError("the second writer did not wait")
+    wait_for_a_waiter()
     assert not second_done.is_set()
     may_commit.set()
     for thread in threads:
@@ -496,6 +488,77 @@ def test_a_writer_waits_for_the_one_before_and_follows_it() -> None:
     with tenant_context(tenant.id):
         assert list(AuditEvent.objects.order_by("seq").values_list("object_id", flat=True))[1:] == ["first", "second"]
         assert auditevents_verify().valid
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("second", "first"),
+    [
+        (_plivo, lambda t: api_key_create(name="first", scopes=["judge"])),
+        (_published, lambda t: agent_create(name="first", upstream_url="ws://127.0.0.1:1/", policy=t.policy)),
+        (
+            lambda t: agent_stream_key_rotate(agent_id=t.agent.id),
+            lambda t: agent_stream_key_create(agent_id=t.agent.id),
+        ),
+        (
+            lambda t: membership_create(user=t.users["bob"], role=Role.EDITOR),
+            lambda t: membership_create(user=t.users["alice"], role=Role.ADMIN),
+        ),
+    ],
+    ids=["plivo", "publish", "rotate", "member"],
+)
+def test_a_writer_that_waits_for_the_log_does_not_hold_what_the_other_needs_to_commit(
+    second: Callable[[Tenancy], object], first: Callable[[Tenancy], object]
+) -> None:
+    tenant = tenancy_create(owner="alice", viewer="bob")
+    problems: list[BaseException] = []
+    recorded, may_commit = threading.Event(), threading.Event()
+
+    def begin() -> None:
+        try:
+            with tenant.context():
+                first(tenant)
+                recorded.set()
+                assert may_commit.wait(timeout=30)
+        except BaseException as error:
+            problems.append(error)
+        finally:
+            connection.close()
+
+    def follow() -> None:
+        try:
+            with tenant.context():
+                second(tenant)
+        except BaseException as error:
+            problems.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=begin), threading.Thread(target=follow)]
+    threads[0].start()
+    assert recorded.wait(timeout=30)
+    threads[1].start()
+    wait_for_a_waiter()
+    # The commit checks foreign keys, which lock the rows that they point at.
+    may_commit.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert problems == []
+    with tenant.context():
+        assert auditevents_verify().valid
+
+
+def wait_for_a_waiter() -> None:
+    """Until a transaction of this database waits for the log."""
+    with connection.cursor() as cursor:
+        for _ in range(3000):
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
+            )
+            if cursor.fetchone()[0]:
+                return
+    raise AssertionError("the second writer did not wait")
 
 
 # -- an export ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from django.utils import timezone
 from mirror_saas import health
 from supervision.models import Agent, ProviderCredential
 from tenants.envelope import wrapped_by
-from tenants.models import DataKey, KeyCheck
+from tenants.models import AuditEvent, DataKey, KeyCheck
 from tenants.sealing import WrongEncryptionKey, key_ring, seal, sealed_field, unseal_text
 from tenants.services import keys as service
 from tenants.services.keys import RotationRuns, encryption_key_check, keys_rotate, sealed_columns
@@ -116,6 +116,9 @@ def test_after_a_rotation_the_former_key_is_needed_no_more(tenant: Tenancy, stra
     new_key()
     done = rotate()
     assert (done["tenants"], done["rewrapped"], done["resealed"], done["broken"]) == (2, 2, 0, [])
+    with tenant.context():
+        event = AuditEvent.objects.get(action="data_key.rotate")
+        assert json.loads(event.after or "")["rewrapped"] == 1
     new_key(keep_previous=False)
     encryption_key_check()
     assert secrets_of(tenant) == expected(tenant)
@@ -133,6 +136,7 @@ def test_a_second_rotation_changes_nothing(tenant: Tenancy, new_key: Any) -> Non
     assert (done["rewrapped"], done["resealed"], done["data_keys_made"]) == (0, 0, 0)
     with tenant.context():
         assert bytes(DataKey.objects.get().wrapped) == before
+        assert AuditEvent.objects.filter(action="data_key.rotate").count() == 1
 
 
 @pytest.mark.django_db
@@ -184,7 +188,9 @@ def test_two_rotations_at_once_are_refused(database_urls: DatabaseUrls) -> None:
         other.execute("SELECT pg_advisory_lock(%s)", [service._ROTATE_LOCK])
         with pytest.raises(RotationRuns):
             keys_rotate(tenant_ids=[])
-    keys_rotate(tenant_ids=[])
+        # Closing a connection would do it too, but some moment later.
+        other.execute("SELECT pg_advisory_unlock(%s)", [service._ROTATE_LOCK])
+        keys_rotate(tenant_ids=[])
 
 
 # -- new data keys ------------------------------------------------------------------------------------------------
