@@ -26,9 +26,15 @@ from tenants.isolation import (
     tenant_tables,
 )
 from tenants.managers import TenantManager, TenantModel
-from tests.support.servers import DatabaseUrls
+from tests.support.servers import DatabaseUrls, Servers, roles_held
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def roles(servers: Servers) -> Iterator[None]:
+    with roles_held():
+        yield
 
 
 def test_there_is_nothing_to_find() -> None:
