@@ -54,7 +54,14 @@ def forbidden(tenancy: Tenancy) -> list[str]:
             if value is not None
         ]
     spelled = [text for value in stored for text in (value.hex(), base64.b64encode(value).decode(), repr(value)[2:-1])]
-    return [CANARY, tenancy.signing_secret, tenancy.stream_key, tenancy.api_key.split("_")[2], "llm-secret", *spelled]
+    return [
+        CANARY,
+        tenancy.signing_secret,
+        tenancy.stream_key,
+        tenancy.api_key.split("_", 2)[2],
+        "llm-secret",
+        *spelled,
+    ]
 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.method == "GET"], ids=lambda route: route.path)

@@ -192,7 +192,7 @@ def test_a_change_is_recorded_with_before_and_after_and_without_secrets(
         else:
             assert {name: found[name] for name in expected} == expected
     whole = repr([auditevent_fields(each) for each in events_of(tenant)]).replace("canary-free", "")
-    for secret in ("canary", "llm-secret", tenant.api_key.split("_")[2], tenant.stream_key, tenant.signing_secret):
+    for secret in ("canary", "llm-secret", tenant.api_key.split("_", 2)[2], tenant.stream_key, tenant.signing_secret):
         assert secret not in whole
     assert len(events_of(stranger)) == strangers
     with tenant.context():
