@@ -15,6 +15,7 @@ from ninja.openapi.schema import OpenAPISchema
 from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
 from supervision.api.calls import router as calls_router
 from supervision.errors import InvalidInput, NotFound
+from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, ScopeMissing, SessionMember
 from tenants.api.me import router as me_router
 
@@ -46,6 +47,7 @@ api = MirrorAPI(
 )
 api.add_router("", me_router)
 api.add_router("", calls_router)
+api.add_router("", audit_router)
 
 
 @api.exception_handler(AuthenticationError)

@@ -1,168 +1,212 @@
 """The only door for outbound connections: every URL that a tenant gave is checked when its socket is opened.
 
-The check looks at the address that is connected to, not at the name, so a name that resolves differently the second
-time (DNS rebinding) passes nothing. Private, loopback, link-local, metadata and translated addresses are refused,
-unless `MIRROR_EGRESS_ALLOW` names them or, for loopback, `MIRROR_ENV` is `development`.
+What counts is the address that is connected to, not the name or how it was written, so a name that resolves differently
+the second time (DNS rebinding) passes nothing: it is resolved once, and the very address that was checked is connected
+to. Anything but a public address is refused, unless `MIRROR_EGRESS_ALLOW` names it or, for loopback, `MIRROR_ENV` is
+`development`; of the ports below 1024 only 80 and 443 are for us, because mail, shells and the like listen on the rest.
+
+WebSockets are dialled over :func:`egress_socket`; `mirror_saas.egress_http` makes HTTP clients with the same rules.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 from collections.abc import Sequence
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from aiohttp.resolver import ThreadedResolver
-
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+# An entry of `socket.getaddrinfo`: family, kind, protocol, canonical name, address.
+AddressInfo = tuple[int, int, int, str, Any]
 
-# Prefixes under which an IPv4 address hides inside an IPv6 one: what is inside is what is connected to.
-_NAT64: Final = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+CONNECT_TIMEOUT_S: Final = 10.0
+ATTEMPT_TIMEOUT_S: Final = 2.0  # for one address, while there are others to try
+RESOLVE_TIMEOUT_S: Final = 5.0
+MAX_ADDRESSES: Final = 8  # of one name; the rest are not tried
+_RESOLVER_THREADS: Final = 16
+_WEB_PORTS: Final = (80, 443)
 
-
-_MAX_CONNECTIONS: Final = 10_000  # one question at a time for each of thousands of calls
-_KEEPALIVE_S: Final = 60.0  # longer than the pause between two turns
+# What `ipaddress` calls global in some version of Python, or IANA does, and what is no public host all the same.
+_NOT_PUBLIC: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's metadata and DNS, on a public address
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata among them
+        "192.80.8.124/32",  # Equinix Metal's metadata, likewise
+        "192.88.99.0/24",  # relays from 6to4
+        "198.18.0.0/15",  # benchmarks
+        "240.0.0.0/4",  # reserved, broadcast
+        "2001::/23",  # protocol assignments, Teredo
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4: an IPv4 address inside
+        "3fff::/20",  # documentation
+    )
+)
+# Everything public in IPv6 is in here. NAT64, IPv4-compatible and IPv4-translated addresses, unique local, link-local,
+# site-local and multicast ones are not.
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP: Final = (0x00005EFE, 0x02005EFE)  # RFC 5214: the interface's id, in front of an IPv4 address
 
 
 class EgressRefused(PermissionError):
     """An outbound connection that is not allowed. The message names the host and what an operator can do."""
 
 
+def refused(host: str, port: int) -> EgressRefused:
+    """The error for a host that may not be reached."""
+    return EgressRefused(
+        f"{host}:{port} is a private or local address, or a port below {_FIRST_FREE_PORT} other than 80 and 443; an"
+        " operator can allow it with MIRROR_EGRESS_ALLOW"
+    )
+
+
+_FIRST_FREE_PORT: Final = 1024
+
+
 def address_allowed(address: IPAddress, host: str, port: int, *, allow: Sequence[str], loopback: bool) -> bool:
-    """Whether ``address`` may be connected to. ``allow`` holds `host`, `host:port` and CIDR entries."""
-    for entry in allow:
-        if entry in (host, f"{host}:{port}", str(address), f"{address}:{port}", f"[{address}]:{port}"):
-            return True
-        try:
-            if address in ipaddress.ip_network(entry, strict=False):
-                return True
-        except ValueError:
-            continue
-    inner = _inner(address)
-    if inner.is_loopback:
-        return loopback
-    return inner.is_global and not inner.is_multicast
+    """Whether ``address`` may be connected to. ``allow`` holds `host`, `host:port` and CIDR entries.
 
-
-def _inner(address: IPAddress) -> IPAddress:
+    ``host`` is the name under which it was asked for. An entry `64:ff9b::/96` lets the public addresses behind a NAT64
+    be reached, and no others.
+    """
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return address.ipv4_mapped
-        if address.sixtofour is not None:
-            return address.sixtofour
-        if address.teredo is not None:
-            return address.teredo[1]
-        if any(address in prefix for prefix in _NAT64):
-            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address
+        address = address.ipv4_mapped or ipaddress.IPv6Address(int(address))  # without a zone
+    if _listed(address, host, port, tuple(allow)):
+        if isinstance(address, ipaddress.IPv6Address) and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+            return address_allowed(inner, host, port, allow=allow, loopback=False)
+        return True
+    if address.is_loopback:
+        return loopback
+    return _public(address) and (port in _WEB_PORTS or port >= _FIRST_FREE_PORT)
+
+
+def name_allowed(host: str, port: int, *, allow: Sequence[str]) -> bool:
+    """Whether an operator listed ``host`` itself, so that whatever it resolves to may be reached on ``port``."""
+    host = host_clean(host)
+    return any(host_clean(entry) in (host, f"{host}:{port}") for entry in allow)
+
+
+def host_clean(host: str) -> str:
+    """A host's name in the form that entries are compared in."""
+    return host.lower().removesuffix(".")
+
+
+async def egress_addresses(host: str, port: int) -> list[AddressInfo]:
+    """The addresses of ``host`` that may be connected to, at most 8, in the resolver's order.
+
+    Raises :class:`EgressRefused` when it has none but others, `OSError` when it cannot be resolved within 5 s.
+    """
+    if not 0 < port < 65536:
+        raise EgressRefused(f"{port} is no port")
+    try:
+        async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+            found = await asyncio.get_running_loop().run_in_executor(
+                _resolvers(), functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            )
+    except TimeoutError as problem:
+        raise OSError(f"{host!r} could not be resolved within {RESOLVE_TIMEOUT_S:.0f} s") from problem
+    except ValueError as problem:
+        # IDNA's errors are ValueErrors; so is that of a name with a NUL in it.
+        raise EgressRefused(f"{host!r} is no host name") from problem
+    allow, loopback = rules()
+    allowed: list[AddressInfo] = [
+        entry for entry in found if entry_allowed(entry, host, port, allow=allow, loopback=loopback)
+    ]
+    if not allowed:
+        raise refused(host, port)
+    return allowed[:MAX_ADDRESSES]
 
 
 async def egress_socket(host: str, port: int) -> socket.socket:
-    """A connected, non-blocking TCP socket to ``host``.
+    """A connected, non-blocking TCP socket to ``host``, within 10 s.
 
     Raises :class:`EgressRefused` when every address of the host is refused, and `OSError` when none answers.
     """
     loop = asyncio.get_running_loop()
-    allow, loopback = _rules()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    allowed = [entry for entry in found if _entry_allowed(entry, host, port, allow, loopback)]
-    if not allowed:
-        raise refused(host, port)
     last: OSError | None = None
-    for family, kind, proto, _, sockaddr in allowed:
-        opened = socket.socket(family, kind, proto)
-        opened.setblocking(False)
-        try:
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(opened, sockaddr)
-        except OSError as problem:
-            opened.close()
-            last = problem
-        except BaseException:
-            opened.close()
-            raise
-        else:
-            return opened
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        entries = await egress_addresses(host, port)
+        for entry in entries:
+            opened = socket_open(entry)
+            try:
+                # A network without a way back for IPv6, say, must not cost the time for the address that answers.
+                async with asyncio.timeout(None if entry is entries[-1] else ATTEMPT_TIMEOUT_S):
+                    await loop.sock_connect(opened, entry[4])
+            except OSError as problem:
+                opened.close()
+                last = problem
+            except BaseException:
+                opened.close()
+                raise
+            else:
+                return opened
     raise last or OSError(f"{host} has no address")
 
 
 def egress_http_client() -> Any:
-    """An HTTP client for the openai package whose every connection passes the check; redirects are not followed.
+    """An HTTP client for the openai package whose every connection passes the check; see `mirror_saas.egress_http`."""
+    from mirror_saas.egress_http import llm_http_client
 
-    Must be made on the loop that uses it, and closed.
-    """
-    import aiohttp
-    import httpx2
-    import openai
-
-    from supervision.engine.llm.openai import tls_context
-
-    client = openai.DefaultAioHttpClient(
-        limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_S),
-        follow_redirects=False,
-        verify=tls_context(),
-    )
-
-    def session() -> aiohttp.ClientSession:
-        resolver = _Resolver()
-        connector = aiohttp.TCPConnector(
-            limit=_MAX_CONNECTIONS,
-            keepalive_timeout=_KEEPALIVE_S,
-            ssl=tls_context(),
-            resolver=resolver,
-            socket_factory=resolver.socket,
-        )
-        return aiohttp.ClientSession(connector=connector)
-
-    # The package's aiohttp transport takes a session factory, but its public client does not pass one on.
-    transport: Any = client._transport
-    transport.client = session
-    return client
+    return llm_http_client()
 
 
-class _Resolver(ThreadedResolver):
-    """Resolves names for aiohttp and opens its sockets: only here are both the name and the address known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._named: set[tuple[str, int]] = set()
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> Any:
-        """The host's addresses; those of a host that an operator allowed by name are remembered as allowed."""
-        found = await super().resolve(host, port, family)
-        allow, _ = _rules()
-        if host in allow or f"{host}:{port}" in allow:
-            self._named.update((entry["host"], entry["port"]) for entry in found)
-        return found
-
-    def socket(self, entry: Any) -> socket.socket:
-        """A socket for one address, or :class:`EgressRefused`."""
-        family, kind, proto, _, sockaddr = entry
-        host, port = str(sockaddr[0]), int(sockaddr[1])
-        allow, loopback = _rules()
-        if (host, port) not in self._named and not _entry_allowed(entry, host, port, allow, loopback):
-            raise refused(host, port)
-        opened = socket.socket(family, kind, proto)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return opened
+def socket_open(entry: AddressInfo) -> socket.socket:
+    """An unconnected, non-blocking socket for an address that was checked."""
+    family, kind, proto, _, _ = entry
+    opened = socket.socket(family, kind, proto)
+    opened.setblocking(False)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return opened
 
 
-def refused(host: str, port: int) -> EgressRefused:
-    """The error for a host that may not be reached."""
-    return EgressRefused(
-        f"{host}:{port} is a private or local address; an operator can allow it with MIRROR_EGRESS_ALLOW"
-    )
-
-
-def _entry_allowed(entry: Any, host: str, port: int, allow: Sequence[str], loopback: bool) -> bool:
+def entry_allowed(entry: AddressInfo, host: str, port: int, *, allow: Sequence[str], loopback: bool) -> bool:
+    """:func:`address_allowed` for an entry of `getaddrinfo`; only IPv4 and IPv6 are."""
+    if entry[0] not in (socket.AF_INET, socket.AF_INET6):
+        return False
     address = ipaddress.ip_address(str(entry[4][0]).split("%", 1)[0])
     return address_allowed(address, host, port, allow=allow, loopback=loopback)
 
 
-@lru_cache(maxsize=1)
-def _rules() -> tuple[tuple[str, ...], bool]:
+@functools.lru_cache(maxsize=1)
+def rules() -> tuple[tuple[str, ...], bool]:
+    """What the operator allows: the entries of `MIRROR_EGRESS_ALLOW`, and whether loopback is."""
     from django.conf import settings
 
     return tuple(settings.MIRROR.egress_allow), bool(settings.MIRROR.loopback_upstreams_allowed)
+
+
+def _listed(address: IPAddress, host: str, port: int, allow: tuple[str, ...]) -> bool:
+    if name_allowed(host, port, allow=allow):
+        return True
+    written = (f"{address}:{port}", f"[{address}]:{port}", f"[{address}]")
+    return any(entry in written for entry in allow) or any(address in network for network in _networks(allow))
+
+
+@functools.lru_cache(maxsize=8)
+def _networks(allow: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    found = []
+    for entry in allow:
+        try:
+            found.append(ipaddress.ip_network(entry, strict=False))
+        except ValueError:
+            continue  # a name
+    return tuple(found)
+
+
+def _public(address: IPAddress) -> bool:
+    if not address.is_global or address.is_multicast or any(address in network for network in _NOT_PUBLIC):
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return True
+    return address in _GLOBAL_UNICAST and (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP
+
+
+@functools.lru_cache(maxsize=1)
+def _resolvers() -> ThreadPoolExecutor:
+    # Threads of their own: a tenant's name server that never answers must not hold up other work of the process.
+    return ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="egress-resolver")

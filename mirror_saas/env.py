@@ -21,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 Mode = Literal["development", "production"]
 DatabaseRole = Literal["app", "owner"]
 TTSKind = Literal["offline", "openai", "off"]
+HandshakeSignature = Literal["check", "require", "ignore"]
 
 ADDRESS_FILE = "address"
 """In MIRROR_HOME while Mirror runs: its public URL."""
@@ -37,6 +38,7 @@ SECRETS = frozenset(
         "REDIS_URL",
         "MIRROR_SECRET_KEY",
         "MIRROR_ENCRYPTION_KEY",
+        "MIRROR_ENCRYPTION_KEY_PREVIOUS",
         "OPENAI_API_KEY",
         "OPENAI_TTS_API_KEY",
     }
@@ -72,6 +74,11 @@ class Environment:
     allowed_hosts: tuple[str, ...]
     egress_allow: tuple[str, ...]
     """`host`, `host:port` or CIDR entries that outbound connections may reach although they are not public."""
+    trusted_proxies: tuple[str, ...]
+    """Addresses or CIDR networks of proxies whose `X-Forwarded-For` is believed."""
+    handshake_signature: HandshakeSignature
+    """What becomes of Plivo's signature of a stream's handshake when the tenant has stored its auth token: `check` one
+    that is there, `require` one, or `ignore` it."""
     home: Path
     journal_dir: Path
     log_level: str
@@ -92,6 +99,8 @@ class Environment:
     redis_url: str | None = field(repr=False)
     secret_key: str | None = field(repr=False)
     encryption_key: bytes | None = field(repr=False)
+    encryption_keys_previous: tuple[bytes, ...] = field(repr=False)
+    """Keys that still open what they sealed, while `rotate_keys` moves it to `encryption_key`."""
     openai_api_key: str | None = field(repr=False)
     openai_tts_api_key: str | None = field(repr=False)
 
@@ -162,6 +171,8 @@ def environment_parse(
         public_url=public_url.rstrip("/"),
         allowed_hosts=_allowed_hosts(reader.items("MIRROR_ALLOWED_HOSTS"), public_url),
         egress_allow=_egress_allow(reader),
+        trusted_proxies=_trusted_proxies(reader),
+        handshake_signature=_handshake_signature(reader),
         home=home,
         journal_dir=journal_dir,
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
@@ -179,6 +190,7 @@ def environment_parse(
         redis_url=redis_url,
         secret_key=secret_key,
         encryption_key=encryption_key,
+        encryption_keys_previous=reader.keys("MIRROR_ENCRYPTION_KEY_PREVIOUS", ENCRYPTION_KEY_BYTES),
         openai_api_key=reader.text("OPENAI_API_KEY"),
         openai_tts_api_key=reader.text("OPENAI_TTS_API_KEY"),
     )
@@ -276,14 +288,25 @@ class _Reader:
         value = self.text(name)
         if value is None:
             return None
-        try:
-            key = base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if len(key) != size:
+        key = _key_decode(value, size)
+        if key is None:
             self.bad(name, f"is not the base64 of {size} bytes; make one with: openssl rand -base64 {size}")
-            return None
         return key
+
+    def keys(self, name: str, size: int) -> tuple[bytes, ...]:
+        """Keys separated by commas, spaces or lines."""
+        keys = tuple(_key_decode(value, size) for value in re.split(r"[,\s]+", self.text(name) or "") if value)
+        if None in keys:
+            self.bad(name, f"has an entry that is not the base64 of {size} bytes; separate several keys by commas")
+        return tuple(key for key in keys if key is not None)
+
+
+def _key_decode(value: str, size: int) -> bytes | None:
+    try:
+        key = base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == size else None
 
 
 def _absolute(base_dir: Path, value: str) -> Path:
@@ -305,6 +328,16 @@ def _egress_allow(reader: _Reader) -> tuple[str, ...]:
     if wrong:
         listed = ", ".join(wrong)
         reader.bad("MIRROR_EGRESS_ALLOW", f"cannot use {listed}; entries are host, host:port or a CIDR network")
+    return entries
+
+
+def _trusted_proxies(reader: _Reader) -> tuple[str, ...]:
+    entries = reader.items("MIRROR_TRUSTED_PROXIES")
+    for entry in entries:
+        try:
+            ipaddress.ip_network(entry)
+        except ValueError:
+            reader.bad("MIRROR_TRUSTED_PROXIES", f"cannot use {entry}; entries are IP addresses or CIDR networks")
     return entries
 
 
@@ -341,6 +374,15 @@ def _tts(reader: _Reader) -> TTSKind | None:
         case "off":
             return "off"
     return None
+
+
+def _handshake_signature(reader: _Reader) -> HandshakeSignature:
+    match reader.choice("MIRROR_HANDSHAKE_SIGNATURE", ("check", "require", "ignore"), default="check"):
+        case "require":
+            return "require"
+        case "ignore":
+            return "ignore"
+    return "check"
 
 
 def address_in_use(

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import redis
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
 
 from mirror_saas.draining import drain
+from tenants.sealing import WrongEncryptionKey
+from tenants.services.keys import encryption_key_check
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,16 @@ def check_journal() -> None:
         raise NotReady(f"the journal folder cannot be written ({reason}); check MIRROR_JOURNAL_DIR") from error
 
 
+def check_encryption_key() -> None:
+    """The environment's key is the one that stored secrets were sealed with."""
+    try:
+        encryption_key_check()
+    except WrongEncryptionKey as error:
+        raise NotReady(str(error)) from error
+    except (DatabaseError, InterfaceError) as error:
+        raise NotReady("the check values of keys cannot be read; check the database and its migrations") from error
+
+
 def check_draining() -> None:
     """A process that is stopping takes no new calls."""
     if drain.starting:
@@ -103,6 +115,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "draining": check_draining,
     "database": check_database,
     "migrations": check_migrations,
+    "encryption_key": check_encryption_key,
     "broker": check_broker,
     "journal": check_journal,
 }

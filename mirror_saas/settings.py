@@ -16,6 +16,7 @@ MIRROR: Environment = address_in_use(environment_parse(os.environ, base_dir=BASE
 
 # -- keys ---------------------------------------------------------------------------------------------------------
 
+MIRROR_ENCRYPTION_KEY_PREVIOUS: tuple[bytes, ...] = MIRROR.encryption_keys_previous
 if MIRROR.secret_key is not None and MIRROR.encryption_key is not None:
     SECRET_KEY: str = MIRROR.secret_key
     MIRROR_ENCRYPTION_KEY: bytes = MIRROR.encryption_key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
+from tenants.actors import actor_context, actor_of_request
 from tenants.context import tenant_context, tenant_context_current
 from tenants.selectors.memberships import MembershipRef, membership_get
 
@@ -31,7 +33,9 @@ class TenantMiddleware:
         request.tenant = membership.tenant if membership else None  # type: ignore[attr-defined]
         if membership is None:
             return self.get_response(request)
-        with tenant_context(membership.tenant.id):
+        user: Any = request.user
+        actor = actor_of_request(request, kind="user", actor_id=user.pk, label=user.email)
+        with actor_context(actor), tenant_context(membership.tenant.id):
             return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:

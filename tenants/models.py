@@ -128,3 +128,78 @@ class ApiKey(TenantModel):
 
     def __str__(self) -> str:
         return f"mk_{self.prefix}_…"
+
+
+class DataKey(TenantModel):
+    """A key that the tenant's secrets are sealed with, wrapped by the key from the environment (tenants.envelope).
+
+    The newest one seals. Older ones still unseal until `rotate_keys` has sealed everything anew and retired them.
+    """
+
+    number = models.IntegerField()
+    wrapped = models.BinaryField(max_length=69)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    retired_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="datakey_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "number"], name="datakey_tenant_number"),
+        ]
+
+    def __str__(self) -> str:
+        return f"data key {self.number}"
+
+
+class KeyCheck(models.Model):
+    """The check value of a key-encryption key that data keys are wrapped with: a start with another key fails.
+
+    It belongs to the installation, not to a tenant, and tells nothing of the key.
+    """
+
+    key_id = models.CharField(max_length=16, primary_key=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    def __str__(self) -> str:
+        return self.key_id
+
+
+class AuditEvent(TenantModel):
+    """Who did what to what. A link of the tenant's hash chain; mirror_app may add events and read them, no more.
+
+    `tenants.services.audit` writes and verifies them. `before` and `after` are JSON as text, because the hash is of
+    exactly these characters and jsonb would rewrite numbers.
+    """
+
+    # 1 for the tenant's first event, without gaps.
+    seq = models.BigIntegerField()
+    at = models.DateTimeField()
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.UUIDField(null=True)
+    actor_label = models.CharField(max_length=300)
+    action = models.CharField(max_length=64)
+    object_type = models.CharField(max_length=32)
+    object_id = models.CharField(max_length=64)
+    object_label = models.CharField(max_length=300)
+    before = models.TextField(null=True)  # NULL: there was nothing before
+    after = models.TextField(null=True)  # NULL: there is nothing any more
+    ip = models.CharField(max_length=64)
+    user_agent = models.CharField(max_length=300)
+    session = models.CharField(max_length=16)
+    request_id = models.CharField(max_length=36)
+    # SHA-256 of the event before (zeros for the first) and of this one, which contains the former.
+    prev_hash = models.BinaryField(max_length=32)
+    hash = models.BinaryField(max_length=32)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="auditevent_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "seq"], name="auditevent_tenant_seq"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["tenant", "object_type", "object_id", "seq"], name="auditevent_tenant_object"),
+            models.Index(fields=["tenant", "actor_id", "seq"], name="auditevent_tenant_actor"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.action}"

@@ -1,59 +1,96 @@
-"""Secrets at rest: AES-256-GCM, bound to the tenant, table, column and row that hold them.
+"""Secrets at rest: sealed with the tenant's own data key, bound to tenant, table, column and row.
 
-Layout of a sealed value: one version byte (1), a 12-byte random nonce, the ciphertext with its 16-byte tag.
-The associated data is not stored; it is rebuilt from where the value was found, so a sealed value that was
-copied to another row, column or tenant does not open.
+This is for code with the ORM; the cryptography is in `tenants.envelope`. A tenant's first data key is made when it is
+first needed.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from django.conf import settings
+from django.db import connection, models
 
-VERSION = 1
-NONCE_BYTES = 12
-TAG_BYTES = 16
+from mirror_saas.ids import uuid7
+from tenants.context import tenant_context, tenant_context_current
+from tenants.envelope import KEY_BYTES, KeyRing, SealBroken, TenantKeys, sealed_field
+
+__all__ = [
+    "SealBroken",
+    "SealedField",
+    "WrongEncryptionKey",
+    "WrongTenant",
+    "key_ring",
+    "seal",
+    "sealed_field",
+    "unseal",
+    "unseal_text",
+]
 
 
-class SealBroken(RuntimeError):
-    """A sealed value does not open. The message names where it stands, never what is in it."""
-
-    def __init__(self, field: str, why: str) -> None:
-        self.field = field
-        super().__init__(f"{field} cannot be unsealed: {why}")
+if TYPE_CHECKING:
+    _BinaryField = models.BinaryField[Any, Any]
+else:
+    _BinaryField = models.BinaryField
 
 
-def sealed_field(table: str, column: str, row_id: UUID) -> str:
-    """The name of one stored secret: `table.column:row`."""
-    return f"{table}.{column}:{row_id}"
+class SealedField(_BinaryField):
+    """A column of sealed values. `rotate_keys` and the isolation audit find secrets by this type."""
+
+    def deconstruct(self) -> tuple[str, str, Any, dict[str, Any]]:
+        # To the database it is a BinaryField, so migrations need not know of it.
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.BinaryField", args, kwargs
+
+
+class WrongTenant(RuntimeError):
+    """A secret of one tenant was asked for in the context of another."""
+
+    def __init__(self) -> None:
+        super().__init__("A secret can be sealed and unsealed in its own tenant's context only.")
+
+
+class WrongEncryptionKey(RuntimeError):
+    """The environment's key is not the one that the stored secrets need. Keys are named by their check values."""
+
+    def __init__(self, ring: KeyRing, missing: Collection[str]) -> None:
+        given = ", ".join(key.id for key in ring.all)
+        super().__init__(
+            f"MIRROR_ENCRYPTION_KEY (check value {given}) is not the key that stored secrets were sealed with (check"
+            f" value {', '.join(sorted(missing))}). Put that key back, or add it to MIRROR_ENCRYPTION_KEY_PREVIOUS and"
+            " run `manage.py rotate_keys`."
+        )
+
+
+def key_ring() -> KeyRing:
+    """The keys of the environment."""
+    return KeyRing.of(settings.MIRROR_ENCRYPTION_KEY, settings.MIRROR_ENCRYPTION_KEY_PREVIOUS)
 
 
 def seal(plaintext: str | bytes, *, tenant_id: UUID, field: str) -> bytes:
-    """Encrypt `plaintext` (text as UTF-8) for `field` of `tenant_id`; see `sealed_field` for its form."""
-    data = plaintext.encode() if isinstance(plaintext, str) else plaintext
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    return bytes([VERSION]) + nonce + _cipher().encrypt(nonce, data, _associated_data(tenant_id, field))
+    """Encrypt `plaintext` (text as UTF-8) for `field` of `tenant_id`; see `sealed_field` for its form.
+
+    Store it in the same transaction: the data key is held against retirement until that ends. Raises SealBroken when
+    the tenant's data key does not unwrap, WrongTenant in another tenant's context.
+    """
+    with _as_tenant(tenant_id):
+        key_id, wrapped = _newest_key(tenant_id)
+        return TenantKeys(key_ring(), tenant_id, {key_id: wrapped}).seal(plaintext, key_id=key_id, field=field)
 
 
 def unseal(sealed: bytes | memoryview, *, tenant_id: UUID, field: str) -> bytes:
     """Decrypt what `seal` made for the same `tenant_id` and `field`.
 
-    Raises SealBroken when it was sealed with another key, for another place, or was changed.
+    Raises SealBroken when it was sealed with another key, for another place, or was changed, and WrongTenant in
+    another tenant's context.
     """
-    data = bytes(sealed)
-    if len(data) < 1 + NONCE_BYTES + TAG_BYTES or data[0] != VERSION:
-        raise SealBroken(field, "it is not a sealed value of this version of Mirror.")
-    nonce, ciphertext = data[1 : 1 + NONCE_BYTES], data[1 + NONCE_BYTES :]
-    try:
-        return _cipher().decrypt(nonce, ciphertext, _associated_data(tenant_id, field))
-    except InvalidTag as error:
-        raise SealBroken(
-            field, "MIRROR_ENCRYPTION_KEY is not the key it was sealed with, or the stored value was moved or changed."
-        ) from error
+    with _as_tenant(tenant_id):
+        return tenant_keys(tenant_id).unseal(sealed, field=field)
 
 
 def unseal_text(sealed: bytes | memoryview, *, tenant_id: UUID, field: str) -> str:
@@ -61,9 +98,72 @@ def unseal_text(sealed: bytes | memoryview, *, tenant_id: UUID, field: str) -> s
     return unseal(sealed, tenant_id=tenant_id, field=field).decode()
 
 
-def _cipher() -> AESGCM:
-    return AESGCM(settings.MIRROR_ENCRYPTION_KEY)
+def tenant_keys(tenant_id: UUID) -> TenantKeys:
+    """The data keys of the current tenant, retired ones too."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT id, wrapped FROM tenants_datakey WHERE tenant_id = %s", [tenant_id])
+        return TenantKeys(key_ring(), tenant_id, {key_id: bytes(wrapped) for key_id, wrapped in cursor.fetchall()})
 
 
-def _associated_data(tenant_id: UUID, field: str) -> bytes:
-    return b"mirror\x00" + tenant_id.bytes + field.encode()
+def data_key_create(tenant_id: UUID, *, number: int) -> bool:
+    """Make the current tenant's data key with this number; False when there is one already."""
+    ring, key_id = key_ring(), uuid7()
+    key_check(ring)
+    wrapped = ring.wrap(secrets.token_bytes(KEY_BYTES), tenant_id=tenant_id, key_id=key_id)
+    with connection.cursor() as cursor:
+        # Whoever makes the same number at the same time is waited for, and then there is one.
+        cursor.execute(
+            "INSERT INTO tenants_datakey (id, tenant_id, number, wrapped, created_at)"
+            " VALUES (%s, %s, %s, %s, statement_timestamp()) ON CONFLICT (tenant_id, number) DO NOTHING",
+            [key_id, tenant_id, number, wrapped],
+        )
+        return bool(cursor.rowcount == 1)
+
+
+def key_check(ring: KeyRing) -> None:
+    """Compare the environment's keys with the check values of those that the stored data keys are wrapped with, and
+    note the current one. Raises WrongEncryptionKey when one is missing."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT key_id FROM tenants_keycheck")
+        noted = {key_id for (key_id,) in cursor.fetchall()}
+        if missing := noted - ring.ids:
+            raise WrongEncryptionKey(ring, missing)
+        if ring.current.id not in noted:
+            cursor.execute(
+                "INSERT INTO tenants_keycheck (key_id, created_at) VALUES (%s, statement_timestamp())"
+                " ON CONFLICT (key_id) DO NOTHING",
+                [ring.current.id],
+            )
+
+
+def _newest_key(tenant_id: UUID) -> tuple[UUID, bytes]:
+    for attempt in count():
+        with connection.cursor() as cursor:
+            # The lock lets others read and use the key, and makes its retirement wait for this transaction.
+            cursor.execute(
+                "SELECT id, wrapped FROM tenants_datakey WHERE tenant_id = %s AND retired_at IS NULL"
+                " ORDER BY number DESC LIMIT 1 FOR KEY SHARE",
+                [tenant_id],
+            )
+            found = cursor.fetchone()
+            if found is not None:
+                return found[0], bytes(found[1])
+            cursor.execute("SELECT coalesce(max(number), 0) FROM tenants_datakey WHERE tenant_id = %s", [tenant_id])
+            latest: int = cursor.fetchone()[0]
+        # Either there was none yet, or it was retired while this waited for it; then the second look finds its
+        # successor.
+        if latest == 0 or attempt > 0:
+            data_key_create(tenant_id, number=latest + 1)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _as_tenant(tenant_id: UUID) -> Iterator[None]:
+    current = tenant_context_current()
+    if current is None:
+        with tenant_context(tenant_id):
+            yield
+    elif current.tenant_id != tenant_id:
+        raise WrongTenant
+    else:
+        yield

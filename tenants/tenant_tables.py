@@ -88,3 +88,14 @@ def platform_function(name: str, arguments: str, returns: str, query: str) -> Ru
             "RESET ROLE",
         ],
     )
+
+
+def tenant_wall_append_only(table: str) -> list[RunSQL]:
+    """`tenant_wall` for a table whose rows stay as they were written: mirror_app may insert and read them only.
+
+    The owner's default privileges give mirror_app more at the table's creation, so that is taken back.
+    """
+    return [
+        tenant_wall(table),
+        RunSQL(f"REVOKE UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON {table} FROM mirror_app", RunSQL.noop),
+    ]

@@ -4,11 +4,12 @@ from typing import Literal
 from uuid import UUID
 
 from django.http import HttpRequest
-from ninja import Query, Router, Schema
+from ninja import Query, Router
 from pydantic import AwareDatetime, Field
 
 from mirror_saas.problems import problem_responses
-from supervision.api.schemas import CallDetailOut, CallEventOut, CallOut, PageOut, TurnDetailOut
+from mirror_saas.schemas import PageOut, PageQuery
+from supervision.api.schemas import CallDetailOut, CallEventOut, CallOut, TurnDetailOut
 from supervision.selectors.calls import (
     CallFilters,
     call_get,
@@ -17,18 +18,11 @@ from supervision.selectors.calls import (
     call_tool_decisions,
     call_turns,
 )
-from supervision.selectors.pages import DEFAULT_LIMIT, MAX_LIMIT, BadCursor, cursor_decode, cursor_encode
+from supervision.selectors.pages import BadCursor, cursor_decode, cursor_encode
 from tenants.api.auth import requires
 from tenants.roles import Scope
 
 router = Router(tags=["calls"])
-
-
-class PageQuery(Schema):
-    """Which page of a list."""
-
-    cursor: str | None = Field(None, max_length=500, description="`next` of the page before; leave it out to start.")
-    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Rows per page.")
 
 
 class CallsQuery(PageQuery):

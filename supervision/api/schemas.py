@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator
 
+from mirror_saas.schemas import Out
 from supervision.models import Call, ToolDecision
 from supervision.selectors.calls import TurnDetail
 
-Item = TypeVar("Item")
-
 # A word that is not there yet, or not at all, is null: as in the frames that an agent gets.
 Word = Annotated[str | None, BeforeValidator(lambda value: value or None)]
-
-
-class Out(BaseModel):
-    """An answer, read from the attributes of a model's row.
-
-    Not ninja's Schema: that one reads attributes again while it sends, when the tenant's context is gone.
-    """
-
-    model_config = ConfigDict(from_attributes=True)
-
-
-class PageOut(Out, Generic[Item]):
-    """One page of a list. `next` is the `cursor` of the page after it, null on the last."""
-
-    items: list[Item]
-    next: str | None
 
 
 class CallOut(Out):

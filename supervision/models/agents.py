@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from supervision.models.fields import tenant_key, word_column
 from tenants.managers import TenantModel
+from tenants.sealing import SealedField
 
 
 class Mode(models.TextChoices):
@@ -19,25 +20,36 @@ class Mode(models.TextChoices):
 
 
 class ProviderCredential(TenantModel):
-    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`)."""
+    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`), or to a Plivo account (`plivo`)."""
 
     class Kind(models.TextChoices):
         LLM = "llm", "Language model"
         TTS = "tts", "Text to speech"
+        PLIVO = "plivo", "Plivo account"
 
     name = models.CharField(max_length=200)
     kind = models.CharField(max_length=8, choices=Kind.choices)
     base_url = models.CharField(max_length=2000)
-    model = models.CharField(max_length=200)
-    # Sealed by tenants.sealing with field `supervision_providercredential.api_key_sealed:<id>`.
-    api_key_sealed = models.BinaryField()
+    # Of a server; empty for a Plivo account.
+    model = models.CharField(max_length=200, blank=True)
+    # The auth id of a Plivo account or sub-account; empty for a server.
+    account = word_column(40)
+    # The API key, or Plivo's auth token; sealed with field `supervision_providercredential.api_key_sealed:<id>`.
+    api_key_sealed = SealedField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="providercredential_tenant_id"),
-            models.CheckConstraint(condition=models.Q(kind__in=["llm", "tts"]), name="providercredential_kind"),
+            models.UniqueConstraint(
+                fields=["tenant", "account"],
+                condition=models.Q(kind="plivo"),
+                name="providercredential_tenant_account",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind__in=["llm", "tts", "plivo"]), name="providercredential_kind"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -50,10 +62,10 @@ class Agent(TenantModel):
     name = models.CharField(max_length=200)
     upstream_url = models.CharField(max_length=2000)
     # `X-Mirror-Signature`'s secret; sealed with field `supervision_agent.signing_secret_sealed:<id>`.
-    signing_secret_sealed = models.BinaryField()
+    signing_secret_sealed = SealedField()
     # The tenant's headers for the handshake with the agent: a sealed JSON object, field
     # `supervision_agent.headers_sealed:<id>`; NULL when there are none.
-    headers_sealed = models.BinaryField(null=True, blank=True)
+    headers_sealed = SealedField(null=True, blank=True)
     mode = models.CharField(max_length=8, choices=Mode.choices, default=Mode.LIVE, db_default="live")
     language = models.CharField(max_length=35, default="en", db_default="en")
     voice = word_column(200)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from mirror_saas.ids import uuid7
 from supervision.models import Agent, Mode, Policy, PolicyVersion, ProviderCredential, StreamKey
 from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
+from supervision.stream.headers import header_reserved
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
 from tenants.selectors.tenants import TenantRef
+from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
 
 SECRET_BYTES = 32
+ROTATION_OVERLAP: Final = timedelta(hours=24)
+MAX_ROTATION_OVERLAP: Final = timedelta(days=30)
+MAX_HEADERS: Final = 32
+MAX_HEADER_BYTES: Final = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,40 @@ def agent_create(
     )
     agent.full_clean(exclude=["tenant", "policy"])
     agent.save(force_insert=True)
+    auditevent_record(action="agent.create", row=agent, after=snapshot(agent))
     return NewAgent(agent=agent, signing_secret=secret)
 
 
 def agent_upstream_update(*, agent: Agent, upstream_url: str) -> Agent:
     """Let an agent be dialled elsewhere, from the next call on. Raises ValidationError (field `upstream_url`)."""
+    was = snapshot(agent)
     agent.upstream_url = upstream_url_clean(upstream_url)
     agent.updated_at = timezone.now()
     agent.save(update_fields=["upstream_url", "updated_at"])
+    _updated(agent, was)
+    return agent
+
+
+def agent_headers_update(*, agent: Agent, headers: Mapping[str, str]) -> Agent:
+    """Replace the headers that the agent is dialled with, from the next call on; none for an empty mapping.
+
+    They may hold logins, so they are sealed and never shown again. Raises ValidationError (field `headers`), which
+    repeats names, no values.
+    """
+    cleaned = _headers_clean(headers)
+    was = snapshot(agent)
+    agent.headers_sealed = (
+        seal(
+            json.dumps(cleaned),
+            tenant_id=tenant_id_required("Sealing an agent's headers"),
+            field=sealed_field("supervision_agent", "headers_sealed", agent.id),
+        )
+        if cleaned
+        else None
+    )
+    agent.updated_at = timezone.now()
+    agent.save(update_fields=["headers_sealed", "updated_at"])
+    _updated(agent, was)
     return agent
 
 
@@ -104,15 +139,42 @@ def agent_stream_key_create(
     agent = Agent.objects.get(id=agent_id, archived_at=None)
     key = key or f"sk_{secrets.token_urlsafe(SECRET_BYTES)}"
     stream_key = StreamKey.objects.create(agent=agent, key_hash=stream_key_hash(key), expires_at=expires_at)
+    auditevent_record(action="stream_key.create", row=stream_key, object_label=agent.name, after=snapshot(stream_key))
     return NewStreamKey(stream_key=stream_key, key=key)
 
 
+def agent_stream_key_rotate(*, agent_id: UUID, overlap: timedelta = ROTATION_OVERLAP) -> NewStreamKey:
+    """A new stream key of an agent; the keys before it work for another `overlap` (0 to 30 days), or until they would
+    have expired anyway.
+
+    So calls go on while the new URLs are entered at Plivo. Raises Agent.DoesNotExist and ValidationError (field
+    `overlap`).
+    """
+    if not timedelta(0) <= overlap <= MAX_ROTATION_OVERLAP:
+        raise ValidationError({"overlap": f"Give 0 to {MAX_ROTATION_OVERLAP.days} days."})
+    with transaction.atomic():
+        # One rotation at a time, or of two new keys each could let the other live on.
+        Agent.objects.select_for_update(no_key=True).get(id=agent_id, archived_at=None)
+        ends = timezone.now() + overlap
+        older = StreamKey.objects.filter(agent_id=agent_id, revoked_at=None)
+        for stream_key in older.filter(Q(expires_at=None) | Q(expires_at__gt=ends)).select_for_update(no_key=True):
+            was = snapshot(stream_key)
+            stream_key.expires_at = ends
+            stream_key.save(update_fields=["expires_at"])
+            before, after = changes(was, snapshot(stream_key))
+            auditevent_record(action="stream_key.expire", row=stream_key, before=before, after=after)
+        return agent_stream_key_create(agent_id=agent_id)
+
+
 def agent_stream_key_revoke(*, stream_key_id: UUID) -> None:
-    """Switch a stream key off for good. Raises StreamKey.DoesNotExist."""
+    """Switch a stream key off for good: no new call passes with it. Raises StreamKey.DoesNotExist."""
     stream_key = StreamKey.objects.get(id=stream_key_id)
     if stream_key.revoked_at is None:
+        was = snapshot(stream_key)
         stream_key.revoked_at = timezone.now()
         stream_key.save(update_fields=["revoked_at"])
+        before, after = changes(was, snapshot(stream_key))
+        auditevent_record(action="stream_key.revoke", row=stream_key, before=before, after=after)
 
 
 def supervised_agent_create(
@@ -162,11 +224,17 @@ def answer_url(*, public_url: str, tenant_slug: str, key: str) -> str:
 def upstream_url_clean(upstream_url: str) -> str:
     """`upstream_url` without surrounding space. Raises ValidationError (field `upstream_url`)."""
     upstream_url = upstream_url.strip()
+    # Blanks and control characters could write into the handshake; parsers disagree about backslashes.
+    plain = re.fullmatch(r"[^\x00-\x20\x7f\\]+", upstream_url) is not None
     try:
         parts = urlsplit(upstream_url)
         usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        login = parts.username is not None or parts.password is not None
+        usable = usable and plain and not parts.fragment
     except ValueError:
-        usable = False
+        usable = login = False
+    if usable and login:
+        raise ValidationError({"upstream_url": "Leave the login out of the URL; give it as a header of the agent."})
     if not usable:
         raise ValidationError(
             {
@@ -174,6 +242,33 @@ def upstream_url_clean(upstream_url: str) -> str:
             }
         )
     return upstream_url
+
+
+# RFC 9110: a name is a token; of values, the visible ASCII characters with blanks and tabs between them.
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+_HEADER_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?")
+
+
+def _headers_clean(headers: Mapping[str, str]) -> dict[str, str]:
+    cleaned: dict[str, str] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ValidationError({"headers": "A header's name has letters, digits and hyphens only."})
+        if header_reserved(name):
+            raise ValidationError({"headers": f"{name} is set by Mirror or by the WebSocket handshake; leave it out."})
+        if name.lower() in map(str.lower, cleaned):
+            raise ValidationError({"headers": f"{name} is given twice."})
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise ValidationError({"headers": f"The value of {name} has to be visible ASCII characters on one line."})
+        cleaned[name] = value
+    if len(cleaned) > MAX_HEADERS or sum(len(name) + len(value) for name, value in cleaned.items()) > MAX_HEADER_BYTES:
+        raise ValidationError({"headers": f"Give at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together."})
+    return cleaned
+
+
+def _updated(agent: Agent, was: Snapshot) -> None:
+    before, after = changes(was, snapshot(agent))
+    auditevent_record(action="agent.update", row=agent, before=before, after=after)
 
 
 def _free_policy_name(name: str) -> str:

@@ -11,6 +11,7 @@ from mirror_saas.ids import uuid7
 from supervision.models import ProviderCredential
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
+from tenants.services.audit import auditevent_record, changes, snapshot
 
 
 def credential_create(
@@ -24,21 +25,27 @@ def credential_create(
     _fill(credential, base_url=base_url, model=model, api_key=api_key)
     credential.full_clean(exclude=["tenant"])
     credential.save(force_insert=True)
+    auditevent_record(action="credential.create", row=credential, after=snapshot(credential))
     return credential
 
 
 def credential_update(*, credential: ProviderCredential, base_url: str, model: str, api_key: str) -> ProviderCredential:
     """Point a credential elsewhere. Raises ValidationError naming `base_url` or `model`."""
+    was = snapshot(credential)
     _fill(credential, base_url=base_url, model=model, api_key=api_key)
     credential.updated_at = timezone.now()
     credential.full_clean(exclude=["tenant"])
     credential.save()
+    before, after = changes(was, snapshot(credential))
+    auditevent_record(action="credential.update", row=credential, before=before, after=after)
     return credential
 
 
 def _fill(credential: ProviderCredential, *, base_url: str, model: str, api_key: str) -> None:
     credential.base_url = base_url_clean(base_url)
     credential.model = model.strip()
+    if not credential.model:
+        raise ValidationError({"model": "Name the model to ask there."})
     credential.api_key_sealed = seal(
         api_key,
         tenant_id=tenant_id_required("Sealing a credential"),

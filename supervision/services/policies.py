@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from supervision.engine.config import PolicyConfig
 from supervision.models import Policy, PolicyVersion, ProviderCredential
+from tenants.services.audit import auditevent_record, changes, snapshot
 
 
 def policy_create(*, name: str) -> Policy:
@@ -22,6 +23,7 @@ def policy_create(*, name: str) -> Policy:
     if Policy.objects.filter(name=policy.name).exists():
         raise ValidationError({"name": f"There is a policy called {policy.name!r} already; choose another name."})
     policy.save(force_insert=True)
+    auditevent_record(action="policy.create", row=policy, after=snapshot(policy))
     return policy
 
 
@@ -39,15 +41,19 @@ def policy_version_create(
     """
     stored_rules, stored_config = _checked(rules, config or {})
     with transaction.atomic():
-        policy = Policy.objects.select_for_update().get(id=policy_id)
+        policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id)
         latest = PolicyVersion.objects.filter(policy=policy).order_by("-number").first()
-        return PolicyVersion.objects.create(
+        version = PolicyVersion.objects.create(
             policy=policy,
             number=latest.number + 1 if latest else 1,
             rules=stored_rules,
             config=stored_config,
             llm_credential=llm_credential,
         )
+        auditevent_record(
+            action="policy_version.create", row=version, object_label=_label(policy, version), after=snapshot(version)
+        )
+        return version
 
 
 def policy_version_publish(*, policy_id: UUID, number: int) -> PolicyVersion:
@@ -57,19 +63,32 @@ def policy_version_publish(*, policy_id: UUID, number: int) -> PolicyVersion:
     """
     with transaction.atomic():
         # Publishing twice at once: the second waits here and then sees what the first did.
-        Policy.objects.select_for_update().get(id=policy_id)
+        policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id)
         version = PolicyVersion.objects.get(policy_id=policy_id, number=number)
         if version.status != PolicyVersion.Status.DRAFT:
             raise ValidationError(
                 {"status": f"Version {number} is {version.status}; only a draft can be published. Make a new version."}
             )
-        PolicyVersion.objects.filter(policy_id=policy_id, status=PolicyVersion.Status.LIVE).update(
-            status=PolicyVersion.Status.RETIRED
-        )
+        was = snapshot(version)
+        live = PolicyVersion.objects.filter(policy_id=policy_id, status=PolicyVersion.Status.LIVE)
+        retired = live.values_list("number", flat=True).first()
+        live.update(status=PolicyVersion.Status.RETIRED)
         version.status = PolicyVersion.Status.LIVE
         version.published_at = timezone.now()
         version.save(update_fields=["status", "published_at"])
+        before, after = changes(was, snapshot(version))
+        auditevent_record(
+            action="policy_version.publish",
+            row=version,
+            object_label=_label(policy, version),
+            before={**before, "live_number": retired},
+            after={**after, "live_number": number},
+        )
         return version
+
+
+def _label(policy: Policy, version: PolicyVersion) -> str:
+    return f"{policy.name}, version {version.number}"
 
 
 def rules_parse(text: str) -> list[str]:

@@ -11,7 +11,9 @@ import logging
 from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
+from django.conf import settings
 
+from supervision.plivo import signatures
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
 from supervision.stream.plivo_leg import Send
 from supervision.stream.runtime import StreamRuntime, stream_runtime
@@ -78,7 +80,7 @@ async def _admit(
     except DirectoryUnavailable:
         logger.error("A stream was refused: the database is down and its key is not known from the last hour")
         return None
-    if binding is None:
+    if binding is None or not _signature_fits(binding, slug, key, scope):
         return None
     written, query = query_split(scope.get("query_string", b"").decode("latin-1"))
     if written is None:
@@ -88,6 +90,48 @@ async def _admit(
     except TokenInvalid as problem:
         logger.warning("A stream was refused: %s", problem)
         return None
+
+
+def _signature_fits(binding: AgentBinding, slug: str, key: str, scope: dict[str, Any]) -> bool:
+    """Whether Plivo's signature of a handshake is right, where it can and has to be.
+
+    No document says whether Plivo signs handshakes, or for which form of the URL; its SDKs for Python and Node check
+    one if they are told to. So one that is there must fit in any of those forms, and one that is not is missed only
+    where the operator said `MIRROR_HANDSHAKE_SIGNATURE=require`. What admits a stream is its key.
+    """
+    wanted = settings.MIRROR.handshake_signature
+    if not binding.plivo_tokens or wanted == "ignore":
+        return True
+    headers: dict[str, str] = {}
+    for name, value in scope.get("headers") or ():
+        one, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[one] = f"{headers[one]},{text}" if one in headers else text
+    if not signatures.is_signed(headers):
+        if wanted == "require":
+            logger.warning(
+                "A stream of agent %s was refused: its handshake carries no signature of Plivo's, and"
+                " MIRROR_HANDSHAKE_SIGNATURE asks for one",
+                binding.agent_id,
+            )
+        return bool(wanted != "require")
+    query = scope.get("query_string", b"").decode("latin-1")
+    public: str = settings.MIRROR.public_url
+    urls = signatures.handshake_urls(
+        f"ws{public.removeprefix('http')}/stream/{slug}/{key}{'?' + query if query else ''}"
+    )
+    found = signatures.verify(headers, tokens=binding.plivo_tokens, method="GET", urls=urls)
+    if found is None:
+        logger.warning(
+            "A stream of agent %s was refused: Plivo's signature does not fit the stored auth token and"
+            " MIRROR_PUBLIC_URL (%s); MIRROR_HANDSHAKE_SIGNATURE=ignore leaves it unchecked",
+            binding.agent_id,
+            public,
+        )
+        return False
+    logger.info(
+        "A handshake of agent %s was signed: %s, form %d of the URL", binding.agent_id, found.version, found.url_index
+    )
+    return True
 
 
 def _token_fits(token: CallToken, start: CallStart) -> bool:

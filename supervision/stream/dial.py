@@ -10,9 +10,10 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -28,7 +29,9 @@ from picows import (
 )
 
 from mirror_saas.egress import EgressRefused, egress_socket
+from supervision.plivo import signatures as plivo
 from supervision.plivo.events import is_media
+from supervision.stream.headers import header_reserved
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +120,7 @@ class AgentLeg:
             extra["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                transport, _ = await ws_connect(
+                transport, listener = await ws_connect(
                     lambda: _Listener(self),
                     url,
                     extra_headers=extra,
@@ -137,6 +140,9 @@ class AgentLeg:
             raise AgentUnreachable(f"the connection failed: {problem.strerror or type(problem).__name__}") from problem
         except ValueError as problem:
             raise AgentUnreachable("the agent's URL cannot be dialled") from problem
+        if listener is None:
+            # picows calls a connection that closed before it answered a success without a listener.
+            raise AgentUnreachable("the handshake failed: the connection was closed instead of an answer")
         self._watching = asyncio.get_running_loop().create_task(_retrieved(transport))
         if self._closed is None:
             transport.underlying_transport.set_write_buffer_limits(high=WRITE_HIGH)
@@ -296,9 +302,16 @@ async def _socket(url: Any) -> Any:
     return await egress_socket(url.host, url.port)
 
 
-def handshake_headers(*, secret: str, call_id: str, url: str, tenant_headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of the agent's handshake: the tenant's own, the call's id, and the signature over both."""
-    headers = {name: value for name, value in tenant_headers.items() if not name.lower().startswith("sec-websocket")}
+def handshake_headers(
+    *, secret: str, call_id: str, url: str, tenant_headers: Mapping[str, str], plivo_tokens: Sequence[str] = ()
+) -> dict[str, str]:
+    """The headers of the agent's handshake: the tenant's own, the call's id, and the signatures over both.
+
+    With the tenant's ``plivo_tokens`` they hold Plivo's signature too, made for ``url``: an agent that checks it sees
+    its own URL, and Plivo's original was for Mirror's.
+    """
+    headers = {name: value for name, value in tenant_headers.items() if not header_reserved(name)}
     headers["X-Mirror-Call"] = call_id
     headers["X-Mirror-Signature"] = signature(secret, call_id, url, int(time.time()))
-    return headers
+    nonce = str(secrets.randbelow(10**20))
+    return headers | plivo.sign(tokens=plivo_tokens, method="GET", urls=plivo.handshake_urls(url), nonce=nonce)

@@ -26,7 +26,8 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from tenants.sealing import SealBroken, sealed_field, unseal_text
+from tenants.envelope import SealBroken, TenantKeys, sealed_field
+from tenants.sealing import key_ring
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ class AgentBinding:
     llm: ProviderSettings | None
     tts: ProviderSettings | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
+    """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
+    when those that were cannot be unsealed: what Plivo signs can then not be checked, so it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +217,12 @@ class StreamDirectory:
 _BINDING: Final = """
 SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_sealed, a.headers_sealed, a.mode,
        a.language, a.voice, k.expires_at,
+       (SELECT jsonb_object_agg(d.id, encode(d.wrapped, 'hex'))
+          FROM tenants_datakey d WHERE d.tenant_id = a.tenant_id) AS data_keys,
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
-       tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed
+       tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
+       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed
   FROM supervision_agent a
   JOIN supervision_streamkey k
     ON k.tenant_id = a.tenant_id AND k.agent_id = a.id AND k.key_hash = %(key_hash)s
@@ -228,19 +235,25 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
     ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
   LEFT JOIN supervision_providercredential tts
     ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
+  LEFT JOIN LATERAL (
+        SELECT array_agg(id ORDER BY updated_at DESC, id) AS ids,
+               array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
+          FROM supervision_providercredential WHERE tenant_id = a.tenant_id AND kind = 'plivo') plivo ON true
  WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
 """
 
 
 def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
     tenant_id: UUID = row["tenant_id"]
+    wrapped = {UUID(key_id): bytes.fromhex(key) for key_id, key in (row["data_keys"] or {}).items()}
+    keys = TenantKeys(key_ring(), tenant_id, wrapped)
     binding = AgentBinding(
         tenant_id=tenant_id,
         tenant_slug=slug,
         agent_id=row["agent_id"],
         agent_name=row["name"],
         upstream_url=row["upstream_url"],
-        signing_secret=_agent_secret(row, "signing_secret_sealed"),
+        signing_secret=_agent_secret(row, "signing_secret_sealed", keys),
         mode=row["mode"],
         language=row["language"],
         voice=row["voice"],
@@ -249,37 +262,51 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         policy_version=row["number"],
         rules=tuple(MappingProxyType(rule) for rule in row["rules"] or ()),
         config=MappingProxyType(row["config"] or {}),
-        llm=_provider(row, "llm"),
-        tts=_provider(row, "tts"),
-        headers=MappingProxyType(_headers(row)),
+        llm=_provider(row, "llm", keys),
+        tts=_provider(row, "tts", keys),
+        headers=MappingProxyType(_headers(row, keys)),
+        plivo_tokens=_plivo_tokens(row, keys),
     )
     return replace(binding, mode="shadow") if row["status"] == "shadow" else binding
 
 
-def _agent_secret(row: Mapping[str, Any], column: str) -> str:
+def _agent_secret(row: Mapping[str, Any], column: str, keys: TenantKeys) -> str:
     where = sealed_field("supervision_agent", column, row["agent_id"])
     try:
-        return unseal_text(row[column], tenant_id=row["tenant_id"], field=where)
+        return keys.unseal(row[column], field=where).decode()
     except SealBroken as error:
         # Without its secret the agent would be dialled with a wrong signature: better no call than a forged one.
         logger.error("%s", error)
         raise DirectoryUnavailable(str(error)) from error
 
 
-def _headers(row: Mapping[str, Any]) -> dict[str, str]:
+def _headers(row: Mapping[str, Any], keys: TenantKeys) -> dict[str, str]:
     if row["headers_sealed"] is None:
         return {}
-    headers: dict[str, str] = json.loads(_agent_secret(row, "headers_sealed"))
+    headers: dict[str, str] = json.loads(_agent_secret(row, "headers_sealed", keys))
     return headers
 
 
-def _provider(row: Mapping[str, Any], kind: str) -> ProviderSettings | None:
+def _plivo_tokens(row: Mapping[str, Any], keys: TenantKeys) -> tuple[str, ...] | None:
+    if row["plivo_ids"] is None:
+        return None
+    tokens = []
+    for credential_id, sealed in zip(row["plivo_ids"], row["plivo_sealed"], strict=True):
+        where = sealed_field("supervision_providercredential", "api_key_sealed", credential_id)
+        try:
+            tokens.append(keys.unseal(sealed, field=where).decode())
+        except SealBroken as error:
+            logger.error("%s", error)
+    return tuple(tokens)
+
+
+def _provider(row: Mapping[str, Any], kind: str, keys: TenantKeys) -> ProviderSettings | None:
     credential_id = row[f"{kind}_id"]
     if credential_id is None:
         return None
     where = sealed_field("supervision_providercredential", "api_key_sealed", credential_id)
     try:
-        api_key = unseal_text(row[f"{kind}_sealed"], tenant_id=row["tenant_id"], field=where)
+        api_key = keys.unseal(row[f"{kind}_sealed"], field=where).decode()
     except SealBroken as error:
         # The call goes on unjudged (llm) or unarmed (tts), which its record shows.
         logger.error("%s", error)

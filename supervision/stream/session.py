@@ -237,6 +237,7 @@ class CallSession:
                     call_id=self._start.call_id,
                     url=url,
                     tenant_headers=self._binding.headers,
+                    plivo_tokens=self._binding.plivo_tokens or (),
                 ),
                 subprotocols=self._subprotocols,
             )

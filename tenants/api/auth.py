@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from ninja.errors import AuthenticationError
 from ninja.security import APIKeyCookie, HttpBearer
 
+from tenants.actors import Actor, actor_context, actor_of_request
 from tenants.context import tenant_context
 from tenants.roles import Scope
 from tenants.selectors.tenants import TenantRef
@@ -102,12 +103,20 @@ def requires(
             principal = principal_of(request)
             if scope is not None and scope.value not in principal.scopes:
                 raise ScopeMissing(scope.value)
-            with tenant_context(principal.tenant.id):
+            with actor_context(_actor(request, principal)), tenant_context(principal.tenant.id):
                 return operation(request, *args, **kwargs)
 
         return run
 
     return decorate
+
+
+def _actor(request: HttpRequest, principal: Principal) -> Actor:
+    if principal.api_key is not None:
+        key = principal.api_key
+        return actor_of_request(request, kind="api_key", actor_id=key.api_key_id, label=f"{key.name} ({key.prefix})")
+    assert principal.user_id is not None  # it is a key or a person
+    return actor_of_request(request, kind="user", actor_id=principal.user_id, label=principal.email)
 
 
 def principal_of(request: HttpRequest) -> Principal:

@@ -18,6 +18,7 @@ from tenants.context import tenant_context
 from tenants.models import ApiKey
 from tenants.roles import ALL_SCOPES
 from tenants.selectors.tenants import TenantRef, tenant_current
+from tenants.services.audit import auditevent_record, changes, snapshot
 
 PREFIX_CHARS = 12
 SECRET_BYTES = 32
@@ -63,6 +64,7 @@ def api_key_create(*, name: str, scopes: Iterable[str], expires_at: datetime | N
     api_key = ApiKey.objects.create(
         name=name, prefix=prefix, secret_hash=_hash(secret), scopes=wanted, expires_at=expires_at
     )
+    auditevent_record(action="api_key.create", row=api_key, object_label=name, after=snapshot(api_key))
     return NewApiKey(api_key=api_key, key=f"mk_{prefix}_{secret}")
 
 
@@ -101,8 +103,11 @@ def api_key_revoke(*, api_key_id: UUID) -> None:
     """Switch a key of the current tenant off, at once and for good. Raises ApiKey.DoesNotExist."""
     api_key = ApiKey.objects.get(id=api_key_id)
     if api_key.revoked_at is None:
+        was = snapshot(api_key)
         api_key.revoked_at = timezone.now()
         api_key.save(update_fields=["revoked_at"])
+        before, after = changes(was, snapshot(api_key))
+        auditevent_record(action="api_key.revoke", row=api_key, object_label=api_key.name, before=before, after=after)
 
 
 def _hash(secret: str) -> bytes:

@@ -14,6 +14,7 @@ from tenants.models import Membership, Tenant, User
 from tenants.roles import ALL_SCOPES, Role
 from tenants.selectors.tenants import TenantNotFound, TenantRef, tenant_by_slug
 from tenants.services.api_keys import api_key_create
+from tenants.services.audit import auditevent_record, changes, snapshot
 
 PASSWORD_BYTES = 12
 
@@ -59,6 +60,7 @@ def tenant_create(*, slug: str, name: str) -> TenantRef:
         raise ValidationError({"slug": f"The slug {slug!r} is taken; choose another."})
     with tenant_context(tenant.id):
         tenant.save(force_insert=True)
+        auditevent_record(action="tenant.create", row=tenant, after=snapshot(tenant))
     return TenantRef(id=tenant.id, slug=slug, name=name)
 
 
@@ -74,5 +76,18 @@ def user_create(*, email: str, password: str | None, name: str = "") -> User:
 
 def membership_create(*, user: User, role: Role) -> Membership:
     """Make `user` a member of the current tenant, or give an existing member `role`."""
-    membership, _ = Membership.objects.update_or_create(user=user, defaults={"role": role.value})
+    membership = Membership.objects.select_for_update(no_key=True).filter(user=user).first()
+    if membership is None:
+        membership = Membership.objects.create(user=user, role=role.value)
+        auditevent_record(
+            action="membership.create", row=membership, object_label=user.email, after=snapshot(membership)
+        )
+    elif membership.role != role.value:
+        was = snapshot(membership)
+        membership.role = role.value
+        membership.save(update_fields=["role"])
+        before, after = changes(was, snapshot(membership))
+        auditevent_record(
+            action="membership.update", row=membership, object_label=user.email, before=before, after=after
+        )
     return membership

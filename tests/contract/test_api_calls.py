@@ -283,6 +283,9 @@ def test_the_document_lists_every_path_with_its_errors(tenant: Tenancy) -> None:
     document = get(tenant, "/openapi.json").json()
     assert set(document["paths"]) == {
         "/api/v1/me",
+        "/api/v1/audit-events",
+        "/api/v1/audit-events/export",
+        "/api/v1/audit-events/verify",
         "/api/v1/calls",
         "/api/v1/calls/{call_id}",
         "/api/v1/calls/{call_id}/turns",
@@ -290,7 +293,8 @@ def test_the_document_lists_every_path_with_its_errors(tenant: Tenancy) -> None:
     }
     for path, operations in document["paths"].items():
         responses = operations["get"]["responses"]
-        assert "application/json" in responses["200"]["content"], path
+        kind = "application/jsonl" if path.endswith("/export") else "application/json"
+        assert kind in responses["200"]["content"], path
         assert "application/problem+json" in responses["401"]["content"], path
 
 

@@ -16,18 +16,11 @@ from mirror_saas.ids import uuid7
 from supervision.models import Call, CallEvent, Policy, StreamKey, Turn
 from supervision.services.agents import stream_key_hash
 from tenants.context import tenant_context
-from tenants.managers import TenantManager, TenantModel
+from tenants.managers import TenantModel
 from tenants.models import ApiKey, Tenant
 from tests.factories import Tenancy, call_create
 
 TENANT_MODELS = [model for model in apps.get_models() if issubclass(model, TenantModel)]
-
-
-@pytest.fixture
-def without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Managers as Django makes them: no filter, no question about a context."""
-    monkeypatch.setattr(TenantManager, "get_queryset", models.Manager.get_queryset)
-    monkeypatch.setattr(type(Tenant.objects), "get_queryset", models.Manager.get_queryset)
 
 
 @pytest.mark.django_db

@@ -43,6 +43,7 @@ def allowed(
         "::ffff:10.0.0.1",
         "64:ff9b::7f00:1",
         "64:ff9b::a9fe:a9fe",
+        "64:ff9b::5db8:d70e",
         "2002:7f00:1::1",
         "198.18.0.1",
         "192.0.2.1",
@@ -52,9 +53,13 @@ def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     assert not allowed(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "64:ff9b::5db8:d70e"])
-def test_public_addresses_are_allowed(address: str) -> None:
-    assert allowed(address)
+@pytest.mark.parametrize("address", ["93.184.215.14", "::ffff:93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"])
+def test_public_addresses_are_allowed_on_the_webs_ports_and_the_free_ones(address: str) -> None:
+    for port in (80, 443, 1024, 8443, 65535):
+        assert allowed(address, port=port)
+    for port in (1, 22, 25, 53, 79, 81, 442, 445, 465, 1023):
+        assert not allowed(address, port=port)
+        assert allowed(address, host="mail.example", port=port, allow=(f"mail.example:{port}",))
 
 
 def test_loopback_is_allowed_in_development_and_nothing_else_with_it() -> None:
@@ -70,6 +75,21 @@ def test_an_operator_allows_hosts_ports_and_networks() -> None:
     assert allowed("10.1.2.3", host="agent.internal", allow=("agent.internal",))
     assert not allowed("10.1.2.3", host="agent.internal", port=22, allow=("agent.internal:9000",))
     assert not allowed("192.168.0.1", allow=("10.0.0.0/8",))
+    assert allowed("::ffff:10.1.2.3", allow=("10.0.0.0/8",))
+    assert allowed("10.1.2.3", host="Agent.Internal.", allow=("agent.internal",))
+    assert allowed("fd00::1", port=9000, allow=("[fd00::1]:9000",))
+    assert not allowed("fd00::1", port=9001, allow=("[fd00::1]:9000",))
+    assert not allowed("10.1.2.3", host="evil.example", allow=("agent.internal", "evil", "example"))
+    assert not allowed("10.1.2.3", host="10.1.2.3.evil.example", allow=("10.1.2.4",))
+
+
+def test_behind_an_allowed_nat64_the_same_holds_for_the_address_inside() -> None:
+    allow = ("64:ff9b::/96",)
+    assert allowed("64:ff9b::5db8:d70e", allow=allow)
+    for hidden in ("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::a00:1"):
+        assert not allowed(hidden, allow=allow)
+        assert not allowed(hidden, allow=allow, loopback=True)
+    assert allowed("64:ff9b::a00:1", allow=(*allow, "10.0.0.0/8"))
 
 
 @pytest.fixture
@@ -77,10 +97,10 @@ def production() -> Iterator[None]:
     """Without the development switch that allows loopback."""
     before = settings.MIRROR
     settings.MIRROR = replace(before, mode="production", egress_allow=())
-    egress._rules.cache_clear()
+    egress.rules.cache_clear()
     yield
     settings.MIRROR = before
-    egress._rules.cache_clear()
+    egress.rules.cache_clear()
 
 
 async def server() -> tuple[web.AppRunner, int, list[str]]:
@@ -135,7 +155,7 @@ async def test_a_judge_on_this_machine_is_asked_in_development() -> None:
 async def test_a_host_that_the_operator_named_is_reached_by_its_name(production: None) -> None:
     runner, port, _asked = await server()
     settings.MIRROR = replace(settings.MIRROR, egress_allow=(f"localhost:{port}",))
-    egress._rules.cache_clear()
+    egress.rules.cache_clear()
     client = egress_http_client()
     assert (await client.get(f"http://localhost:{port}/v1")).status_code == 200
     (await egress_socket("localhost", port)).close()

@@ -69,6 +69,7 @@ def test_every_bad_variable_is_named_in_one_error() -> None:
             "MIRROR_PUBLIC_URL": "mirror.example.com",
             "MIRROR_ENCRYPTION_KEY": "c2hvcnQ=",
             "MIRROR_EGRESS_ALLOW": "10.0.0.0/8, http://agent:80, ok.example.com:443",
+            "MIRROR_HANDSHAKE_SIGNATURE": "maybe",
             "MIRROR_TTS": "loud",
             "MIRROR_DRAIN_S": "soon",
             "MIRROR_LOG_LEVEL": "CHATTY",
@@ -82,6 +83,7 @@ def test_every_bad_variable_is_named_in_one_error() -> None:
         "MIRROR_PUBLIC_URL",
         "MIRROR_ENCRYPTION_KEY",
         "MIRROR_EGRESS_ALLOW",
+        "MIRROR_HANDSHAKE_SIGNATURE",
         "MIRROR_TTS",
         "MIRROR_DRAIN_S",
         "MIRROR_LOG_LEVEL",
@@ -91,6 +93,12 @@ def test_every_bad_variable_is_named_in_one_error() -> None:
     assert "http://agent:80" in found["MIRROR_EGRESS_ALLOW"]
     assert "ok.example.com" not in found["MIRROR_EGRESS_ALLOW"]
     assert "openssl rand -base64 32" in found["MIRROR_ENCRYPTION_KEY"]
+
+
+@pytest.mark.parametrize("choice", ["check", "require", "ignore"])
+def test_what_becomes_of_a_handshakes_signature_can_be_chosen(choice: str) -> None:
+    assert parse({"MIRROR_HANDSHAKE_SIGNATURE": choice}).handshake_signature == choice
+    assert parse({}).handshake_signature == "check"
 
 
 def test_the_error_text_lists_each_variable_on_its_own_line() -> None:

@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from supervision.models import Agent, PolicyVersion, ProviderCredential, StreamKey
 from supervision.services.agents import agent_stream_key_create, agent_stream_key_revoke
+from supervision.services.plivo_accounts import plivo_account_save
 from supervision.services.policies import policy_version_create, policy_version_publish
 from supervision.stream import directory as directory_module
 from supervision.stream.directory import DirectoryUnavailable, ProviderSettings, StreamDirectory
@@ -246,6 +247,45 @@ async def test_headers_and_voice_come_along(directory, alice, with_headers_and_v
     assert binding.tts == ProviderSettings("http://127.0.0.1:1/tts", "tts-1", "tts-secret")
     assert binding.voice == "alloy"
     assert "Bearer" not in repr(binding)
+
+
+AUTH_IDS = ("MAXXXXXXXXXXXXXXXXX1", "SAXXXXXXXXXXXXXXXXX2")
+
+
+@pytest.fixture
+def with_plivo_accounts(alice: Tenancy, charlie: Tenancy) -> None:
+    for tenancy, letter in ((alice, "a"), (charlie, "c")):
+        with tenancy.context():
+            for number, auth_id in enumerate(AUTH_IDS):
+                plivo_account_save(auth_id=auth_id, auth_token=f"{letter}{number}" * 20)
+
+
+async def test_a_tenant_without_a_plivo_account_has_no_tokens(directory, alice):
+    assert (await directory.lookup(alice.slug, alice.stream_key)).plivo_tokens is None
+
+
+async def test_the_tokens_stored_last_come_first_and_a_strangers_never(directory, alice, charlie, with_plivo_accounts):
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    assert binding.plivo_tokens == ("a1" * 20, "a0" * 20)
+    assert "a1a1" not in repr(binding)
+    other = await directory.lookup(charlie.slug, charlie.stream_key)
+    assert other.plivo_tokens == ("c1" * 20, "c0" * 20)
+
+
+async def test_tokens_that_cannot_be_unsealed_are_none_but_still_ask_for_a_signature(
+    directory, database_urls, alice, charlie, with_plivo_accounts, caplog
+):
+    broken = (
+        "UPDATE supervision_providercredential SET api_key_sealed = '\\x0102' WHERE kind = 'plivo' AND account = %s"
+    )
+    change(database_urls, alice, broken, AUTH_IDS[0])
+    assert (await directory.lookup(alice.slug, alice.stream_key)).plivo_tokens == ("a1" * 20,)
+    change(database_urls, alice, broken, AUTH_IDS[1])
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    assert binding.plivo_tokens == ()
+    assert binding.llm is not None
+    assert "cannot be unsealed" in caplog.text
+    assert (await directory.lookup(charlie.slug, charlie.stream_key)).plivo_tokens == ("c1" * 20, "c0" * 20)
 
 
 async def test_a_judges_key_that_cannot_be_unsealed_leaves_the_call_unjudged(

@@ -131,6 +131,14 @@ def run_clean() -> None:
             )
 
 
+@contextlib.contextmanager
+def roles_held() -> Iterator[None]:
+    """Roles belong to the server, which all processes of the run share: whoever changes them, or looks whether they are
+    right, does it alone."""
+    with _locked(run_home() / "roles.lock"):
+        yield
+
+
 def _migrate(urls: DatabaseUrls) -> None:
     """Migrate as mirror_owner, the way an installation does: in a process of its own."""
     environment = {

@@ -15,7 +15,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tenants.services.roles import APP, OWNER, PLATFORM, RolesNotCreated, roles_create
 from tests.factories import unique
-from tests.support.servers import DatabaseUrls, Servers
+from tests.support.servers import DatabaseUrls, Servers, roles_held
+
+
+@pytest.fixture(autouse=True)
+def roles(servers: Servers) -> Iterator[None]:
+    with roles_held():
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`manage.py serve`: the one way to start Mirror's processes."""
 
+import logging
 import os
 import sys
 from argparse import ArgumentParser
@@ -8,10 +9,13 @@ from urllib.parse import unquote, urlsplit
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, InterfaceError, connection
 
 from mirror_saas.env import Environment
 from mirror_saas.processes import ProcessGroup
 from mirror_saas.stack import StackError, beat_spec, manage, migrate_spec, stack_run, web_spec, worker_spec
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("all", "web", "stream", "worker", "beat", "migrate")
 
@@ -40,12 +44,15 @@ class Command(BaseCommand):
                 case None:
                     self._everything(environment, migrate=not options["no_migrate"])
                 case "all" | "web" | "stream" as part:
+                    encryption_key_require()
                     self._server(environment, part)
                 case "worker":
+                    encryption_key_require()
                     _exec_celery(
                         "worker", "--concurrency=2", "--hostname=mirror@%h", "--without-gossip", "--without-mingle"
                     )
                 case "beat":
+                    encryption_key_require()
                     _exec_celery("beat", "--pidfile=")
                 case "migrate":
                     migrate_exec()
@@ -87,6 +94,25 @@ class Command(BaseCommand):
     def _write(self, line: str) -> None:
         self.stdout.write(line)
         self.stdout.flush()
+
+
+def encryption_key_require() -> None:
+    """End the start with one clear line when MIRROR_ENCRYPTION_KEY does not open what is stored.
+
+    A start does not wait for the database: while that is down or not migrated, /readyz says so, and checks the key
+    once it answers.
+    """
+    from tenants.sealing import WrongEncryptionKey
+    from tenants.services.keys import encryption_key_check
+
+    try:
+        encryption_key_check()
+    except WrongEncryptionKey as error:
+        raise CommandError(str(error)) from error
+    except (DatabaseError, InterfaceError) as error:
+        logger.warning("the encryption key is not checked yet, the database does not answer: %s", type(error).__name__)
+    finally:
+        connection.close()
 
 
 def migrate_exec() -> None:

@@ -1,0 +1,79 @@
+"""Who acts: set at each entry point beside the tenant, read by the audit log."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from django.http import HttpRequest
+
+from mirror_saas.clients import client_ip
+from mirror_saas.problems import request_id_of
+
+USER_AGENT_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something, and from where. `session` tells one session from another and opens none."""
+
+    kind: Literal["user", "api_key", "system"]
+    label: str
+    id: UUID | None = None
+    ip: str = ""
+    user_agent: str = ""
+    session: str = ""
+    request_id: str = ""
+
+
+_current: ContextVar[Actor | None] = ContextVar("actor", default=None)
+
+
+def actor_current() -> Actor:
+    """Whoever acts; without anybody, this process: `manage.py create_agent by root`, `celery`."""
+    return _current.get() or Actor(kind="system", label=_process())
+
+
+@contextmanager
+def actor_context(actor: Actor) -> Iterator[Actor]:
+    """Run a block as `actor`."""
+    token = _current.set(actor)
+    try:
+        yield actor
+    finally:
+        _current.reset(token)
+
+
+def actor_of_request(request: HttpRequest, *, kind: Literal["user", "api_key"], actor_id: UUID, label: str) -> Actor:
+    """A person or a key behind a request."""
+    session_key = getattr(getattr(request, "session", None), "session_key", None) if kind == "user" else None
+    return Actor(
+        kind=kind,
+        id=actor_id,
+        label=label,
+        ip=client_ip(request),
+        # Headers are anybody's text; what PostgreSQL cannot store is left out.
+        user_agent=request.headers.get("User-Agent", "").replace("\x00", "")[:USER_AGENT_CHARS],
+        session=hashlib.sha256(session_key.encode()).hexdigest()[:16] if session_key else "",
+        request_id=request_id_of(request),
+    )
+
+
+def _process() -> str:
+    program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    if program == "__main__.py":
+        program = os.path.basename(os.path.dirname(sys.argv[0]))
+    command = f"{program} {sys.argv[1]}" if program == "manage.py" and len(sys.argv) > 1 else program
+    try:
+        return f"{command} by {getpass.getuser()}"
+    except (OSError, KeyError):
+        # A container's user may have no name.
+        return f"{command} by user {os.getuid()}"
