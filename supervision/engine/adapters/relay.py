@@ -329,7 +329,7 @@ class CallRelay:
             self.clock.sent(duration, now)
             self._to_plivo(text)
             return
-        if self._gap or silent_s >= LATE_REPORT_S:
+        if not self.marks and (self._gap or silent_s >= LATE_REPORT_S):
             self._begun = _Begun(now, self.current)
         turn = self._whose(text, start, end, duration, now)
         if (begun := self._begun) is not None:
