@@ -133,7 +133,6 @@ class AttachedCall(CallSupervisor):
     ) -> None:
         super().__init__(supervisor, context)
         self.language = language
-        """The call's language (a BCP 47 tag), unless a turn names another."""
         self._handler = handler
         self._outlet = outlet
         self._sink = sink
@@ -313,6 +312,7 @@ class AttachedCall(CallSupervisor):
     # Turns
 
     async def _review(self, payload: TurnPayload, keys: Mapping[str, str] | None = None) -> Verdict:
+        # Audio that the agent sends itself from now on is taken for this turn's.
         state = self._turn_begins(payload)
         try:
             return await super()._review(payload, keys)
@@ -334,13 +334,13 @@ class AttachedCall(CallSupervisor):
         turn_id: str = "",
         language: str = "",
     ) -> Verdict | None:
-        """See `CallSupervisor.review_stream_delta`. `language` is the call's unless it is given."""
+        """See `CallSupervisor.review_stream_delta`."""
         verdict = await super().review_stream_delta(
             customer_text=customer_text,
             delta=delta,
             tool_calls=tool_calls,
             turn_id=turn_id,
-            language=language or self.language,
+            language=language,
         )
         self._stream_grew(self._stream)
         return verdict
@@ -353,10 +353,10 @@ class AttachedCall(CallSupervisor):
         turn_id: str = "",
         language: str = "",
     ) -> Verdict:
-        """See `CallSupervisor.flush_stream`. `language` is the call's unless it is given."""
+        """See `CallSupervisor.flush_stream`."""
         stream = self._stream
         verdict = await super().flush_stream(
-            customer_text=customer_text, tool_calls=tool_calls, turn_id=turn_id, language=language or self.language
+            customer_text=customer_text, tool_calls=tool_calls, turn_id=turn_id, language=language
         )
         self._stream_grew(stream)
         if (state := self._turns.get(verdict.turn_id)) is not None:
@@ -368,31 +368,6 @@ class AttachedCall(CallSupervisor):
         if stream is not None and state is not None:
             state.audio.text = stream.turn.text
             state.payload = replace(state.payload, agent_text=stream.turn.text)
-
-    async def review_turn(
-        self,
-        *,
-        customer_text: str,
-        primary_text: str | None = None,
-        tool_calls: ToolCalls = (),
-        agent_text: str | None = None,
-        turn_id: str = "",
-        language: str = "",
-        keys: Mapping[str, str] | None = None,
-    ) -> Verdict:
-        """See `CallSupervisor.review_turn`. `language` is the call's unless it is given.
-
-        Audio that the agent sends itself from now on is taken for this turn's.
-        """
-        return await super().review_turn(
-            customer_text=customer_text,
-            primary_text=primary_text,
-            tool_calls=tool_calls,
-            agent_text=agent_text,
-            turn_id=turn_id,
-            language=language or self.language,
-            keys=keys,
-        )
 
     def note_customer_turn(self, text: str) -> None:
         """See `CallSupervisor.note_customer_turn`. Where nothing tells Mirror when the caller speaks (see `attach`),

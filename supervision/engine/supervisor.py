@@ -209,6 +209,8 @@ class CallSupervisor:
         if context.tenant_id is None and supervisor.config.tenant_id is not None:
             context = replace(context, tenant_id=supervisor.config.tenant_id)
         self.context = context
+        self.language = "en"
+        """The call's language (a BCP 47 tag), unless a turn names another."""
         self.config = supervisor.config
         self.policy = supervisor.policy
         self.states: Counter[JudgingState] = Counter()
@@ -362,14 +364,14 @@ class CallSupervisor:
         tool_calls: ToolCalls = (),
         agent_text: str | None = None,
         turn_id: str = "",
-        language: str = "en",
+        language: str = "",
         keys: Mapping[str, str] | None = None,
     ) -> Verdict:
         """Judges a turn of this call, its words and its tool calls at the same time, and says what to do about it.
 
         `primary_text` (or `agent_text`) is what the agent is about to say; `tool_calls` are read by
         `ToolCallIntent.of`, and each gets a verdict in `Verdict.tools`; `keys` as in `gate_tools`. A turn without an id
-        gets one. When the words call for an intervention no tool of the turn may run. Both are taken into the history,
+        gets one, and `language` is the call's unless it is given. When the words call for an intervention no tool of the turn may run. Both are taken into the history,
         so they need not be noted (to do so all the same changes nothing); the words of a turn that calls for an
         intervention are not: it is for whoever intervenes to say what was heard.
 
@@ -382,7 +384,7 @@ class CallSupervisor:
             primary_text=primary_text,
             tool_calls=self.intents(tool_calls),
             turn_id=turn_id or self._number("turn"),
-            language=language,
+            language=language or self.language,
         )
         return await self._review(payload, keys)
 
@@ -484,7 +486,7 @@ class CallSupervisor:
         delta: str,
         tool_calls: ToolCalls | None = None,
         turn_id: str = "",
-        language: str = "en",
+        language: str = "",
     ) -> Verdict | None:
         """Takes the next piece of a turn that is being generated, cut anywhere, and never waits for the judge.
 
@@ -526,7 +528,7 @@ class CallSupervisor:
         customer_text: str,
         tool_calls: ToolCalls | None = None,
         turn_id: str = "",
-        language: str = "en",
+        language: str = "",
     ) -> Verdict:
         """Ends a streamed turn: its tail is judged together with all of it, and its tool calls are decided.
 
@@ -562,7 +564,10 @@ class CallSupervisor:
 
     def _begin_stream(self, customer_text: str, turn_id: str, language: str) -> _Stream:
         payload = self.payload(
-            customer_text=customer_text, agent_text="", turn_id=turn_id or self._number("turn"), language=language
+            customer_text=customer_text,
+            agent_text="",
+            turn_id=turn_id or self._number("turn"),
+            language=language or self.language,
         )
         self.note_customer(customer_text)
         turn = StreamedTurn(self._scored, payload, clause_by_clause=self.config.streaming_mode)
@@ -799,7 +804,7 @@ class CallSupervisor:
         llm_timeout_s: float = 30.0,
         tool_timeout_s: float = 30.0,
         turn_id: str = "",
-        language: str = "en",
+        language: str = "",
         **request: Any,
     ) -> LoopResult:
         """Has the agent's own model answer the customer with tools, every tool call gated before it runs and the final
@@ -820,7 +825,7 @@ class CallSupervisor:
             llm_timeout_s=llm_timeout_s,
             tool_timeout_s=tool_timeout_s,
             turn_id=turn_id or self._number("turn"),
-            language=language,
+            language=language or self.language,
             request=request,
         )
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from supervision.engine import MirrorConfig, Supervisor
+from supervision.engine import MirrorConfig, Supervisor, TurnPayload, Verdict
 from supervision.engine.intervention.orchestrator import Outcome
 from supervision.engine.intervention.templates import buffer_lines
 from supervision.engine.tts.ws_inject import PlivoStreamTTSSink
@@ -1006,3 +1006,26 @@ async def test_t7_the_tool_loop_on_a_call_blocks_the_tool_and_speaks_the_correct
         await scene.call.review_and_speak(customer_text="Hello?", primary_text=result.text)
         await asyncio.sleep(5)
         assert result.text == " ".join(scene.heard)
+
+
+@virtual_time
+async def test_the_tool_loop_is_in_the_calls_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Scene(options={"language": "es"}) as scene:
+        scene.llm.tools = decisions("c1", allow=False, reason="nobody named an amount", instruction="Ask how much.")
+        languages: list[str] = []
+        spoke_instead = scene.call.spoke_instead
+
+        async def seen(payload: TurnPayload, verdict: Verdict) -> str | None:
+            languages.append(payload.language)
+            return await spoke_instead(payload, verdict)
+
+        monkeypatch.setattr(scene.call, "spoke_instead", seen)
+        await scene.call.run_supervised_loop(
+            llm_client=AgentModel(wants(CHARGE, content="Cobro su tarjeta."), says(GOOD)),
+            model="m",
+            system_prompt="You take orders.",
+            tool_specs=SPECS,
+            tool_executors={"charge_card": print},
+            customer_text="¿Hola?",
+        )
+        assert languages == ["es"]
