@@ -371,9 +371,10 @@ class CallSupervisor:
 
         `primary_text` (or `agent_text`) is what the agent is about to say; `tool_calls` are read by
         `ToolCallIntent.of`, and each gets a verdict in `Verdict.tools`; `keys` as in `gate_tools`. A turn without an id
-        gets one, and `language` is the call's unless it is given. When the words call for an intervention no tool of the turn may run. Both are taken into the history,
-        so they need not be noted (to do so all the same changes nothing); the words of a turn that calls for an
-        intervention are not: it is for whoever intervenes to say what was heard.
+        gets one, and `language` is the call's unless it is given. When the words call for an intervention no tool of
+        the turn may run. Both are taken into the history, so they need not be noted (to do so all the same changes
+        nothing); the words of a turn that calls for an intervention are not: it is for whoever intervenes to say what
+        was heard.
 
         Raises `TypeError` for arguments that are none; else nothing but `asyncio.CancelledError`.
         """
