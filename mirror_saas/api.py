@@ -12,12 +12,14 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 
+from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequired
 from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
 from supervision.api.calls import router as calls_router
 from supervision.errors import InvalidInput, NotFound
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, ScopeMissing, SessionMember
 from tenants.api.me import router as me_router
+from tenants.services.idempotency import WriteRuns
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +82,35 @@ def _invalid_input(request: HttpRequest, error: InvalidInput) -> HttpResponse:
     return problem(request, 422, INVALID, errors={error.field: [str(error)]})
 
 
+@api.exception_handler(Conflict)
+def _conflict(request: HttpRequest, error: Conflict) -> HttpResponse:
+    headers = {"Retry-After": "1"} if isinstance(error, WriteRuns) else None
+    return problem(request, 409, str(error), headers=headers)
+
+
+@api.exception_handler(PreconditionFailed)
+def _precondition_failed(request: HttpRequest, error: PreconditionFailed) -> HttpResponse:
+    return problem(request, 412, str(error), headers={"ETag": error.etag})
+
+
+@api.exception_handler(PreconditionRequired)
+def _precondition_required(request: HttpRequest, error: PreconditionRequired) -> HttpResponse:
+    return problem(request, 428, str(error))
+
+
 @api.exception_handler(ValidationError)
 def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
     errors: dict[str, list[str]] = {}
     for entry in error.errors:
-        # The first part says where the field was (query, body), the rest is its name.
-        name = ".".join(str(part) for part in entry["loc"][1:]) or str(entry["loc"][0])
-        errors.setdefault(name, []).append(entry["msg"])
+        # The first part says where the field was (query, body), the rest is its name; an operation's parameter for a
+        # whole body, which is called `body` too, is no part of it.
+        place = list(entry["loc"])
+        while len(place) > 1 and place[0] in ("body", "query", "path", "header"):
+            place.pop(0)
+        message = entry["msg"]
+        if entry["type"] == "extra_forbidden":
+            message = "There is no such field; check how it is spelled."
+        errors.setdefault(".".join(map(str, place)), []).append(message)
     return problem(request, 422, INVALID, errors=errors)
 
 

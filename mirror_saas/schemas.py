@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ninja import Schema
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,19 @@ class Out(BaseModel):
     """
 
     model_config = ConfigDict(from_attributes=True)
+
+
+class In(BaseModel):
+    """What a request's body holds. A field that is not known is refused, never ignored: a typo would pass for done.
+
+    Bodies can hold secrets, so no error repeats what was given.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, str_strip_whitespace=False)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that the body named; a PATCH changes these and no others."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class PageOut(Out, Generic[Item]):

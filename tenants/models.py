@@ -15,6 +15,7 @@ from mirror_saas.ids import uuid7
 from tenants.context import tenant_id_required
 from tenants.managers import TenantModel
 from tenants.roles import Role
+from tenants.sealing import SealedField
 
 SLUG_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
 
@@ -203,3 +204,32 @@ class AuditEvent(TenantModel):
 
     def __str__(self) -> str:
         return f"{self.seq} {self.action}"
+
+
+class IdempotencyKey(TenantModel):
+    """The answer of a write that was sent with an `Idempotency-Key`: whoever sends it again within a day gets it again.
+
+    `tenants.services.idempotency` writes and reads them.
+    """
+
+    # The API key or person that asked; somebody else's key of the same name is another key.
+    actor_id = models.UUIDField()
+    key = models.CharField(max_length=255)
+    # What the request was, as an HMAC.
+    fingerprint = models.BinaryField(max_length=32)
+    status = models.SmallIntegerField()
+    # JSON with headers and body; sealed with field `tenants_idempotencykey.answer_sealed:<id>`.
+    answer_sealed = SealedField()
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="idempotencykey_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "actor_id", "key"], name="idempotencykey_tenant_key"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["tenant", "created_at"], name="idempotencykey_tenant_created"),
+        ]
+
+    def __str__(self) -> str:
+        return f"an answer of {self.created_at:%Y-%m-%d %H:%M}"
