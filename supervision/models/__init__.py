@@ -1,4 +1,4 @@
-from supervision.models.agents import Agent, Mode, ProviderCredential, StreamKey
+from supervision.models.agents import Agent, Mode, ProviderCredential, StreamKey, Track
 from supervision.models.calls import (
     AgentNote,
     Call,
@@ -21,6 +21,7 @@ __all__ = [
     "PolicyVersion",
     "ProviderCredential",
     "StreamKey",
+    "Track",
     "ToolDecision",
     "Turn",
     "Verdict",

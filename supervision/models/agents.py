@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
@@ -19,22 +19,39 @@ class Mode(models.TextChoices):
     SHADOW = "shadow", "Shadow: judges and never acts"
 
 
+class Track(models.TextChoices):
+    """Which of its policy's versions an agent's new calls get."""
+
+    LIVE = "live", "The live version"
+    SHADOW = "shadow", "The shadow version, while there is one"
+
+
 class ProviderCredential(TenantModel):
-    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`), or to a Plivo account (`plivo`)."""
+    """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`), to a Plivo account (`plivo`), or to
+    a forge, where fixes are opened as pull or merge requests (`forge`)."""
 
     class Kind(models.TextChoices):
         LLM = "llm", "Language model"
         TTS = "tts", "Text to speech"
         PLIVO = "plivo", "Plivo account"
+        FORGE = "forge", "Forge"
+
+    class Provider(models.TextChoices):
+        """The kinds of forges."""
+
+        GITHUB = "github", "GitHub"
+        GITLAB = "gitlab", "GitLab"
 
     name = models.CharField(max_length=200)
     kind = models.CharField(max_length=8, choices=Kind.choices)
     base_url = models.CharField(max_length=2000)
-    # Of a server; empty for a Plivo account.
+    # Of a server; empty for a Plivo account and a forge.
     model = models.CharField(max_length=200, blank=True)
-    # The auth id of a Plivo account or sub-account; empty for a server.
+    # The auth id of a Plivo account or sub-account; empty for others.
     account = word_column(40)
-    # The API key, or Plivo's auth token; sealed with field `supervision_providercredential.api_key_sealed:<id>`.
+    # Of a forge; empty for others.
+    provider = word_column(16)
+    # The API key, Plivo's auth token or a forge's access token; sealed with field `supervision_providercredential.api_key_sealed:<id>`.
     api_key_sealed = SealedField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -48,7 +65,7 @@ class ProviderCredential(TenantModel):
                 name="providercredential_tenant_account",
             ),
             models.CheckConstraint(
-                condition=models.Q(kind__in=["llm", "tts", "plivo"]), name="providercredential_kind"
+                condition=models.Q(kind__in=["llm", "tts", "plivo", "forge"]), name="providercredential_kind"
             ),
         ]
 
@@ -69,7 +86,16 @@ class Agent(TenantModel):
     mode = models.CharField(max_length=8, choices=Mode.choices, default=Mode.LIVE, db_default="live")
     language = models.CharField(max_length=35, default="en", db_default="en")
     voice = word_column(200)
+    # What Plivo is asked to stream, as `contentType` of the answer's `<Stream>` has it.
+    audio_format = models.CharField(
+        max_length=32, default="audio/x-mulaw;rate=8000", db_default="audio/x-mulaw;rate=8000"
+    )
     policy = tenant_key("supervision.Policy", related_name="agents", null=True)
+    policy_track = models.CharField(max_length=8, choices=Track.choices, default=Track.LIVE, db_default="live")
+    # Fields of a version's `config` that are otherwise for this agent's calls.
+    policy_overrides: models.JSONField[Any, Any] = models.JSONField(
+        default=dict, blank=True, db_default=models.Value({}, models.JSONField())
+    )
     tts_credential = tenant_key("supervision.ProviderCredential", related_name="tts_agents", null=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -80,6 +106,7 @@ class Agent(TenantModel):
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="agent_tenant_id"),
             models.CheckConstraint(condition=models.Q(mode__in=Mode.values), name="agent_mode"),
+            models.CheckConstraint(condition=models.Q(policy_track__in=Track.values), name="agent_policy_track"),
         ]
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["tenant", "policy"], name="agent_tenant_policy"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.db import models
+from django.db.models.functions import Now
 from django.utils import timezone
 
-from supervision.models.fields import tenant_key
+from supervision.models.fields import tenant_key, text_column
 from tenants.managers import TenantModel
 
 
@@ -15,13 +16,19 @@ class Policy(TenantModel):
     """A named policy. What new calls get is its live version."""
 
     name = models.CharField(max_length=200)
+    # Counts renames and whatever changes what new calls get: the policy's ETag, and part of its versions'.
+    revision = models.IntegerField(default=1, db_default=1)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, db_default=Now(), editable=False)
+    # Calls point at their policy for as long as they are kept, so it is archived, never deleted.
     archived_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(fields=["tenant", "id"], name="policy_tenant_id"),
-            models.UniqueConstraint(fields=["tenant", "name"], name="policy_tenant_name"),
+            models.UniqueConstraint(
+                fields=["tenant", "name"], condition=models.Q(archived_at=None), name="policy_tenant_name"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -45,8 +52,16 @@ class PolicyVersion(TenantModel):
     # MirrorConfig's fields without `llm`, `policies`, secrets and `tenant_id`; {} means the engine's defaults.
     config: models.JSONField[Any, Any] = models.JSONField(default=dict, blank=True)
     llm_credential = tenant_key("supervision.ProviderCredential", related_name="policy_versions", null=True)
+    # What changed and why, for people.
+    note = text_column()
+    # Counts the changes of the draft and of its status.
+    revision = models.IntegerField(default=1, db_default=1)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, db_default=Now(), editable=False)
+    # When it went live last.
     published_at = models.DateTimeField(null=True, blank=True)
+    # When it was taken back; a rollback does not return to it by itself.
+    rolled_back_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
