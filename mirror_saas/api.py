@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
@@ -12,9 +13,11 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 
-from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequired
+from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequired, UpstreamFailed
 from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
 from supervision.api.calls import router as calls_router
+from supervision.api.decisions import router as decisions_router
+from supervision.api.usage import router as usage_router
 from supervision.errors import InvalidInput, NotFound
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, ScopeMissing, SessionMember
@@ -49,6 +52,8 @@ api = MirrorAPI(
 )
 api.add_router("", me_router)
 api.add_router("", calls_router)
+api.add_router("", decisions_router)
+api.add_router("", usage_router)
 api.add_router("", audit_router)
 
 
@@ -98,6 +103,16 @@ def _precondition_required(request: HttpRequest, error: PreconditionRequired) ->
     return problem(request, 428, str(error))
 
 
+@api.exception_handler(UpstreamFailed)
+def _upstream_failed(request: HttpRequest, error: UpstreamFailed) -> HttpResponse:
+    return problem(request, 502, str(error))
+
+
+@api.exception_handler(ObjectDoesNotExist)
+def _no_row(request: HttpRequest, error: ObjectDoesNotExist) -> HttpResponse:
+    return problem(request, 404, "There is no such object.")
+
+
 @api.exception_handler(ValidationError)
 def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
     errors: dict[str, list[str]] = {}
@@ -107,7 +122,7 @@ def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpRespon
         place = list(entry["loc"])
         while len(place) > 1 and place[0] in ("body", "query", "path", "header"):
             place.pop(0)
-        message = entry["msg"]
+        message = entry["msg"].removeprefix("Value error, ")
         if entry["type"] == "extra_forbidden":
             message = "There is no such field; check how it is spelled."
         errors.setdefault(".".join(map(str, place)), []).append(message)

@@ -37,3 +37,7 @@ class PreconditionRequired(ValueError):
         super().__init__(
             "Send If-Match with the ETag that the object had when you read it, so that nobody's change is overwritten."
         )
+
+
+class UpstreamFailed(RuntimeError):
+    """A server of the tenant's, such as its language model, gave no usable answer. The message repeats none of it."""

@@ -99,3 +99,25 @@ def tenant_wall_append_only(table: str) -> list[RunSQL]:
         tenant_wall(table),
         RunSQL(f"REVOKE UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON {table} FROM mirror_app", RunSQL.noop),
     ]
+
+
+def platform_procedure(name: str, arguments: str, returns: str, body: str) -> RunSQL:
+    """A `platform_function` whose question is planned for the values that it is asked with (PL/pgSQL's EXECUTE)."""
+    return RunSQL(
+        [
+            f"CREATE FUNCTION public.{name}({arguments}) RETURNS {returns} "
+            "LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
+            f"AS $lookup$ {body} $lookup$",
+            f"REVOKE ALL ON FUNCTION public.{name}({arguments}) FROM PUBLIC",
+            f"GRANT EXECUTE ON FUNCTION public.{name}({arguments}) TO mirror_app",
+            # Taking over a function needs CREATE on its schema; mirror_platform has it for this moment only.
+            "GRANT CREATE ON SCHEMA public TO mirror_platform",
+            f"ALTER FUNCTION public.{name}({arguments}) OWNER TO mirror_platform",
+            "REVOKE CREATE ON SCHEMA public FROM mirror_platform",
+        ],
+        reverse_sql=[
+            "SET LOCAL ROLE mirror_platform",
+            f"DROP FUNCTION public.{name}({arguments})",
+            "RESET ROLE",
+        ],
+    )

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from django.http import HttpRequest
 from ninja import Query, Router
+from ninja.responses import Status
 from pydantic import AwareDatetime, Field
 
 from mirror_saas.problems import problem_responses
@@ -19,6 +20,8 @@ from supervision.selectors.calls import (
     call_turns,
 )
 from supervision.selectors.pages import BadCursor, cursor_decode, cursor_encode
+from supervision.selectors.search import MAX_QUERY_CHARS
+from supervision.services.erasure import call_erase
 from tenants.api.auth import requires
 from tenants.roles import Scope
 
@@ -31,6 +34,14 @@ class CallsQuery(PageQuery):
     agent_id: UUID | None = None
     state: Literal["live", "ended"] | None = None
     outcome: str | None = Field(None, max_length=16)
+    coverage: Literal["full", "partial", "none"] | None = Field(None, description="How much of the call was judged.")
+    interventions: bool | None = Field(None, description="Whether Mirror stepped in.")
+    text: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_QUERY_CHARS,
+        description='What the caller or the agent said in one turn: words in any order, `"a phrase"`, `or`, `-word`.',
+    )
     started_from: AwareDatetime | None = Field(None, alias="from", description="Started at or after, RFC 3339.")
     started_to: AwareDatetime | None = Field(None, alias="to", description="Started before, RFC 3339.")
 
@@ -51,6 +62,9 @@ def calls(request: HttpRequest, query: Query[CallsQuery]) -> PageOut[CallOut]:
             agent_id=query.agent_id,
             state=query.state,
             outcome=query.outcome,
+            coverage=query.coverage,
+            interventions=query.interventions,
+            text=query.text,
             started_from=query.started_from,
             started_to=query.started_to,
         ),
@@ -68,6 +82,20 @@ def calls(request: HttpRequest, query: Query[CallsQuery]) -> PageOut[CallOut]:
 def call(request: HttpRequest, call_id: UUID) -> CallDetailOut:
     """One call. Another tenant's call and one that never was are both 404."""
     return CallDetailOut.of_call(call_get(call_id=call_id), call_tool_decisions(call_id=call_id))
+
+
+@router.delete(
+    "/calls/{uuid:call_id}",
+    response={204: None, **problem_responses(401, 403, 404, 409)},
+    operation_id="call_erase",
+    summary="Erase a call",
+)
+@requires(Scope.CALLS_WRITE)
+def erase(request: HttpRequest, call_id: UUID) -> Status[None]:
+    """Delete all that is known of a call: what was said and done, the journals' copies included. Usage keeps counting
+    it, without anything of the caller's. A call that still runs is 409."""
+    call_erase(call_id=call_id)
+    return Status(204, None)
 
 
 @router.get(

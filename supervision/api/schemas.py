@@ -8,8 +8,9 @@ from uuid import UUID
 
 from pydantic import BeforeValidator
 
+from mirror_saas.ids import uuid7_time
 from mirror_saas.schemas import Out
-from supervision.models import Call, ToolDecision
+from supervision.models import Call, Intervention, Label, ToolDecision, Verdict
 from supervision.selectors.calls import TurnDetail
 
 # A word that is not there yet, or not at all, is null: as in the frames that an agent gets.
@@ -72,6 +73,27 @@ class CallOut(Out):
     @classmethod
     def of(cls, call: Call) -> CallOut:
         return CallOut(**cls.values(call))
+
+
+class LabelOut(Out):
+    """What a reviewer said of a turn or an intervention."""
+
+    id: UUID
+    call_id: UUID
+    turn_id: UUID | None
+    intervention_id: UUID | None
+    label: str
+    note: str
+    labelled_by: str
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, label: Label) -> LabelOut:
+        return cls(
+            label=label.value,
+            **_row_fields(LabelOut, label, "label"),
+        )
 
 
 class VerdictOut(Out):
@@ -143,6 +165,14 @@ class InterventionOut(Out):
     gap_ms_cut_to_buffer: int | None
     gap_ms_buffer_to_correction: int | None
     detail: str
+    label: LabelOut | None = None
+
+    @classmethod
+    def of(cls, intervention: Intervention, label: Label | None) -> InterventionOut:
+        return cls(
+            **_row_fields(InterventionOut, intervention, "label"),
+            label=LabelOut.of(label) if label is not None else None,
+        )
 
 
 class AgentNoteOut(Out):
@@ -196,6 +226,7 @@ class TurnOut(Out):
 class TurnDetailOut(TurnOut):
     """A turn with what the judge said of it and what Mirror did. `verdict` is null while it is being judged."""
 
+    label: LabelOut | None
     verdict: VerdictOut | None
     late_verdicts: list[VerdictOut]
     tool_decisions: list[ToolDecisionOut]
@@ -206,10 +237,14 @@ class TurnDetailOut(TurnOut):
     def of(cls, detail: TurnDetail) -> TurnDetailOut:
         return cls(
             **TurnOut.model_validate(detail.turn).model_dump(),
+            label=LabelOut.of(detail.label) if detail.label else None,
             verdict=VerdictOut.model_validate(detail.verdict) if detail.verdict else None,
             late_verdicts=[VerdictOut.model_validate(verdict) for verdict in detail.late_verdicts],
             tool_decisions=[ToolDecisionOut.model_validate(decision) for decision in detail.tool_decisions],
-            interventions=[InterventionOut.model_validate(intervention) for intervention in detail.interventions],
+            interventions=[
+                InterventionOut.of(intervention, detail.intervention_labels.get(intervention.id))
+                for intervention in detail.interventions
+            ],
             notes=[AgentNoteOut.model_validate(note) for note in detail.notes],
         )
 
@@ -220,3 +255,47 @@ class CallEventOut(Out):
     at: datetime
     kind: str
     data: dict[str, Any]
+
+
+def _row_fields(schema: type[Out], row: Any, *but: str) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in schema.model_fields if name not in but}
+
+
+class VerdictRowOut(VerdictOut):
+    """A verdict in a list across calls; `at` is when it was given, `at_ms` is within its call."""
+
+    call_id: UUID
+    agent_id: UUID
+    at: datetime
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> VerdictRowOut:
+        return cls(**_row_fields(cls, verdict, "at"), at=uuid7_time(verdict.id))
+
+
+class ToolDecisionRowOut(ToolDecisionOut):
+    """A tool decision in a list across calls; `at` is when the tool was asked about, `at_ms` is within its call."""
+
+    call_id: UUID
+    agent_id: UUID
+    at: datetime
+
+    @classmethod
+    def of(cls, decision: ToolDecision) -> ToolDecisionRowOut:
+        return cls(**_row_fields(cls, decision, "at"), at=uuid7_time(decision.id))
+
+
+class InterventionRowOut(InterventionOut):
+    """An intervention in a list across calls; `at` is when it began, `at_ms` is within its call."""
+
+    call_id: UUID
+    agent_id: UUID
+    at: datetime
+
+    @classmethod
+    def of_row(cls, intervention: Intervention, label: Label | None) -> InterventionRowOut:
+        return cls(
+            **_row_fields(cls, intervention, "at", "label"),
+            label=LabelOut.of(label) if label is not None else None,
+            at=uuid7_time(intervention.id),
+        )

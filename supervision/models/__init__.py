@@ -8,21 +8,28 @@ from supervision.models.calls import (
     Turn,
     Verdict,
 )
+from supervision.models.labels import Label
 from supervision.models.policies import Policy, PolicyVersion
+from supervision.models.privacy import PrivacySettings
+from supervision.models.usage import ErasedCall, UsageDay
 
 __all__ = [
     "Agent",
     "AgentNote",
     "Call",
     "CallEvent",
+    "ErasedCall",
     "Intervention",
+    "Label",
     "Mode",
     "Policy",
     "PolicyVersion",
+    "PrivacySettings",
     "ProviderCredential",
     "StreamKey",
-    "Track",
     "ToolDecision",
+    "Track",
     "Turn",
+    "UsageDay",
     "Verdict",
 ]

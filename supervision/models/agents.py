@@ -47,6 +47,9 @@ class ProviderCredential(TenantModel):
     base_url = models.CharField(max_length=2000)
     # Of a server; empty for a Plivo account and a forge.
     model = models.CharField(max_length=200, blank=True)
+    # US dollars per million tokens, for what usage cost; NULL when nobody said.
+    prompt_price = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
+    completion_price = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
     # The auth id of a Plivo account or sub-account; empty for others.
     account = word_column(40)
     # Of a forge; empty for others.

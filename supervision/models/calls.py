@@ -91,6 +91,11 @@ class Call(TenantModel):
             models.Index(fields=["tenant", "agent", "-started_at", "-id"], name="call_tenant_agent_newest"),
             models.Index(fields=["tenant", "state", "-started_at", "-id"], name="call_tenant_state_newest"),
             models.Index(fields=["tenant", "policy"], name="call_tenant_policy"),
+            models.Index(
+                fields=["tenant", "-started_at", "-id"],
+                condition=models.Q(intervention_count__gt=0),
+                name="call_tenant_intervened",
+            ),
             models.Index(fields=["tenant", "pinned_version"], name="call_tenant_version"),
         ]
 
@@ -184,6 +189,13 @@ class Verdict(TenantModel):
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["tenant", "call", "at_ms"], name="verdict_tenant_call"),
             models.Index(fields=["tenant", "turn"], name="verdict_tenant_turn"),
+            # Lists across calls are asked most for what is rare.
+            models.Index(fields=["tenant", "-id"], condition=models.Q(intervene=True), name="verdict_tenant_intervene"),
+            models.Index(
+                fields=["tenant", "-id"],
+                condition=models.Q(state__in=["timed_out", "failed", "shed"]),
+                name="verdict_tenant_uncovered",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -225,6 +237,7 @@ class ToolDecision(TenantModel):
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["tenant", "call", "at_ms"], name="tooldecision_tenant_call"),
             models.Index(fields=["tenant", "turn"], name="tooldecision_tenant_turn"),
+            models.Index(fields=["tenant", "-id"], condition=models.Q(allow=False), name="tooldecision_tenant_blocked"),
         ]
 
     def __str__(self) -> str:

@@ -15,8 +15,9 @@ from uuid import UUID
 from django.db.models import Q
 
 from supervision.errors import NotFound
-from supervision.models import AgentNote, Call, CallEvent, Intervention, ToolDecision, Turn, Verdict
+from supervision.models import AgentNote, Call, CallEvent, Intervention, Label, ToolDecision, Turn, Verdict
 from supervision.selectors.pages import DEFAULT_LIMIT, BadCursor, Page, cursor_decode, cursor_encode, limit_check
+from supervision.selectors.search import calls_saying
 
 Row = TypeVar("Row")
 
@@ -35,6 +36,12 @@ class CallFilters:
     agent_id: UUID | None = None
     state: str | None = None
     outcome: str | None = None
+    # `full`, `partial` or `none`.
+    coverage: str | None = None
+    # Whether Mirror stepped in.
+    interventions: bool | None = None
+    # What was said in it; see `selectors.search`.
+    text: str | None = None
     started_from: datetime | None = None
     started_to: datetime | None = None
     # Only these calls: what a viewer of the list is told of when they change.
@@ -52,6 +59,9 @@ class TurnDetail:
     tool_decisions: list[ToolDecision] = field(default_factory=list)
     interventions: list[Intervention] = field(default_factory=list)
     notes: list[AgentNote] = field(default_factory=list)
+    label: Label | None = None
+    # What reviewers said of the interventions, by the intervention's id.
+    intervention_labels: dict[UUID, Label] = field(default_factory=dict)
 
 
 _ALL_CALLS = CallFilters()
@@ -62,7 +72,8 @@ def call_list(
 ) -> Page[Call]:
     """Calls, newest first, each with its agent.
 
-    `limit` is 1 to 200. Raises InvalidInput for another limit and BadCursor for a cursor that is none.
+    `limit` is 1 to 200. Raises InvalidInput for another limit or a text that cannot be searched for, and BadCursor for
+    a cursor that is none.
     """
     limit_check(limit)
     calls = Call.objects.select_related("agent").order_by("-started_at", "-id")
@@ -72,6 +83,10 @@ def call_list(
         calls = calls.filter(state=filters.state)
     if filters.outcome is not None:
         calls = calls.filter(outcome=filters.outcome)
+    if filters.coverage is not None:
+        calls = calls.filter(coverage_state=filters.coverage)
+    if filters.interventions is not None:
+        calls = calls.filter(intervention_count__gt=0) if filters.interventions else calls.filter(intervention_count=0)
     if filters.started_from is not None:
         calls = calls.filter(started_at__gte=filters.started_from)
     if filters.started_to is not None:
@@ -82,6 +97,8 @@ def call_list(
         started_at, call_id = _call_key(cursor)
         # The first condition is implied by the second; it is what lets the index start at the right row.
         calls = calls.filter(started_at__lte=started_at).filter(Q(started_at__lt=started_at) | Q(id__lt=call_id))
+    if filters.text is not None:
+        calls = calls_saying(calls, filters.text)
     rows = list(calls[: limit + 1])
     if len(rows) <= limit:
         return Page(items=rows, next=None)
@@ -100,7 +117,7 @@ def call_get(*, call_id: UUID) -> Call:
 def call_turns(*, call_id: UUID, after_index: int | None = None, limit: int | None = None) -> list[TurnDetail]:
     """The call's turns in the order in which the agent reported them; `after_index` and `limit` take a slice.
 
-    Raises CallNotFound. Six queries, however many turns.
+    Raises CallNotFound. Seven queries, however many turns.
     """
     _call_required(call_id)
     turns = Turn.objects.filter(call_id=call_id).order_by("index", "id")
@@ -117,6 +134,9 @@ def call_turns(*, call_id: UUID, after_index: int | None = None, limit: int | No
     decisions = _grouped(ToolDecision.objects.filter(turn_id__in=ids).order_by("at_ms", "id"), turn_id_of)
     interventions = _grouped(Intervention.objects.filter(turn_id__in=ids).order_by("at_ms", "id"), turn_id_of)
     notes = _grouped(AgentNote.objects.filter(turn_id__in=ids).order_by("at_ms", "id"), turn_id_of)
+    labels = list(Label.objects.filter(call_id=call_id))
+    turn_labels = {label.turn_id: label for label in labels if label.turn_id is not None}
+    intervention_labels = {label.intervention_id: label for label in labels if label.intervention_id is not None}
     return [
         TurnDetail(
             turn=turn,
@@ -125,6 +145,8 @@ def call_turns(*, call_id: UUID, after_index: int | None = None, limit: int | No
             tool_decisions=decisions[turn.id],
             interventions=interventions[turn.id],
             notes=notes[turn.id],
+            label=turn_labels.get(turn.id),
+            intervention_labels=intervention_labels,
         )
         for turn in rows
     ]

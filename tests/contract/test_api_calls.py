@@ -1,17 +1,30 @@
-"""The read-only API of calls, through the real URLs, as a program with a key."""
+"""The API of calls, through the real URLs, as a program with a key."""
 
 from __future__ import annotations
 
 import re
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.contrib.staticfiles import finders
+from django.db import connection
 from django.test import Client
+from django.utils import timezone
 
 from mirror_saas.ids import uuid7
-from supervision.models import Call, CallEvent, ToolDecision, Turn, Verdict
+from supervision.models import (
+    AgentNote,
+    Call,
+    CallEvent,
+    ErasedCall,
+    Intervention,
+    ToolDecision,
+    Turn,
+    Verdict,
+)
+from tenants.models import AuditEvent
 from tenants.services.api_keys import api_key_create
 from tests.factories import CALL_START, Tenancy, call_create
 
@@ -164,7 +177,7 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(tenant: Tenancy, djan
             turn = Turn.objects.create(call=call, ref=f"t{index}", index=index, at_ms=index * 1000)
             Verdict.objects.create(call=call, turn=turn, state="judged", score=0.1, at_ms=index * 1000 + 200)
     # Ten of each (the first once more, for its last use) are the key and the tenant's settings.
-    for path, queries in ((f"/calls/{call.id}/turns", 18), ("/calls", 12), (f"/calls/{call.id}/timeline", 13)):
+    for path, queries in ((f"/calls/{call.id}/turns", 19), ("/calls", 12), (f"/calls/{call.id}/timeline", 13)):
         with django_assert_max_num_queries(queries):
             assert get(tenant, path).status_code == 200
 
@@ -255,7 +268,7 @@ def test_an_unknown_path_and_a_wrong_method_are_problems_too(tenant: Tenancy) ->
     client = Client(headers={"Authorization": f"Bearer {tenant.api_key}"})
     assert_problem(client.get("/api/v1/no-such-thing"), 404)
     assert_problem(client.get("/api/v1/calls/not-a-uuid"), 404)
-    response = client.delete("/api/v1/calls")
+    response = client.put("/api/v1/calls")
     assert_problem(response, 405)
     assert "GET" in response.headers["Allow"]
 
@@ -281,21 +294,14 @@ def test_an_error_of_ours_is_500_without_a_trace_and_the_log_has_its_id(
 
 def test_the_document_lists_every_path_with_its_errors(tenant: Tenancy) -> None:
     document = get(tenant, "/openapi.json").json()
-    assert set(document["paths"]) == {
-        "/api/v1/me",
-        "/api/v1/audit-events",
-        "/api/v1/audit-events/export",
-        "/api/v1/audit-events/verify",
-        "/api/v1/calls",
-        "/api/v1/calls/{call_id}",
-        "/api/v1/calls/{call_id}/turns",
-        "/api/v1/calls/{call_id}/timeline",
-    }
+    assert {"/api/v1/me", "/api/v1/calls/{call_id}/turns", "/api/v1/audit-events/export"} <= set(document["paths"])
     for path, operations in document["paths"].items():
-        responses = operations["get"]["responses"]
-        kind = "application/jsonl" if path.endswith("/export") else "application/json"
-        assert kind in responses["200"]["content"], path
-        assert "application/problem+json" in responses["401"]["content"], path
+        for operation in operations.values():
+            responses = operation["responses"]
+            assert "application/problem+json" in responses["401"]["content"], path
+            good = next(response for status, response in responses.items() if int(status) < 400)
+            if "204" not in responses:
+                assert {"application/json", "application/jsonl"} & set(good["content"]), path
 
 
 def test_the_docs_page_loads_nothing_from_another_host() -> None:
@@ -305,3 +311,105 @@ def test_the_docs_page_loads_nothing_from_another_host() -> None:
     assert "https://" not in page
     for asset in re.findall(r'(?:src|href)="/static/([^"]+)"', page):
         assert finders.find(asset), asset
+
+
+# -- filters, search and erasure ----------------------------------------------------------------------------------
+
+
+def test_filters_of_coverage_interventions_and_text(tenant: Tenancy, stranger: Tenancy) -> None:
+    corrected = call_create(tenant, text="I have refunded the charlie-free order.")
+    quiet = call_create(tenant, customer_text="Hello", text="Good morning.", started_at=CALL_START + timedelta(hours=1))
+    with tenant.context():
+        Call.objects.filter(id=quiet.id).update(intervention_count=0, coverage_state="partial")
+    for query, calls in (
+        ({}, [quiet, corrected]),
+        ({"coverage": "partial"}, [quiet]),
+        ({"coverage": "none"}, []),
+        ({"interventions": "true"}, [corrected]),
+        ({"interventions": "false"}, [quiet]),
+        ({"text": "refunded"}, [corrected]),
+        ({"text": "good morning", "coverage": "partial"}, [quiet]),
+        ({"text": "secret"}, []),
+    ):
+        found = [row["id"] for row in get(tenant, "/calls", **query).json()["items"]]
+        assert found == [str(call.id) for call in calls], query
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"coverage": "most"}, "coverage"),
+        ({"interventions": "several"}, "interventions"),
+        ({"text": ""}, "text"),
+        ({"text": "x" * 201}, "text"),
+        ({"text": "a\x00"}, "text"),
+    ],
+)
+def test_a_bad_filter_names_its_field(tenant: Tenancy, query: dict[str, str], field: str) -> None:
+    assert list(assert_problem(get(tenant, "/calls", **query), 422)["errors"]) == [field]
+
+
+def erase(tenancy: Tenancy, call_id: UUID) -> Any:
+    return Client(headers={"Authorization": f"Bearer {tenancy.api_key}"}).delete(f"/api/v1/calls/{call_id}")
+
+
+def test_erasing_a_call_leaves_nothing_of_it_and_the_log_knows_no_caller(tenant: Tenancy, stranger: Tenancy) -> None:
+    call, other = call_create(tenant, customer_text="my number is 4711"), call_create(tenant)
+    response = erase(tenant, call.id)
+    assert (response.status_code, response.content) == (204, b"")
+    assert_problem(get(tenant, f"/calls/{call.id}"), 404)
+    assert_problem(erase(tenant, call.id), 404)
+    tables = (Turn, Verdict, ToolDecision, Intervention, AgentNote, CallEvent)
+    with tenant.context():
+        assert {row.call_id for table in tables for row in table.objects.all()} == {other.id}
+        assert [erased.id for erased in ErasedCall.objects.all()] == [call.id]
+        event = AuditEvent.objects.get(action="call.erase")
+        assert event.object_id == str(call.id)
+        assert not [word for word in ("4711", call.from_number, call.plivo_call_id) if word in str(vars(event))]
+    with stranger.context():
+        assert Turn.objects.count() == 1
+
+
+def test_a_call_that_runs_is_not_erased_and_one_that_never_ended_can_be(tenant: Tenancy) -> None:
+    running = call_create(tenant, state="live", started_at=timezone.now())
+    assert "when it has ended" in assert_problem(erase(tenant, running.id), 409)["detail"]
+    assert get(tenant, f"/calls/{running.id}").status_code == 200
+    lost = call_create(tenant, state="live", started_at=timezone.now() - timedelta(hours=25))
+    assert erase(tenant, lost.id).status_code == 204
+
+
+def test_a_strangers_call_is_not_erased(tenant: Tenancy, stranger: Tenancy) -> None:
+    with stranger.context():
+        foreign = Call.objects.get().id
+    answers = [assert_problem(erase(tenant, call_id), 404) for call_id in (foreign, uuid7())]
+    assert {**answers[0], "request_id": ""} == {**answers[1], "request_id": ""}
+    with stranger.context():
+        assert Call.objects.filter(id=foreign).exists()
+
+
+def test_ten_thousand_calls_are_walked_once_each_while_calls_are_written(tenant: Tenancy, stranger: Tenancy) -> None:
+    with tenant.context(), connection.cursor() as cursor_:
+        # Many begin in the same second, as they do.
+        cursor_.execute(
+            "INSERT INTO supervision_call (id, tenant_id, agent_id, state, started_at)"
+            " SELECT gen_random_uuid(), %s, %s, 'ended', %s + n / 7 * interval '1 second'"
+            " FROM generate_series(1, 10000) n",
+            [tenant.id, tenant.agent.id, CALL_START],
+        )
+        there = {str(call_id) for call_id in Call.objects.values_list("id", flat=True)}
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+    pages = 0
+    while True:
+        page = get(tenant, "/calls", limit=200, **cursor).json()
+        seen += [row["id"] for row in page["items"]]
+        with tenant.context():
+            # One that begins now, one that began in the middle and is only recorded now.
+            for started_at in (CALL_START + timedelta(days=1), CALL_START + timedelta(seconds=pages * 10)):
+                Call.objects.create(agent=tenant.agent, started_at=started_at)
+        pages += 1
+        if page["next"] is None:
+            break
+        cursor = {"cursor": page["next"]}
+    assert len(seen) == len(set(seen))
+    assert there <= set(seen)

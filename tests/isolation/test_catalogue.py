@@ -62,6 +62,7 @@ def test_look_ups_across_tenants_are_few() -> None:
         "stream_key_lookup",
         "tenant_ids_list",
         "tenant_lookup",
+        "turn_search",
     }
 
 

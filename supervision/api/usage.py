@@ -1,0 +1,113 @@
+"""`/usage`: what was judged, what it cost, and what the pre-gate saved."""
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+from django.http import HttpRequest
+from django.utils import timezone
+from ninja import Query, Router, Schema
+from pydantic import Field
+
+from mirror_saas.problems import problem_responses
+from mirror_saas.schemas import Out
+from supervision.selectors.usage import UsageFigures, UsageRow, usage_list
+from tenants.api.auth import requires
+from tenants.roles import Scope
+
+router = Router(tags=["usage"])
+
+DEFAULT_DAYS = 30
+
+
+class UsageQuery(Schema):
+    """Which days."""
+
+    first: date | None = Field(None, alias="from", description="First UTC day; 29 days before the last by default.")
+    last: date | None = Field(None, alias="to", description="Last UTC day, included; today by default.")
+
+
+class UsageFiguresOut(Out):
+    """Sums; `call_ms` is the duration of calls. Costs are US dollars, null while no credential of the model has a
+    price. `saved_tokens` and `saved_cost` estimate what the skipped turns would have come to."""
+
+    calls: int
+    call_ms: int
+    turns: int
+    judged: int
+    skipped: int
+    timed_out: int
+    failed: int
+    shed: int
+    tool_decisions: int
+    tools_blocked: int
+    interventions: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: Decimal | None
+    saved_tokens: int | None
+    saved_cost: Decimal | None
+
+
+class UsageRowOut(UsageFiguresOut):
+    day: date
+    source: str = Field(description="`calls`, or `api` for the judge endpoints.")
+    model: str = Field(description="The judging model; empty for calls without one.")
+
+    @classmethod
+    def of(cls, row: UsageRow) -> "UsageRowOut":
+        return cls(
+            day=row.day,
+            source=row.source,
+            model=row.model,
+            cost=row.cost,
+            saved_tokens=row.saved_tokens,
+            saved_cost=row.saved_cost,
+            **_figures(row.figures),
+        )
+
+
+class UsageOut(Out):
+    """`total.cost` and `total.saved_cost` are null when a row's is."""
+
+    first: date
+    last: date
+    total: UsageFiguresOut
+    days: list[UsageRowOut]
+
+
+@router.get(
+    "/usage",
+    response={200: UsageOut, **problem_responses(401, 403, 422)},
+    operation_id="usage_list",
+    summary="Usage by day and model",
+)
+@requires(Scope.CALLS_READ)
+def usage(request: HttpRequest, query: Query[UsageQuery]) -> UsageOut:
+    """What each UTC day came to, newest first; days without any are left out. Erased and deleted calls stay counted."""
+    now = timezone.now()
+    last = query.last or now.astimezone(UTC).date()
+    first = query.first or _days_before(last, DEFAULT_DAYS - 1)
+    return _out(first, last, now)
+
+
+def _out(first: date, last: date, now: datetime) -> UsageOut:
+    rows = usage_list(first=first, last=last, now=now)
+    saved = [row.saved_tokens for row in rows if row.saved_tokens is not None]
+    costs = [row.cost for row in rows if row.cost is not None]
+    saved_costs = [row.saved_cost for row in rows if row.saved_cost is not None]
+    asked = [row for row in rows if row.figures.prompt_tokens or row.figures.completion_tokens]
+    total = UsageFiguresOut(
+        **_figures(sum((row.figures for row in rows), UsageFigures())),
+        cost=sum(costs, Decimal()) if all(row.cost is not None for row in asked) else None,
+        saved_tokens=sum(saved) if saved else None,
+        saved_cost=sum(saved_costs, Decimal()) if saved and len(saved_costs) == len(saved) else None,
+    )
+    return UsageOut(first=first, last=last, total=total, days=[UsageRowOut.of(row) for row in rows])
+
+
+def _figures(figures: UsageFigures) -> dict[str, int]:
+    return {name: getattr(figures, name) for name in UsageFigures.__dataclass_fields__}
+
+
+def _days_before(day: date, days: int) -> date:
+    return day - timedelta(days=days) if day.toordinal() > days else date.min

@@ -1,0 +1,172 @@
+"""What the current tenant used: days that are over are stored, newer ones are counted from their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from django.db import connection
+
+from mirror_saas.errors import InvalidInput
+from supervision.models import ProviderCredential, UsageDay
+from tenants.context import tenant_id_required
+
+MAX_DAYS: Final = 366
+
+
+@dataclass(frozen=True, slots=True)
+class UsageFigures:
+    """Sums. `call_ms` is the calls' duration in milliseconds."""
+
+    calls: int = 0
+    call_ms: int = 0
+    turns: int = 0
+    judged: int = 0
+    skipped: int = 0
+    timed_out: int = 0
+    failed: int = 0
+    shed: int = 0
+    tool_decisions: int = 0
+    tools_blocked: int = 0
+    interventions: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: UsageFigures) -> UsageFigures:
+        mine, theirs = asdict(self), asdict(other)
+        return UsageFigures(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens."""
+
+    prompt: Decimal
+    completion: Decimal
+
+    def of(self, prompt_tokens: float, completion_tokens: float) -> Decimal:
+        """What so many tokens cost, in US dollars."""
+        cost = self.prompt * Decimal(prompt_tokens) + self.completion * Decimal(completion_tokens)
+        return (cost / 1_000_000).quantize(Decimal("0.000001"))
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What one model came to on one UTC day, through calls (`calls`) or the judge endpoints (`api`).
+
+    `cost` is None while no credential with this model has a price. `saved_tokens` is what the skipped turns would have
+    cost had they been judged like the others of the row, an estimate; None where none was judged.
+    """
+
+    day: date
+    source: str
+    model: str
+    figures: UsageFigures
+    cost: Decimal | None
+    saved_tokens: int | None
+    saved_cost: Decimal | None
+
+
+Key = tuple[date, str, str]
+
+
+def usage_list(*, first: date, last: date, now: datetime) -> list[UsageRow]:
+    """Usage of the UTC days from `first` to `last`, both included, newest day first.
+
+    Raises InvalidInput (`from`, `to`) for a range that is empty or longer than 366 days.
+    """
+    if last < first:
+        raise InvalidInput("to", "The last day is before the first.")
+    if (last - first).days >= MAX_DAYS:
+        raise InvalidInput("from", f"Ask for at most {MAX_DAYS} days at a time.")
+    sums: dict[Key, UsageFigures] = {}
+    closed: set[date] = set()
+    for row in UsageDay.objects.filter(day__gte=first, day__lte=last):
+        if row.source == "calls":
+            closed.add(row.day)
+        key = (row.day, "api" if row.source == "api" else "calls", row.model)
+        sums[key] = sums.get(key, UsageFigures()) + figures_of(row)
+    for (day, model), figures in usage_counted(first=first, last=min(last, now.astimezone(UTC).date())).items():
+        if day not in closed:
+            key = (day, "calls", model)
+            sums[key] = sums.get(key, UsageFigures()) + figures
+    prices = model_prices(models={model for _, _, model in sums})
+    rows = [_row(key, figures, prices.get(key[2])) for key, figures in sums.items()]
+    return sorted(rows, key=lambda row: (-row.day.toordinal(), row.source, row.model))
+
+
+def usage_counted(*, first: date, last: date, call_id: UUID | None = None) -> dict[tuple[date, str], UsageFigures]:
+    """The figures by day and model, from the calls that started on these UTC days (or from one call only)."""
+    if last < first:
+        return {}
+    begins = datetime.combine(first, time(), UTC)
+    ends = datetime.combine(last + timedelta(days=1), time(), UTC)
+    parameters = {"tenant": tenant_id_required("Usage"), "begins": begins, "ends": ends, "call": call_id}
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNTED, parameters)
+        rows = cursor.fetchall()
+    return {(day, model): UsageFigures(*map(int, sums)) for day, model, *sums in rows}
+
+
+def figures_of(row: UsageDay) -> UsageFigures:
+    """The figures of a stored day."""
+    return UsageFigures(**{figure.name: getattr(row, figure.name) for figure in fields(UsageFigures)})
+
+
+def model_prices(*, models: Iterable[str]) -> dict[str, Price]:
+    """The price of each model, from the credential with it that was changed last and has one."""
+    rows = (
+        ProviderCredential.objects.filter(
+            kind="llm", model__in=set(models), prompt_price__isnull=False, completion_price__isnull=False
+        )
+        .order_by("updated_at")
+        .values_list("model", "prompt_price", "completion_price")
+    )
+    return {model: Price(prompt, completion) for model, prompt, completion in rows}
+
+
+def _row(key: Key, figures: UsageFigures, price: Price | None) -> UsageRow:
+    saved: Mapping[str, float] | None = None
+    if figures.judged:
+        share = figures.skipped / figures.judged
+        saved = {"prompt": figures.prompt_tokens * share, "completion": figures.completion_tokens * share}
+    return UsageRow(
+        *key,
+        figures=figures,
+        cost=price.of(figures.prompt_tokens, figures.completion_tokens) if price else None,
+        saved_tokens=round(sum(saved.values())) if saved is not None else None,
+        saved_cost=price.of(saved["prompt"], saved["completion"]) if price and saved is not None else None,
+    )
+
+
+_COUNTED: Final = """
+WITH day_call AS MATERIALIZED (
+    SELECT c.id, (c.started_at AT TIME ZONE 'UTC')::date AS day, coalesce(l.model, '') AS model,
+           coalesce(c.duration_ms, 0) AS ms, c.turn_count, c.judged_count, c.skipped_count, c.timed_out_count,
+           c.failed_count, c.shed_count, c.intervention_count
+      FROM supervision_call AS c
+      LEFT JOIN supervision_policyversion AS v ON v.tenant_id = c.tenant_id AND v.id = c.policy_version_id
+      LEFT JOIN supervision_providercredential AS l ON l.tenant_id = c.tenant_id AND l.id = v.llm_credential_id
+     WHERE c.tenant_id = %(tenant)s AND c.started_at >= %(begins)s AND c.started_at < %(ends)s
+       AND (%(call)s::uuid IS NULL OR c.id = %(call)s)),
+asked AS (
+    SELECT call_id, 0 AS decisions, 0 AS blocked, prompt_tokens, completion_tokens FROM supervision_verdict
+     WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)
+     UNION ALL
+    SELECT call_id, 1, (NOT allow)::int, prompt_tokens, completion_tokens FROM supervision_tooldecision
+     WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)),
+of_call AS (
+    SELECT call_id, sum(decisions) AS decisions, sum(blocked) AS blocked, sum(prompt_tokens) AS prompt_tokens,
+           sum(completion_tokens) AS completion_tokens
+      FROM asked GROUP BY call_id)
+SELECT d.day, d.model, count(*), sum(d.ms), sum(d.turn_count), sum(d.judged_count), sum(d.skipped_count),
+       sum(d.timed_out_count), sum(d.failed_count), sum(d.shed_count), coalesce(sum(o.decisions), 0),
+       coalesce(sum(o.blocked), 0), sum(d.intervention_count), coalesce(sum(o.prompt_tokens), 0),
+       coalesce(sum(o.completion_tokens), 0)
+  FROM day_call AS d LEFT JOIN of_call AS o ON o.call_id = d.id
+ GROUP BY d.day, d.model
+"""
