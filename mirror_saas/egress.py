@@ -96,6 +96,26 @@ def host_clean(host: str) -> str:
     return host.lower().removesuffix(".")
 
 
+def egress_check(host: str, port: int) -> None:
+    """Raises :class:`EgressRefused` for a host that has only addresses that may not be connected to, as of now.
+
+    For telling a person early. What counts is the check when a connection is opened; a name that cannot be resolved at
+    the moment passes here.
+    """
+    if not 0 < port < 65536:
+        raise EgressRefused(f"{port} is no port")
+    resolving = _resolvers().submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        found = resolving.result(RESOLVE_TIMEOUT_S)
+    except ValueError as problem:
+        raise EgressRefused(f"{host!r} is no host name") from problem
+    except OSError:  # a name server that does not answer in time included
+        return
+    allow, loopback = rules()
+    if found and not any(entry_allowed(entry, host, port, allow=allow, loopback=loopback) for entry in found):
+        raise refused(host, port)
+
+
 async def egress_addresses(host: str, port: int) -> list[AddressInfo]:
     """The addresses of ``host`` that may be connected to, at most 8, in the resolver's order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from ninja import Schema
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mirror_saas.pages import DEFAULT_LIMIT, MAX_LIMIT
 
@@ -27,11 +27,31 @@ class In(BaseModel):
     Bodies can hold secrets, so no error repeats what was given.
     """
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, str_strip_whitespace=False)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_stored(cls, value: Any) -> Any:
+        if _unstorable(value):
+            raise ValueError("Leave out U+0000 and half surrogate pairs; no text has them.")
+        return value
 
     def given(self) -> dict[str, Any]:
         """The fields that the body named; a PATCH changes these and no others."""
         return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+def unset(**kwargs: Any) -> Any:
+    """A field that a PATCH may leave out, and that is not null: what it is then is never looked at (`In.given`)."""
+    return Field(default=None, json_schema_extra=lambda schema: schema.pop("default", None), **kwargs)
+
+
+def _unstorable(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(_unstorable(key) or _unstorable(inner) for key, inner in value.items())
+    return isinstance(value, list) and any(map(_unstorable, value))
 
 
 class PageOut(Out, Generic[Item]):

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -18,9 +18,18 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from mirror_saas.egress import EgressRefused, egress_check
 from mirror_saas.ids import uuid7
-from supervision.models import Agent, Mode, Policy, PolicyVersion, ProviderCredential, StreamKey
-from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
+from supervision.audio.format import L16, MULAW, MediaFormat
+from supervision.models import Agent, Mode, Policy, PolicyVersion, ProviderCredential, StreamKey, Track
+from supervision.plivo.xml import stream_response
+from supervision.services.policies import (
+    overrides_checked,
+    policy_create,
+    policy_for_agent_get,
+    policy_version_create,
+    policy_version_publish,
+)
 from supervision.stream.headers import header_reserved
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
@@ -32,6 +41,34 @@ ROTATION_OVERLAP: Final = timedelta(hours=24)
 MAX_ROTATION_OVERLAP: Final = timedelta(days=30)
 MAX_HEADERS: Final = 32
 MAX_HEADER_BYTES: Final = 8 * 1024
+AUDIO_FORMATS: Final = tuple(
+    MediaFormat(encoding, rate).xml_content_type for encoding, rate in ((MULAW, 8000), (L16, 8000), (L16, 16000))
+)
+
+
+class AgentFields(TypedDict, total=False):
+    """What of an agent is to change. `headers` and `signing_secret` are stored sealed and never shown again."""
+
+    name: str
+    upstream_url: str
+    mode: Mode
+    language: str
+    voice: str
+    audio_format: str
+    headers: Mapping[str, str]
+    policy_id: UUID | None
+    policy_track: Track
+    policy_overrides: Mapping[str, Any]
+    tts_credential_id: UUID | None
+
+
+class _MoreFields(TypedDict, total=False):
+    audio_format: str
+    headers: Mapping[str, str]
+    policy_id: UUID | None
+    policy_track: Track
+    policy_overrides: Mapping[str, Any]
+    tts_credential_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +107,74 @@ def agent_create(
     language: str = "en",
     voice: str = "",
     signing_secret: str | None = None,
+    **fields: Unpack[_MoreFields],
 ) -> NewAgent:
     """A new agent of the current tenant that listens at `upstream_url` (ws:// or wss://).
 
-    Raises ValidationError naming `name`, `upstream_url` or `language`.
+    A signing secret that is not given is made. Raises ValidationError naming the field.
     """
-    secret = signing_secret or secrets.token_urlsafe(SECRET_BYTES)
-    agent = Agent(
-        id=uuid7(),
-        name=name.strip(),
-        upstream_url=upstream_url_clean(upstream_url),
-        policy=policy,
-        mode=mode.value,
-        language=language,
-        voice=voice,
-    )
-    agent.signing_secret_sealed = seal(
-        secret,
-        tenant_id=tenant_id_required("Sealing a signing secret"),
-        field=sealed_field("supervision_agent", "signing_secret_sealed", agent.id),
-    )
-    agent.full_clean(exclude=["tenant", "policy"])
-    agent.save(force_insert=True)
-    auditevent_record(action="agent.create", row=agent, after=snapshot(agent))
+    secret = secrets.token_urlsafe(SECRET_BYTES) if signing_secret is None else _signing_secret_checked(signing_secret)
+    with transaction.atomic():
+        agent = Agent(id=uuid7(), policy=policy)
+        _fill(agent, name=name, upstream_url=upstream_url, mode=mode, language=language, voice=voice, **fields)
+        _seal_signing_secret(agent, secret)
+        agent.full_clean(exclude=["tenant", "policy", "tts_credential"], validate_unique=False)
+        agent.save(force_insert=True)
+        auditevent_record(action="agent.create", row=agent, after=snapshot(agent))
     return NewAgent(agent=agent, signing_secret=secret)
+
+
+def agent_update(*, agent_id: UUID, **fields: Unpack[AgentFields]) -> Agent:
+    """Change an agent, from its next call on; fields that are not named stay as they are.
+
+    Raises Agent.DoesNotExist and ValidationError naming the field: `headers` too, when the agent has headers and moves
+    to another server, because whoever may name a server must not get logins by it that were given for another.
+    """
+    with transaction.atomic():
+        agent = Agent.objects.select_for_update(no_key=True).get(id=agent_id, archived_at=None)
+        was, origin = snapshot(agent), _origin(agent.upstream_url)
+        _fill(agent, **fields)
+        if agent.headers_sealed is not None and "headers" not in fields and _origin(agent.upstream_url) != origin:
+            raise ValidationError(
+                {"headers": "The agent moves to another server: give its headers again, or {} for none."}
+            )
+        agent.full_clean(exclude=["tenant", "policy", "tts_credential"], validate_unique=False)
+        before, after = changes(was, snapshot(agent))
+        if after:
+            agent.updated_at = timezone.now()
+            agent.save()
+            auditevent_record(action="agent.update", row=agent, before=before, after=after)
+        return agent
+
+
+def agent_signing_secret_rotate(*, agent_id: UUID, signing_secret: str | None = None) -> NewAgent:
+    """Sign with another secret from the next call on; one that is not given is made.
+
+    To rotate without a failed call, let the agent accept both secrets first, and give the new one here. Raises
+    Agent.DoesNotExist and ValidationError (field `signing_secret`).
+    """
+    secret = secrets.token_urlsafe(SECRET_BYTES) if signing_secret is None else _signing_secret_checked(signing_secret)
+    with transaction.atomic():
+        agent = Agent.objects.select_for_update(no_key=True).get(id=agent_id, archived_at=None)
+        was = snapshot(agent)
+        _seal_signing_secret(agent, secret)
+        agent.updated_at = timezone.now()
+        agent.save(update_fields=["signing_secret_sealed", "updated_at"])
+        _updated(agent, was)
+    return NewAgent(agent=agent, signing_secret=secret)
+
+
+def agent_archive(*, agent_id: UUID) -> None:
+    """Take an agent out of use, with all its stream keys. Its calls stay. Raises Agent.DoesNotExist."""
+    with transaction.atomic():
+        agent = Agent.objects.select_for_update(no_key=True).get(id=agent_id, archived_at=None)
+        for key_id in StreamKey.objects.filter(agent=agent, revoked_at=None).values_list("id", flat=True):
+            agent_stream_key_revoke(stream_key_id=key_id)
+        was = snapshot(agent)
+        agent.archived_at = agent.updated_at = timezone.now()
+        agent.save(update_fields=["archived_at", "updated_at"])
+        before, after = changes(was, snapshot(agent))
+        auditevent_record(action="agent.archive", row=agent, before=before, after=after)
 
 
 def agent_upstream_update(*, agent: Agent, upstream_url: str) -> Agent:
@@ -112,17 +193,8 @@ def agent_headers_update(*, agent: Agent, headers: Mapping[str, str]) -> Agent:
     They may hold logins, so they are sealed and never shown again. Raises ValidationError (field `headers`), which
     repeats names, no values.
     """
-    cleaned = _headers_clean(headers)
     was = snapshot(agent)
-    agent.headers_sealed = (
-        seal(
-            json.dumps(cleaned),
-            tenant_id=tenant_id_required("Sealing an agent's headers"),
-            field=sealed_field("supervision_agent", "headers_sealed", agent.id),
-        )
-        if cleaned
-        else None
-    )
+    _seal_headers(agent, headers)
     agent.updated_at = timezone.now()
     agent.save(update_fields=["headers_sealed", "updated_at"])
     _updated(agent, was)
@@ -216,6 +288,13 @@ def stream_url(*, public_url: str, tenant_slug: str, key: str) -> str:
     return f"{'wss' if scheme == 'https' else 'ws'}://{host}/stream/{tenant_slug}/{key}"
 
 
+def stream_xml(*, stream_url: str, answer_url: str, audio_format: str) -> str:
+    """The `<Response>` for an answer URL of the tenant's own, instead of Mirror's: Plivo streams to `stream_url`."""
+    return stream_response(
+        stream_url, content_type=audio_format, status_callback_url=f"{answer_url.removesuffix('/answer')}/status"
+    )
+
+
 def answer_url(*, public_url: str, tenant_slug: str, key: str) -> str:
     """Where Plivo asks what to do with a call."""
     return f"{public_url.rstrip('/')}/plivo/{tenant_slug}/{key}/answer"
@@ -241,7 +320,97 @@ def upstream_url_clean(upstream_url: str) -> str:
                 "upstream_url": "Give the agent's WebSocket URL, starting with ws:// or wss://, such as wss://host/stream."
             }
         )
+    try:
+        egress_check(parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80))
+    except EgressRefused as error:
+        raise ValidationError({"upstream_url": f"{error}."}) from error
     return upstream_url
+
+
+def _fill(agent: Agent, **fields: Unpack[AgentFields]) -> None:
+    """Set what is given, checked. Raises ValidationError naming the field."""
+    if "name" in fields:
+        agent.name = fields["name"].strip()
+    if "upstream_url" in fields:
+        agent.upstream_url = upstream_url_clean(fields["upstream_url"])
+    if "mode" in fields:
+        agent.mode = fields["mode"].value
+    if "language" in fields:
+        agent.language = _language_clean(fields["language"])
+    if "voice" in fields:
+        agent.voice = fields["voice"].strip()
+    if "audio_format" in fields:
+        if fields["audio_format"] not in AUDIO_FORMATS:
+            raise ValidationError({"audio_format": f"Choose one of {', '.join(AUDIO_FORMATS)}."})
+        agent.audio_format = fields["audio_format"]
+    if "headers" in fields:
+        _seal_headers(agent, fields["headers"])
+    if "policy_id" in fields:
+        agent.policy = policy_for_agent_get(fields["policy_id"])
+    if "policy_track" in fields:
+        agent.policy_track = fields["policy_track"].value
+    if "policy_overrides" in fields:
+        agent.policy_overrides = overrides_checked(fields["policy_overrides"])
+    if "tts_credential_id" in fields:
+        agent.tts_credential = _tts_credential(fields["tts_credential_id"])
+
+
+def _tts_credential(credential_id: UUID | None) -> ProviderCredential | None:
+    if credential_id is None:
+        return None
+    # Held against being deleted until the transaction ends.
+    found = ProviderCredential.objects.select_for_update(no_key=True).filter(
+        id=credential_id, kind=ProviderCredential.Kind.TTS
+    )
+    credential = found.first()
+    if credential is None:
+        raise ValidationError({"tts_credential_id": "There is no such credential of the kind `tts`."})
+    return credential
+
+
+def _seal_signing_secret(agent: Agent, secret: str) -> None:
+    agent.signing_secret_sealed = seal(
+        secret,
+        tenant_id=tenant_id_required("Sealing a signing secret"),
+        field=sealed_field("supervision_agent", "signing_secret_sealed", agent.id),
+    )
+
+
+def _seal_headers(agent: Agent, headers: Mapping[str, str]) -> None:
+    cleaned = _headers_clean(headers)
+    agent.headers_sealed = (
+        seal(
+            json.dumps(cleaned),
+            tenant_id=tenant_id_required("Sealing an agent's headers"),
+            field=sealed_field("supervision_agent", "headers_sealed", agent.id),
+        )
+        if cleaned
+        else None
+    )
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+# 16 characters are what a person might still make up; those that are made have 256 random bits.
+_SIGNING_SECRET: Final = re.compile(r"[!-~]{16,200}")
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+def _signing_secret_checked(secret: str) -> str:
+    if not _SIGNING_SECRET.fullmatch(secret):
+        wanted = "Give 16 to 200 visible ASCII characters without spaces, or leave it out to have one made."
+        raise ValidationError({"signing_secret": wanted})
+    return secret
+
+
+def _language_clean(language: str) -> str:
+    language = language.strip()
+    if not _LANGUAGE.fullmatch(language) or len(language) > 35:
+        raise ValidationError({"language": "Give a language tag such as en, en-GB or pt-BR."})
+    return language
 
 
 # RFC 9110: a name is a token; of values, the visible ASCII characters with blanks and tabs between them.

@@ -24,27 +24,27 @@ _AUTH_ID: Final = re.compile(r"(MA|SA)[A-Z0-9]{18}")
 _AUTH_TOKEN: Final = re.compile(r"[!-~]{16,200}")
 
 
-def plivo_account_save(*, auth_id: str, auth_token: str, name: str = "") -> ProviderCredential:
+def plivo_account_save(*, auth_id: str, auth_token: str, name: str = "", replace: bool = True) -> ProviderCredential:
     """Store the auth token of a Plivo account (`MA…`) or sub-account (`SA…`) of the current tenant.
 
     From then on the tenant's answer and status URLs take only what Plivo signed with one of the stored tokens, and
-    Mirror signs towards its agents. A token that is stored for the same account already is replaced. Raises
-    ValidationError naming `auth_id`, `auth_token` or `name`; its text holds no token.
+    Mirror signs towards its agents. A token that is stored for the same account already is replaced, unless `replace`
+    is false: then that is an error. Raises ValidationError naming `auth_id`, `auth_token` or `name`; its text holds no
+    token.
     """
-    auth_id, auth_token, name = auth_id.strip(), auth_token.strip(), name.strip()
+    auth_id, name = auth_id.strip(), name.strip()
     if not _AUTH_ID.fullmatch(auth_id):
         raise ValidationError(
             {"auth_id": "Give the Auth ID that Plivo's console shows: MA or SA and 18 letters or digits."}
         )
-    if not _AUTH_TOKEN.fullmatch(auth_token):
-        raise ValidationError(
-            {"auth_token": "Give the Auth Token that Plivo's console shows: at least 16 characters, no spaces."}
-        )
+    auth_token = auth_token_clean(auth_token, field="auth_token")
     with transaction.atomic():
         # One at a time in a tenant, or two could store the same account or go past the limit together.
         Tenant.objects.select_for_update(no_key=True).get()
         stored = ProviderCredential.objects.filter(kind=ProviderCredential.Kind.PLIVO)
         account = stored.filter(account=auth_id).first()
+        if account is not None and not replace:
+            raise ValidationError({"auth_id": f"{auth_id} is stored already; change that credential instead."})
         made, was = account is None, snapshot(account) if account is not None else {}
         if account is None:
             if stored.count() >= MAX_ACCOUNTS:
@@ -72,6 +72,16 @@ def plivo_account_save(*, auth_id: str, auth_token: str, name: str = "") -> Prov
             after=after,
         )
     return account
+
+
+def auth_token_clean(auth_token: str, *, field: str) -> str:
+    """A token without surrounding space. Raises ValidationError naming `field`; its text holds no token."""
+    auth_token = auth_token.strip()
+    if not _AUTH_TOKEN.fullmatch(auth_token):
+        raise ValidationError(
+            {field: "Give the Auth Token that Plivo's console shows: at least 16 characters, no spaces."}
+        )
+    return auth_token
 
 
 def plivo_account_remove(*, auth_id: str) -> None:

@@ -1,38 +1,114 @@
-"""Policies and their versions: drafting and publishing."""
+"""Policies and their versions: drafting, publishing, taking back.
+
+Whatever changes a policy locks its row first, so that of two who publish, edit or roll back at once the second sees
+what the first did. `if_match` is what the asker saw of the object (see `mirror_saas.preconditions`); it is checked
+under that lock. A version's ETag changes with the version and with whatever goes live in its policy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, TypedDict, Unpack
 from uuid import UUID
 
 import pydantic
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from mirror_saas.errors import Conflict
+from mirror_saas.preconditions import IfMatch
 from supervision.engine.config import PolicyConfig
-from supervision.models import Policy, PolicyVersion, ProviderCredential
-from tenants.services.audit import auditevent_record, changes, snapshot
+from supervision.models import Agent, Policy, PolicyVersion, ProviderCredential, Track
+from supervision.selectors.policies import policy_etag, policy_version_etag
+from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
+
+# What an agent may have otherwise than its policy says. Each of these is right or wrong by itself, so a version that is
+# published later cannot make an agent's settings unusable.
+OVERRIDABLE: Final = frozenset(
+    {
+        "buffer_text",
+        "cooldown_s",
+        "intervention_threshold",
+        "irreversible_tools",
+        "judge_max_tokens",
+        "max_interventions_per_call",
+        "pregate_always",
+        "semantic_review_timeout_s",
+        "tiered_scoring_enabled",
+        "tool_gate_enabled",
+        "tool_gate_on_failure",
+        "tool_gate_timeout_ms",
+    }
+)
+MAX_NOTE_CHARS: Final = 2_000
+
+Rules = Sequence[str | Mapping[str, Any]]
+
+
+class VersionFields(TypedDict, total=False):
+    """What of a draft is to change."""
+
+    rules: Rules
+    config: Mapping[str, Any]
+    llm_credential_id: UUID | None
+    note: str
 
 
 def policy_create(*, name: str) -> Policy:
     """A new policy without a version. Raises ValidationError (field `name`) when the name is blank or taken."""
-    policy = Policy(name=name.strip())
-    policy.full_clean(exclude=["tenant"], validate_unique=False, validate_constraints=False)
-    if Policy.objects.filter(name=policy.name).exists():
-        raise ValidationError({"name": f"There is a policy called {policy.name!r} already; choose another name."})
-    policy.save(force_insert=True)
+    policy = Policy()
+    _rename(policy, name)
     auditevent_record(action="policy.create", row=policy, after=snapshot(policy))
     return policy
+
+
+def policy_update(*, policy_id: UUID, name: str, if_match: IfMatch | None = None) -> Policy:
+    """Give a policy another name.
+
+    Raises Policy.DoesNotExist, PreconditionFailed, and ValidationError (field `name`).
+    """
+    with transaction.atomic():
+        policy = _locked(policy_id, if_match)
+        was = snapshot(policy)
+        if name.strip() != policy.name:
+            policy.revision += 1
+            policy.updated_at = timezone.now()
+            _rename(policy, name)
+            before, after = changes(was, snapshot(policy))
+            auditevent_record(action="policy.update", row=policy, before=before, after=after)
+        return policy
+
+
+def policy_archive(*, policy_id: UUID, if_match: IfMatch | None = None) -> None:
+    """Take a policy out of use; its versions stay for the calls that were judged by them. Its name is free again.
+
+    Raises Policy.DoesNotExist, PreconditionFailed, and Conflict while an agent uses it.
+    """
+    with transaction.atomic():
+        policy = _locked(policy_id, if_match)
+        agents = Agent.objects.filter(policy=policy, archived_at=None).order_by("name")
+        names = list(agents.values_list("name", flat=True))
+        if names:
+            raise Conflict(
+                f"{len(names)} agents use this policy ({', '.join(names[:5])}{', …' if len(names) > 5 else ''});"
+                " give them another one first."
+            )
+        was = snapshot(policy)
+        policy.archived_at = policy.updated_at = timezone.now()
+        policy.revision += 1
+        policy.save(update_fields=["archived_at", "updated_at", "revision"])
+        before, after = changes(was, snapshot(policy))
+        auditevent_record(action="policy.archive", row=policy, before=before, after=after)
 
 
 def policy_version_create(
     *,
     policy_id: UUID,
-    rules: Sequence[str | Mapping[str, Any]],
+    rules: Rules,
     config: Mapping[str, Any] | None = None,
     llm_credential: ProviderCredential | None = None,
+    note: str = "",
 ) -> PolicyVersion:
     """A draft with the next number.
 
@@ -41,7 +117,7 @@ def policy_version_create(
     """
     stored_rules, stored_config = _checked(rules, config or {})
     with transaction.atomic():
-        policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id)
+        policy = _locked(policy_id)
         latest = PolicyVersion.objects.filter(policy=policy).order_by("-number").first()
         version = PolicyVersion.objects.create(
             policy=policy,
@@ -49,6 +125,7 @@ def policy_version_create(
             rules=stored_rules,
             config=stored_config,
             llm_credential=llm_credential,
+            note=_note_checked(note),
         )
         auditevent_record(
             action="policy_version.create", row=version, object_label=_label(policy, version), after=snapshot(version)
@@ -56,35 +133,274 @@ def policy_version_create(
         return version
 
 
-def policy_version_publish(*, policy_id: UUID, number: int) -> PolicyVersion:
-    """Make a draft what new calls get; the version that was live retires.
+def policy_version_copy(*, policy_id: UUID, number: int, **fields: Unpack[VersionFields]) -> PolicyVersion:
+    """A draft with what version `number` has, except for `fields`. Raises as policy_version_create does, and
+    PolicyVersion.DoesNotExist."""
+    with transaction.atomic():
+        _locked(policy_id)
+        source = PolicyVersion.objects.get(policy_id=policy_id, number=number)
+        credential_id = fields.get("llm_credential_id", source.llm_credential_id)
+        return policy_version_create(
+            policy_id=policy_id,
+            rules=fields.get("rules", source.rules),
+            config=fields.get("config", source.config),
+            llm_credential=llm_credential_get(credential_id),
+            note=fields.get("note", f"From version {number}."),
+        )
 
-    Raises PolicyVersion.DoesNotExist, or ValidationError when the version is no draft.
+
+def policy_version_update(
+    *, policy_id: UUID, number: int, if_match: IfMatch | None = None, **fields: Unpack[VersionFields]
+) -> PolicyVersion:
+    """Change a draft; fields that are not named stay as they are.
+
+    Raises Policy.DoesNotExist, PolicyVersion.DoesNotExist, PreconditionFailed, Conflict when the version is no draft
+    any more, and ValidationError naming the field.
     """
     with transaction.atomic():
-        # Publishing twice at once: the second waits here and then sees what the first did.
-        policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id)
-        version = PolicyVersion.objects.get(policy_id=policy_id, number=number)
+        policy = _locked(policy_id)
+        version = _version(policy, number, if_match)
         if version.status != PolicyVersion.Status.DRAFT:
-            raise ValidationError(
-                {"status": f"Version {number} is {version.status}; only a draft can be published. Make a new version."}
+            raise Conflict(
+                f"Version {number} is {version.status}, and only drafts can be changed. Make a new version from it."
             )
         was = snapshot(version)
-        live = PolicyVersion.objects.filter(policy_id=policy_id, status=PolicyVersion.Status.LIVE)
-        retired = live.values_list("number", flat=True).first()
-        live.update(status=PolicyVersion.Status.RETIRED)
-        version.status = PolicyVersion.Status.LIVE
-        version.published_at = timezone.now()
-        version.save(update_fields=["status", "published_at"])
+        if "rules" in fields or "config" in fields:
+            version.rules, version.config = _checked(
+                fields.get("rules", version.rules), fields.get("config", version.config)
+            )
+        if "llm_credential_id" in fields:
+            version.llm_credential = llm_credential_get(fields["llm_credential_id"])
+        if "note" in fields:
+            version.note = _note_checked(fields["note"])
+        before, after = changes(was, snapshot(version))
+        if after:
+            _version_save(version, "rules", "config", "llm_credential", "note")
+            auditevent_record(
+                action="policy_version.update",
+                row=version,
+                object_label=_label(policy, version),
+                before=before,
+                after=after,
+            )
+        return version
+
+
+def policy_version_publish(*, policy_id: UUID, number: int, if_match: IfMatch | None = None) -> PolicyVersion:
+    """Make a draft or shadow version what new calls get; the version that was live retires.
+
+    Calls that run keep the version that they began with. Raises Policy.DoesNotExist, PolicyVersion.DoesNotExist,
+    PreconditionFailed, and Conflict when the version is live or retired.
+    """
+    with transaction.atomic():
+        policy = _locked(policy_id)
+        version = _version(policy, number, if_match)
+        if version.status not in (PolicyVersion.Status.DRAFT, PolicyVersion.Status.SHADOW):
+            raise Conflict(
+                f"Version {number} is {version.status}; only a draft or a shadow version can be published. Make a new"
+                " version, or roll back."
+            )
+        _go_live(policy, version, "policy_version.publish")
+        return version
+
+
+def policy_version_shadow(*, policy_id: UUID, number: int, if_match: IfMatch | None = None) -> PolicyVersion:
+    """Let a draft judge without acting: for new calls of agents that follow the policy's shadow version, and of all its
+    agents as long as no version is live. The version that was shadow before retires.
+
+    Raises Policy.DoesNotExist, PolicyVersion.DoesNotExist, PreconditionFailed, and Conflict when it is no draft.
+    """
+    with transaction.atomic():
+        policy = _locked(policy_id)
+        version = _version(policy, number, if_match)
+        if version.status != PolicyVersion.Status.DRAFT:
+            raise Conflict(f"Version {number} is {version.status}; only a draft can become the shadow version.")
+        was = snapshot(version)
+        for former in PolicyVersion.objects.filter(policy=policy, status=PolicyVersion.Status.SHADOW):
+            former.status = PolicyVersion.Status.RETIRED
+            _version_save(former, "status")
+        version.status = PolicyVersion.Status.SHADOW
+        _version_save(version, "status")
+        _policy_touched(policy)
         before, after = changes(was, snapshot(version))
         auditevent_record(
-            action="policy_version.publish",
+            action="policy_version.shadow",
             row=version,
             object_label=_label(policy, version),
-            before={**before, "live_number": retired},
-            after={**after, "live_number": number},
+            before=before,
+            after=after,
         )
+        version.policy = policy
         return version
+
+
+def policy_rollback(*, policy_id: UUID, number: int | None = None, if_match: IfMatch | None = None) -> PolicyVersion:
+    """Take the live version back: version `number`, or else the one that was live before it, is live again.
+
+    A version that was taken back is not returned to unless it is named. Raises Policy.DoesNotExist,
+    PolicyVersion.DoesNotExist, PreconditionFailed, and Conflict when nothing is live or there is nothing to return to.
+    """
+    with transaction.atomic():
+        policy = _locked(policy_id, if_match)
+        versions = PolicyVersion.objects.filter(policy=policy)
+        live = versions.filter(status=PolicyVersion.Status.LIVE).first()
+        if live is None:
+            raise Conflict("No version of this policy is live, so there is nothing to take back.")
+        if number is None:
+            earlier = versions.filter(
+                status=PolicyVersion.Status.RETIRED, rolled_back_at=None, published_at__lt=live.published_at
+            )
+            target = earlier.order_by("-published_at", "-number").first()
+            if target is None:
+                raise Conflict(f"No version was live before version {live.number}; name the version to return to.")
+        else:
+            target = versions.get(number=number)
+            if target.status != PolicyVersion.Status.RETIRED or target.published_at is None:
+                raise Conflict(f"Version {number} is {target.status} or was never live; only such can be returned to.")
+        _go_live(policy, target, "policy.rollback", taken_back=live)
+        return target
+
+
+def agent_policy_set(
+    *,
+    agent_id: UUID,
+    policy_id: UUID | None,
+    track: Track = Track.LIVE,
+    overrides: Mapping[str, Any] | None = None,
+) -> Agent:
+    """Judge an agent's new calls by a policy (None: by none); `overrides` are settings that are otherwise for it.
+
+    Raises Agent.DoesNotExist, and ValidationError naming `policy_id` or a field of `overrides`.
+    """
+    with transaction.atomic():
+        agent = Agent.objects.select_for_update(no_key=True).get(id=agent_id, archived_at=None)
+        was = snapshot(agent)
+        agent.policy = policy_for_agent_get(policy_id)
+        agent.policy_track = track.value
+        agent.policy_overrides = overrides_checked(overrides or {})
+        before, after = changes(was, snapshot(agent))
+        if after:
+            agent.updated_at = timezone.now()
+            agent.save(update_fields=["policy", "policy_track", "policy_overrides", "updated_at"])
+            auditevent_record(action="agent.update", row=agent, before=before, after=after)
+        return agent
+
+
+def policy_for_agent_get(policy_id: UUID | None) -> Policy | None:
+    """The policy, held against being archived until the transaction ends. Raises ValidationError (`policy_id`)."""
+    if policy_id is None:
+        return None
+    policy = Policy.objects.select_for_update(no_key=True).filter(id=policy_id, archived_at=None).first()
+    if policy is None:
+        raise ValidationError({"policy_id": "There is no such policy."})
+    return policy
+
+
+def llm_credential_get(credential_id: UUID | None) -> ProviderCredential | None:
+    """The credential, held against being deleted until the transaction ends. Raises ValidationError
+    (`llm_credential_id`)."""
+    if credential_id is None:
+        return None
+    credential = (
+        ProviderCredential.objects.select_for_update(no_key=True)
+        .filter(id=credential_id, kind=ProviderCredential.Kind.LLM)
+        .first()
+    )
+    if credential is None:
+        raise ValidationError({"llm_credential_id": "There is no such credential of the kind `llm`."})
+    return credential
+
+
+def overrides_checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What an agent overrides, as it is stored. Raises ValidationError naming the field."""
+    unknown = sorted(set(overrides) - OVERRIDABLE)
+    if unknown:
+        raise ValidationError(
+            {f"overrides.{name}": f"An agent can override {_listed(OVERRIDABLE)}, nothing else." for name in unknown}
+        )
+    try:
+        _, stored = _checked(["-"], overrides)
+    except ValidationError as error:
+        raise ValidationError({f"overrides.{name}": texts for name, texts in error.message_dict.items()}) from error
+    return stored
+
+
+def _listed(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _rename(policy: Policy, name: str) -> None:
+    policy.name = name.strip()
+    policy.full_clean(exclude=["tenant"], validate_unique=False, validate_constraints=False)
+    try:
+        # Somebody else may take the name at the same moment; then only the index knows.
+        with transaction.atomic():
+            policy.save()
+    except IntegrityError as error:
+        raise ValidationError(
+            {"name": f"There is a policy called {policy.name!r} already; choose another name."}
+        ) from error
+
+
+def _locked(policy_id: UUID, if_match: IfMatch | None = None) -> Policy:
+    policy = Policy.objects.select_for_update(no_key=True).get(id=policy_id, archived_at=None)
+    if if_match is not None:
+        if_match.check(policy_etag(policy))
+    return policy
+
+
+def _version(policy: Policy, number: int, if_match: IfMatch | None) -> PolicyVersion:
+    version = PolicyVersion.objects.get(policy=policy, number=number)
+    version.policy = policy
+    if if_match is not None:
+        if_match.check(policy_version_etag(version))
+    return version
+
+
+def _version_save(version: PolicyVersion, *fields: str) -> None:
+    version.revision += 1
+    version.updated_at = timezone.now()
+    version.save(update_fields=[*fields, "revision", "updated_at"])
+
+
+def _policy_touched(policy: Policy) -> None:
+    policy.revision += 1
+    policy.updated_at = timezone.now()
+    policy.save(update_fields=["revision", "updated_at"])
+
+
+def _go_live(policy: Policy, version: PolicyVersion, action: str, *, taken_back: PolicyVersion | None = None) -> None:
+    was: Snapshot = snapshot(version)
+    now = timezone.now()
+    retired = None
+    for live in PolicyVersion.objects.filter(policy=policy, status=PolicyVersion.Status.LIVE):
+        retired = live.number
+        live.status = PolicyVersion.Status.RETIRED
+        live.rolled_back_at = now if taken_back is not None else None
+        _version_save(live, "status", "rolled_back_at")
+    version.status = PolicyVersion.Status.LIVE
+    version.rolled_back_at = None
+    if taken_back is None:
+        # A version that is returned to keeps its place in the order in which versions went live.
+        version.published_at = now
+    _version_save(version, "status", "published_at", "rolled_back_at")
+    _policy_touched(policy)
+    version.policy = policy
+    before, after = changes(was, snapshot(version))
+    auditevent_record(
+        action=action,
+        row=version if taken_back is None else policy,
+        object_label=_label(policy, version),
+        before={**before, "live_number": retired},
+        after={**after, "live_number": version.number},
+    )
+
+
+def _note_checked(note: str) -> str:
+    note = note.strip()
+    if len(note) > MAX_NOTE_CHARS:
+        raise ValidationError({"note": f"Give at most {MAX_NOTE_CHARS} characters."})
+    return note
 
 
 def _label(policy: Policy, version: PolicyVersion) -> str:

@@ -22,6 +22,7 @@ from picows import (
     WSCloseCode,
     WSError,
     WSFrame,
+    WSHandshakeError,
     WSListener,
     WSMsgType,
     WSTransport,
@@ -45,7 +46,12 @@ GOODBYE_S: Final = 5.0  # for an agent to take what was sent and our close frame
 
 
 class AgentUnreachable(Exception):
-    """The agent could not be connected to. The message says why, without secrets."""
+    """The agent could not be connected to. The message says why, without secrets; `status` is the HTTP status that it
+    refused the handshake with, if it did."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,9 @@ class AgentLeg:
         except EgressRefused as problem:
             raise AgentUnreachable(str(problem)) from problem
         except WSError as problem:
-            raise AgentUnreachable(f"the handshake failed: {type(problem).__name__}") from problem
+            answer = problem.response if isinstance(problem, WSHandshakeError) else None
+            status = None if answer is None else int(answer.status)
+            raise AgentUnreachable(f"the handshake failed: {type(problem).__name__}", status=status) from problem
         except OSError as problem:
             raise AgentUnreachable(f"the connection failed: {problem.strerror or type(problem).__name__}") from problem
         except ValueError as problem:

@@ -26,6 +26,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from supervision.audio.format import MediaFormat
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
 from tenants.sealing import key_ring
 
@@ -63,8 +64,8 @@ class AgentBinding:
     """What a call needs to know of its agent; pinned when the call starts.
 
     The policy fields and `llm` are None and `rules` empty when the agent has no published policy, and `llm` alone when
-    the policy names no credential or its key cannot be unsealed: such a call is relayed and not judged. A policy
-    whose newest published version is a shadow makes `mode` "shadow".
+    the policy names no credential or its key cannot be unsealed: such a call is relayed and not judged. A shadow
+    version makes `mode` "shadow".
     """
 
     tenant_id: UUID
@@ -83,6 +84,10 @@ class AgentBinding:
     config: Mapping[str, Any]
     llm: ProviderSettings | None
     tts: ProviderSettings | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that this agent has otherwise than its policy; `config` has them already."""
+    audio_format: str = MediaFormat().xml_content_type
+    """What Plivo is asked to stream, as `contentType` of `<Stream>` has it."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
     """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
@@ -213,10 +218,11 @@ class StreamDirectory:
         return _Known(_binding(row, slug), self._clock(), expires)
 
 
-# A live version judges; without one, the newest shadow version does, and never acts.
+# The live version judges, or the shadow version for agents that follow that one; without it, the other does. A shadow
+# version never acts.
 _BINDING: Final = """
 SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_sealed, a.headers_sealed, a.mode,
-       a.language, a.voice, k.expires_at,
+       a.language, a.voice, a.audio_format, a.policy_overrides, k.expires_at,
        (SELECT jsonb_object_agg(d.id, encode(d.wrapped, 'hex'))
           FROM tenants_datakey d WHERE d.tenant_id = a.tenant_id) AS data_keys,
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
@@ -230,7 +236,7 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
   LEFT JOIN LATERAL (
         SELECT * FROM supervision_policyversion
          WHERE tenant_id = a.tenant_id AND policy_id = a.policy_id AND status IN ('live', 'shadow')
-         ORDER BY status = 'live' DESC, number DESC LIMIT 1) v ON true
+         ORDER BY status = a.policy_track DESC, number DESC LIMIT 1) v ON true
   LEFT JOIN supervision_providercredential llm
     ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
   LEFT JOIN supervision_providercredential tts
@@ -261,7 +267,9 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         policy_version_id=row["version_id"],
         policy_version=row["number"],
         rules=tuple(MappingProxyType(rule) for rule in row["rules"] or ()),
-        config=MappingProxyType(row["config"] or {}),
+        config=MappingProxyType({**(row["config"] or {}), **row["policy_overrides"]}),
+        overrides=MappingProxyType(row["policy_overrides"]),
+        audio_format=row["audio_format"],
         llm=_provider(row, "llm", keys),
         tts=_provider(row, "tts", keys),
         headers=MappingProxyType(_headers(row, keys)),

@@ -18,7 +18,6 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
 
-from supervision.audio.format import MediaFormat
 from supervision.plivo import signatures
 from supervision.plivo.xml import stream_response
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
@@ -55,7 +54,7 @@ async def answer(request: HttpRequest, slug: str, key: str) -> HttpResponse:
     url = f"ws{public.removeprefix('http')}/stream/{slug}/{key}?{query_with(own_query, token)}"
     written = stream_response(
         url,
-        content_type=MediaFormat().xml_content_type,
+        content_type=binding.audio_format,
         status_callback_url=f"{public}/plivo/{slug}/{key}/status",
     )
     return HttpResponse(written, content_type="application/xml")

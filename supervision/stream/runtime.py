@@ -6,6 +6,7 @@ Made on the first handshake, on the loop that serves it: importing this opens no
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -78,7 +79,7 @@ class StreamRuntime:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
         if binding.policy_version_id is None or binding.llm is None:
             return None
-        key = (binding.policy_version_id, binding.llm)
+        key = (binding.policy_version_id, binding.llm, json.dumps(dict(binding.overrides), sort_keys=True))
         supervisor = self._supervisors.get(key)
         if supervisor is None:
             try:

@@ -9,6 +9,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection
 
+from mirror_saas.errors import Conflict
 from supervision.models import Agent, PolicyVersion, ProviderCredential, StreamKey
 from supervision.services.agents import (
     agent_create,
@@ -104,7 +105,7 @@ def test_publishing_retires_the_version_that_was_live(tenant: Tenancy) -> None:
         draft = policy_version_create(policy_id=tenant.policy.id, rules=["Be kind."])
         policy_version_publish(policy_id=tenant.policy.id, number=draft.number)
         assert {version.number: version.status for version in PolicyVersion.objects.all()} == {1: "retired", 2: "live"}
-        with pytest.raises(ValidationError, match="only a draft"):
+        with pytest.raises(Conflict, match="only a draft"):
             policy_version_publish(policy_id=tenant.policy.id, number=1)
 
 
