@@ -23,12 +23,14 @@ from typing import Any, Final
 from uuid import UUID
 
 import psycopg
+from django.db import connection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from supervision.audio.format import MediaFormat
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
 from tenants.sealing import key_ring
+from tenants.selectors.tenants import TenantRef
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +232,7 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
        tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
        plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed
   FROM supervision_agent a
-  JOIN supervision_streamkey k
+  LEFT JOIN supervision_streamkey k
     ON k.tenant_id = a.tenant_id AND k.agent_id = a.id AND k.key_hash = %(key_hash)s
    AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
   LEFT JOIN LATERAL (
@@ -246,7 +248,29 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
                array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
           FROM supervision_providercredential WHERE tenant_id = a.tenant_id AND kind = 'plivo') plivo ON true
  WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
+   AND (k.id IS NOT NULL OR %(key_hash)s::bytea IS NULL)
 """
+
+
+def agent_binding(*, tenant: TenantRef, agent_id: UUID) -> AgentBinding | None:
+    """What a call of this agent that began now would be judged by, without a key; None when the current tenant has no
+    such agent, or has archived it. Runs in the tenant's context, through Django's connection."""
+    parameters = {"tenant": tenant.id, "agent": agent_id, "key_hash": None}
+    with connection.cursor() as cursor:
+        cursor.execute(_BINDING, parameters)
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        names = [column.name for column in cursor.description]
+    # Django leaves JSON as text for its fields to read.
+    values = {
+        name: json.loads(value) if name in _JSON_COLUMNS and isinstance(value, str) else value
+        for name, value in zip(names, row, strict=True)
+    }
+    return _binding(values, tenant.slug)
+
+
+_JSON_COLUMNS: Final = frozenset({"data_keys", "rules", "config", "policy_overrides"})
 
 
 def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:

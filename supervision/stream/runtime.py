@@ -6,7 +6,6 @@ Made on the first handshake, on the loop that serves it: importing this opens no
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
@@ -18,7 +17,7 @@ from django.conf import settings
 
 from mirror_saas.egress import egress_http_client
 from supervision.audio.format import MediaFormat
-from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, MirrorConfig
+from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
 from supervision.engine.context import SupervisorContext
 from supervision.engine.intervention import templates
 from supervision.engine.llm.openai import OpenAIPool, warm_up
@@ -27,12 +26,13 @@ from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
 from supervision.recorder.recorder import Recorder
 from supervision.stream.directory import AgentBinding, StreamDirectory
+from supervision.stream.mailbox import Mailbox
+from supervision.stream.supervisors import supervisor_of
 
 logger = logging.getLogger(__name__)
 
 WARM_LANGUAGE: Final = "en"
 CLOSE_S: Final = 5.0
-_SUPERVISORS: Final = 256  # policy versions in use at a time by one process
 
 
 class StreamRuntime:
@@ -42,6 +42,7 @@ class StreamRuntime:
         self.node = f"{socket.gethostname()}:{os.getpid()}"
         self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL)
         self.directory = StreamDirectory(settings.DATABASE_URL)
+        self.mailbox = Mailbox(settings.REDIS_URL)
         self.lines = LineCache()
         self.tts = _tts()
         self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
@@ -69,6 +70,7 @@ class StreamRuntime:
 
     async def aclose(self) -> None:
         """Close what calls shared; what is not in the database yet stays in the journal."""
+        await self.mailbox.aclose()
         await self.recorder.aclose(CLOSE_S)
         await self.directory.aclose()
         await self._llms.aclose()
@@ -77,27 +79,9 @@ class StreamRuntime:
 
     def call_supervisor(self, binding: AgentBinding, call_id: str) -> CallSupervisor | None:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
-        if binding.policy_version_id is None or binding.llm is None:
-            return None
-        key = (binding.policy_version_id, binding.llm, json.dumps(dict(binding.overrides), sort_keys=True))
-        supervisor = self._supervisors.get(key)
+        supervisor = supervisor_of(binding, self._supervisors, self._llms)
         if supervisor is None:
-            try:
-                config = MirrorConfig.from_stored(
-                    [dict(rule) for rule in binding.rules],
-                    dict(binding.config),
-                    self._llms.client(
-                        api_key=binding.llm.api_key, model=binding.llm.model, base_url=binding.llm.base_url or None
-                    ),
-                    tenant_id=str(binding.tenant_id),
-                )
-            except ValueError:
-                logger.exception("Policy version %s cannot be used", binding.policy_version_id)
-                return None
-            supervisor = self._supervisors[key] = Supervisor(config)
-            while len(self._supervisors) > _SUPERVISORS:
-                self._supervisors.popitem(last=False)  # calls that run on it keep theirs
-        self._supervisors.move_to_end(key)
+            return None
         return supervisor.call(
             SupervisorContext(
                 call_id=call_id,

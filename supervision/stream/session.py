@@ -187,6 +187,7 @@ class CallSession:
         for text in before:
             self._relay.plivo_text(text, self._loop.time())
         self._supervised.arm()
+        self._runtime.mailbox.open(self._binding.tenant_id, self.call_id, self._from_outside)
         dialling = asyncio.create_task(self._dial())
         try:
             async with asyncio.timeout(None) as self._reading:
@@ -198,6 +199,7 @@ class CallSession:
             self._finish("mirror", "failed", 1012, "Mirror was stopped during the call")
             raise
         finally:
+            self._runtime.mailbox.close(self._binding.tenant_id, self.call_id)
             dialling.cancel()
             if self._closing is not None:
                 self._closing.cancel()
@@ -309,6 +311,10 @@ class CallSession:
                 await self._runtime.recorder.commit(self.call_id)
         except (JournalUnavailable, TimeoutError):
             logger.error("The end of a call could not be journalled; its record is incomplete")
+
+    async def _from_outside(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What came to this call's mailbox: a turn, reported by `POST /calls/{id}/turns`."""
+        return await self._supervised.report_turn(message["turn"], message["wait_ms"] / 1000)
 
     # ------------------------------------------------------------------ RelayListener
 

@@ -70,6 +70,7 @@ class TurnState:
     judged: asyncio.Future[Verdict]
     flagged: bool = False  # its words broke a rule: its tools are denied
     verdict_id: UUID | None = None
+    told: dict[str, Any] = field(default_factory=dict)  # `mirror.verdict`, once it is judged
 
     @property
     def turn_id(self) -> UUID:
@@ -206,6 +207,9 @@ class SupervisedCall:
                 at_ms=self._at_ms(),
             )
         )
+        self._probe()
+
+    def _probe(self) -> None:
         sent_at = self._loop.time()
         if self.relay.clock.lead(sent_at) == 0.0:
             # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
@@ -289,6 +293,53 @@ class SupervisedCall:
             if tools:
                 self._spawn(self._gate(tools, state, customer, keys={}, timeout_ms=None))
 
+    # ------------------------------------------------------------------ turns from outside the agent's socket
+
+    async def report_turn(self, raw: dict[str, Any], wait_s: float) -> dict[str, Any]:
+        """Take the fields of `mirror.turn` from a program that cannot speak on this socket.
+
+        Returns, once it is in the journal, `{"taken": True, "verdict": …, "tools": […]}`: the verdict and the tools'
+        are those that were known after at most ``wait_s``, None without. What cannot be taken is
+        `{"taken": False, "code": …, "message": …}`, with `ended` when the call is over and `not_recorded` when the
+        journal does not work. A turn that was reported before, with the same words, is answered and not taken again.
+        """
+        if self._ended:
+            return {"taken": False, "code": "ended", "message": "the call has ended"}
+        try:
+            parsed = frames.parse({**raw, "event": "mirror.turn"})
+            assert isinstance(parsed, frames.Turn)
+            state = self._turns.get(parsed.ref)
+            if state is None:
+                self._hear_from_outside()
+                self._take_turn(parsed)
+                state = self._turns[parsed.ref]
+            elif (state.payload.agent_text, state.payload.tool_calls) != (parsed.text, parsed.tool_calls):
+                raise frames.FrameError("duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref)
+        except frames.FrameError as problem:
+            return {"taken": False, "code": problem.code, "message": problem.message}
+        try:
+            async with asyncio.timeout(COMMIT_WITHIN_S):
+                await self._recorder.commit(self._log.call_id)
+        except (JournalUnavailable, TimeoutError):
+            return {"taken": False, "code": "not_recorded", "message": "the turn could not be recorded"}
+        tools = [known for call in parsed.tool_calls if (known := self._tools.get(call.id)) is not None]
+        waited_for: set[asyncio.Future[Any]] = {state.judged, *(tool.decided for tool in tools)}
+        if wait_s > 0 and not all(future.done() for future in waited_for):
+            everything = asyncio.gather(*(asyncio.wait({future}) for future in waited_for))
+            await asyncio.wait({everything, self._over}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            everything.cancel()
+        return {
+            "taken": True,
+            "verdict": state.told or None,
+            "tools": [tool_verdict_fields(tool.decided.result()) for tool in tools if tool.decided.done()],
+        }
+
+    def _hear_from_outside(self) -> None:
+        """Whose audio is whose matters from now on, though the agent said no hello."""
+        if not self.relay.hello:
+            self.relay.hello = True
+            self._probe()
+
     def _take_audio(self, audio: frames.Audio) -> None:
         if not self.relay.marks:
             raise frames.FrameError("bad_field", "event: mirror.hello did not announce marks", audio.turn_ref)
@@ -368,23 +419,21 @@ class SupervisedCall:
                 at_ms=self._at_ms(),
             )
         )
+        turn.told = {
+            "turn_id": turn.ref,
+            "state": verdict.state.value,
+            "score": verdict.score,
+            "intervene": verdict.should_intervene,
+            "acted": acted,
+            "withheld": withheld,
+            "rule": verdict.rule,
+            "reason": verdict.reason or verdict.detail,
+            "latency_ms": verdict.latency_ms,
+        }
         if not turn.judged.done():
             turn.judged.set_result(verdict)
         if self.hello is not None and "verdicts" in self.hello.wants and not self._ended:
-            self._to_agent(
-                {
-                    "event": "mirror.verdict",
-                    "turn_id": turn.ref,
-                    "state": verdict.state.value,
-                    "score": verdict.score,
-                    "intervene": verdict.should_intervene,
-                    "acted": acted,
-                    "withheld": withheld,
-                    "rule": verdict.rule,
-                    "reason": verdict.reason or verdict.detail,
-                    "latency_ms": verdict.latency_ms,
-                }
-            )
+            self._to_agent({"event": "mirror.verdict", **turn.told})
 
     def _decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
         """Act on a verdict, or say why not: ``(acted, withheld)``."""
@@ -790,18 +839,7 @@ class SupervisedCall:
     def _send_tool_verdict(self, verdict: ToolVerdict) -> None:
         if self._ended:
             return
-        self._to_agent(
-            {
-                "event": "mirror.tool_verdict",
-                "id": verdict.id,
-                "allow": verdict.allow,
-                "code": verdict.code.value,
-                "reason": verdict.reason,
-                "instruction": verdict.instruction,
-                "stored_result": verdict.stored_result,
-                "valid_ms": verdict.valid_ms,
-            }
-        )
+        self._to_agent({"event": "mirror.tool_verdict", **tool_verdict_fields(verdict)})
 
     def _irreversible(self, intent: ToolCallIntent) -> bool:
         names = DEFAULT_IRREVERSIBLE_TOOLS if self._supervisor is None else self._supervisor.config.irreversible_tools
@@ -854,7 +892,7 @@ class SupervisedCall:
 
     def coverage(self) -> tuple[str, str, float | None]:
         """State (`full`, `partial`, `none`), reason, and share of turns that were judged or skipped."""
-        if self.hello is None:
+        if self.hello is None and not self.counts.turns:
             return "none", "the agent sent no mirror.hello, so it reports no turns", None
         if not self.counts.turns:
             return "none", "the agent said hello and reported no turn", None
@@ -1056,6 +1094,19 @@ class _Running(RelayPlayback):
                 start_ms, end_ms = times
                 return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"
         return round(high_s * 1000), "turn"
+
+
+def tool_verdict_fields(verdict: ToolVerdict) -> dict[str, Any]:
+    """The fields of `mirror.tool_verdict`."""
+    return {
+        "id": verdict.id,
+        "allow": verdict.allow,
+        "code": verdict.code.value,
+        "reason": verdict.reason,
+        "instruction": verdict.instruction,
+        "stored_result": verdict.stored_result,
+        "valid_ms": verdict.valid_ms,
+    }
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:

@@ -40,6 +40,7 @@ from supervision.stream import consumer as consumer_module
 from supervision.stream import dial as dial_module
 from supervision.stream.consumer import StreamConsumer
 from supervision.stream.directory import AgentBinding, ProviderSettings
+from supervision.stream.mailbox import Mailbox
 from supervision.stream.runtime import StreamRuntime
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN, Asked, ScriptedLLM
@@ -180,6 +181,7 @@ class VirtualRuntime(StreamRuntime):
         self.node = "test:1"
         self.recorder = MemoryRecorder()  # type: ignore[assignment]
         self.directory = SimpleNamespace(lookup=self._lookup)  # type: ignore[assignment]
+        self.mailbox = Mailbox(None)
         self.lines = LineCache()
         self.tts = tts
         self._supervisors = OrderedDict()
