@@ -15,8 +15,11 @@ from ninja.openapi.schema import OpenAPISchema
 
 from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequired, UpstreamFailed
 from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
+from supervision.api.agents import router as agents_router
 from supervision.api.calls import router as calls_router
+from supervision.api.credentials import router as credentials_router
 from supervision.api.decisions import router as decisions_router
+from supervision.api.policies import router as policies_router
 from supervision.api.usage import router as usage_router
 from supervision.errors import InvalidInput, NotFound
 from tenants.api.audit import router as audit_router
@@ -51,6 +54,9 @@ api = MirrorAPI(
     auth=[BearerKey(), SessionMember()],
 )
 api.add_router("", me_router)
+api.add_router("", agents_router)
+api.add_router("", policies_router)
+api.add_router("", credentials_router)
 api.add_router("", calls_router)
 api.add_router("", decisions_router)
 api.add_router("", usage_router)

@@ -43,7 +43,11 @@ class In(BaseModel):
 
 def unset(**kwargs: Any) -> Any:
     """A field that a PATCH may leave out, and that is not null: what it is then is never looked at (`In.given`)."""
-    return Field(default=None, json_schema_extra=lambda schema: schema.pop("default", None), **kwargs)
+    return Field(default=None, json_schema_extra=_without_default, **kwargs)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
 
 
 def _unstorable(value: Any) -> bool:

@@ -114,7 +114,9 @@ class PolicyConfig(BaseModel):
     This is what is stored with a policy version. Raises `pydantic.ValidationError`, which names the field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True, use_attribute_docstrings=True
+    )
 
     policies: Rules = Field(default=(), max_length=MAX_RULES)
     """The rules, as strings or `Rule`s (`rules` has them all as `Rule`s). At least one, unless there is a

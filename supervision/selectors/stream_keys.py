@@ -35,6 +35,12 @@ def agent_stream_key_list(*, agent_id: UUID) -> list[StreamKeyRef]:
     ]
 
 
+def agent_stream_key_get(*, agent_id: UUID, stream_key_id: UUID) -> StreamKeyRef:
+    """One key of an agent of the current tenant. Raises StreamKey.DoesNotExist."""
+    key = StreamKey.objects.get(agent_id=agent_id, id=stream_key_id)
+    return StreamKeyRef(key.id, _state(key, timezone.now()), key.created_at, key.expires_at, key.revoked_at)
+
+
 def _state(key: StreamKey, now: datetime) -> State:
     if key.revoked_at is not None:
         return "revoked"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -23,6 +24,7 @@ from mirror_saas.ids import uuid7
 from supervision.audio.format import L16, MULAW, MediaFormat
 from supervision.models import Agent, Mode, Policy, PolicyVersion, ProviderCredential, StreamKey, Track
 from supervision.plivo.xml import stream_response
+from supervision.selectors.agents import agent_address
 from supervision.services.policies import (
     overrides_checked,
     policy_create,
@@ -30,6 +32,7 @@ from supervision.services.policies import (
     policy_version_create,
     policy_version_publish,
 )
+from supervision.stream.check import AgentCheck, agent_check
 from supervision.stream.headers import header_reserved
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
@@ -37,6 +40,7 @@ from tenants.selectors.tenants import TenantRef
 from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
 
 SECRET_BYTES = 32
+SECRET_CHARS: Final = 200
 ROTATION_OVERLAP: Final = timedelta(hours=24)
 MAX_ROTATION_OVERLAP: Final = timedelta(days=30)
 MAX_HEADERS: Final = 32
@@ -162,6 +166,16 @@ def agent_signing_secret_rotate(*, agent_id: UUID, signing_secret: str | None = 
         agent.save(update_fields=["signing_secret_sealed", "updated_at"])
         _updated(agent, was)
     return NewAgent(agent=agent, signing_secret=secret)
+
+
+def agent_checked(*, agent_id: UUID) -> AgentCheck:
+    """Dial an agent and say what was found, within 8 s; see `supervision.stream.check`. Raises AgentNotFound."""
+    return asyncio.run(agent_check(agent_address(agent_id=agent_id)))
+
+
+def overlap_of_ms(milliseconds: int) -> timedelta:
+    """An overlap as the API has it."""
+    return timedelta(milliseconds=milliseconds)
 
 
 def agent_archive(*, agent_id: UUID) -> None:
@@ -395,7 +409,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 # 16 characters are what a person might still make up; those that are made have 256 random bits.
-_SIGNING_SECRET: Final = re.compile(r"[!-~]{16,200}")
+_SIGNING_SECRET: Final = re.compile(rf"[!-~]{{16,{SECRET_CHARS}}}")
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 

@@ -6,6 +6,8 @@ Plivo accounts are in `supervision.services.plivo_accounts`. Secrets are write-o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, TypedDict, Unpack
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -18,7 +20,7 @@ from mirror_saas.egress import EgressRefused, egress_check
 from mirror_saas.errors import Conflict
 from mirror_saas.ids import uuid7
 from supervision.models import Agent, PolicyVersion, ProviderCredential
-from supervision.services.plivo_accounts import auth_token_clean
+from supervision.services.plivo_accounts import auth_token_clean, plivo_account_save
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
 from tenants.services.audit import auditevent_record, changes, snapshot
@@ -61,6 +63,52 @@ def forge_credential_create(
     """
     credential = ProviderCredential(id=uuid7(), kind=ProviderCredential.Kind.FORGE.value, provider=provider.value)
     return _made(credential, name=name, base_url=base_url or FORGE_APIS[provider], api_key=api_key)
+
+
+def credential_add(
+    *,
+    kind: ProviderCredential.Kind,
+    name: str,
+    secret: str,
+    base_url: str | None = None,
+    model: str | None = None,
+    account: str | None = None,
+    provider: ProviderCredential.Provider | None = None,
+) -> ProviderCredential:
+    """A credential of any kind; fields that another kind has must not be given. Raises ValidationError naming the
+    field."""
+    wanted = {
+        ProviderCredential.Kind.PLIVO: {"account"},
+        ProviderCredential.Kind.FORGE: {"provider", "base_url"},
+    }.get(kind, {"base_url", "model"})
+    given = {"base_url": base_url, "model": model, "account": account, "provider": provider}
+    messages = {
+        field: f"A credential of the kind `{kind.value}` has none; leave it out."
+        for field, value in given.items()
+        if value is not None and field not in wanted
+    }
+    missing = {field for field in wanted if given[field] is None} - ({"base_url"} if "provider" in wanted else set())
+    messages |= {field: f"A credential of the kind `{kind.value}` needs it." for field in missing}
+    if messages:
+        raise ValidationError(messages)
+    with secret_named():
+        if account is not None:
+            return plivo_account_save(auth_id=account, auth_token=secret, name=name, replace=False)
+        if provider is not None:
+            return forge_credential_create(name=name, provider=provider, api_key=secret, base_url=base_url)
+        return credential_create(name=name, kind=kind, base_url=base_url or "", model=model or "", api_key=secret)
+
+
+@contextmanager
+def secret_named() -> Iterator[None]:
+    """Call the secret `secret` in errors, whatever its kind calls it, and an Auth ID `account`."""
+    try:
+        yield
+    except ValidationError as error:
+        names = {"api_key": "secret", "auth_token": "secret", "auth_id": "account"}
+        raise ValidationError(
+            {names.get(field, field): texts for field, texts in error.message_dict.items()}
+        ) from error
 
 
 def credential_update(*, credential: ProviderCredential, base_url: str, model: str, api_key: str) -> ProviderCredential:

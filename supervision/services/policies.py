@@ -286,6 +286,13 @@ def agent_policy_set(
         return agent
 
 
+def agent_policy_remove(*, agent_id: UUID, policy_id: UUID) -> None:
+    """Judge an agent's new calls by no policy. Raises Agent.DoesNotExist when it is not `policy_id` that judges it."""
+    with transaction.atomic():
+        Agent.objects.select_for_update(no_key=True).get(id=agent_id, policy_id=policy_id, archived_at=None)
+        agent_policy_set(agent_id=agent_id, policy_id=None)
+
+
 def policy_for_agent_get(policy_id: UUID | None) -> Policy | None:
     """The policy, held against being archived until the transaction ends. Raises ValidationError (`policy_id`)."""
     if policy_id is None:
@@ -316,12 +323,12 @@ def overrides_checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(overrides) - OVERRIDABLE)
     if unknown:
         raise ValidationError(
-            {f"overrides.{name}": f"An agent can override {_listed(OVERRIDABLE)}, nothing else." for name in unknown}
+            {f"policy_overrides.{name}": f"An agent can override {_listed(OVERRIDABLE)}, nothing else." for name in unknown}
         )
     try:
         _, stored = _checked(["-"], overrides)
     except ValidationError as error:
-        raise ValidationError({f"overrides.{name}": texts for name, texts in error.message_dict.items()}) from error
+        raise ValidationError({f"policy_overrides.{name}": texts for name, texts in error.message_dict.items()}) from error
     return stored
 
 

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec
 from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
-from ninja import Header
+from ninja.params.functions import Header
 from ninja.responses import NinjaJSONEncoder
 from ninja.utils import contribute_operation_args
 from pydantic import BaseModel
@@ -27,6 +27,14 @@ P = ParamSpec("P")
 REPLAYED = "Idempotency-Replayed"
 # 1 to 255 visible ASCII characters; a UUID is a good key.
 KEY_PATTERN = r"^[!-~]{1,255}$"
+
+KEY_HEADER = Header(
+    None,
+    alias="Idempotency-Key",
+    pattern=KEY_PATTERN,
+    description="Makes it safe to send this again: for 24 hours the same key with the same request gets the stored"
+    " answer. Another request with it is refused (422); while the first one runs, 409.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +74,7 @@ def writes(
             idempotency_store(key=idempotency_key, actor_id=actor_id, fingerprint=fingerprint, answer=answer)
             return response
 
-        contribute_operation_args(
-            run,
-            "idempotency_key",
-            str | None,  # type: ignore[arg-type]
-            Header(
-                None,
-                alias="Idempotency-Key",
-                pattern=KEY_PATTERN,
-                description="Makes it safe to send this again: for 24 hours the same key with the same request gets the "
-                "stored answer. Another request with it is refused (422); while the first one runs, 409.",
-            ),
-        )
+        contribute_operation_args(run, "idempotency_key", str | None, KEY_HEADER)  # type: ignore[arg-type]
         return requires(scope)(run)
 
     return decorate
