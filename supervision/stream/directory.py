@@ -28,6 +28,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from supervision.audio.format import MediaFormat
+from supervision.redaction import RedactionSettings
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
 from tenants.sealing import key_ring
 from tenants.selectors.tenants import TenantRef
@@ -90,6 +91,8 @@ class AgentBinding:
     """Settings that this agent has otherwise than its policy; `config` has them already."""
     audio_format: str = MediaFormat().xml_content_type
     """What Plivo is asked to stream, as `contentType` of `<Stream>` has it."""
+    redaction: RedactionSettings = field(default_factory=RedactionSettings)
+    """What is taken out of the call's words before they are stored."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
     """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
@@ -230,7 +233,8 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
        tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
-       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed
+       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed,
+       privacy.redact AS redact_kinds, privacy.phone_region AS redact_region, privacy.patterns AS redact_patterns
   FROM supervision_agent a
   LEFT JOIN supervision_streamkey k
     ON k.tenant_id = a.tenant_id AND k.agent_id = a.id AND k.key_hash = %(key_hash)s
@@ -243,6 +247,7 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
     ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
   LEFT JOIN supervision_providercredential tts
     ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
+  LEFT JOIN supervision_privacysettings privacy ON privacy.tenant_id = a.tenant_id
   LEFT JOIN LATERAL (
         SELECT array_agg(id ORDER BY updated_at DESC, id) AS ids,
                array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
@@ -270,7 +275,9 @@ def agent_binding(*, tenant: TenantRef, agent_id: UUID) -> AgentBinding | None:
     return _binding(values, tenant.slug)
 
 
-_JSON_COLUMNS: Final = frozenset({"data_keys", "rules", "config", "policy_overrides"})
+_JSON_COLUMNS: Final = frozenset(
+    {"data_keys", "rules", "config", "policy_overrides", "redact_kinds", "redact_patterns"}
+)
 
 
 def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
@@ -296,6 +303,7 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         audio_format=row["audio_format"],
         llm=_provider(row, "llm", keys),
         tts=_provider(row, "tts", keys),
+        redaction=RedactionSettings.from_row(row["redact_kinds"], row["redact_region"], row["redact_patterns"]),
         headers=MappingProxyType(_headers(row, keys)),
         plivo_tokens=_plivo_tokens(row, keys),
     )

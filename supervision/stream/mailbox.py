@@ -151,9 +151,7 @@ class Mailbox:
         await subscribing
 
     async def _answer(self, redis: AsyncRedis, channel: str, data: bytes) -> None:
-        deliver = self._deliver.get(channel)
-        if deliver is None:
-            return
+        deliver = self._deliver.get(channel, _over)
         try:
             posted = json.loads(data)
             answer = await deliver(posted["message"])
@@ -166,3 +164,8 @@ class Mailbox:
         except Exception:
             # A defect of ours must not cost the other calls of this process their mail.
             logger.exception("a message to a call could not be handled")
+
+
+async def _over(message: dict[str, Any]) -> dict[str, Any]:
+    """What a call answers that ended before Valkey heard of it."""
+    return {"taken": False, "code": "ended", "message": "the call has ended"}

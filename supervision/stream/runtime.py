@@ -25,6 +25,7 @@ from supervision.engine.supervisor import CallSupervisor, Supervisor
 from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
 from supervision.recorder.recorder import Recorder
+from supervision.redaction import Redaction
 from supervision.stream.directory import AgentBinding, StreamDirectory
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.supervisors import supervisor_of
@@ -40,7 +41,8 @@ class StreamRuntime:
 
     def __init__(self) -> None:
         self.node = f"{socket.gethostname()}:{os.getpid()}"
-        self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL)
+        self.redaction = Redaction()
+        self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL, redact=self.redaction.event)
         self.directory = StreamDirectory(settings.DATABASE_URL)
         self.mailbox = Mailbox(settings.REDIS_URL)
         self.lines = LineCache()

@@ -110,6 +110,8 @@ class CallSession:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self.call_id: UUID = uuid7()
+        # Before anything of the call is recorded.
+        runtime.redaction.learn(binding.tenant_id, binding.redaction)
         self._log = CallLog(record=runtime.recorder.record, tenant_id=binding.tenant_id, call_id=self.call_id)
         self._plivo = PlivoLeg(send)
         self._agent = AgentLeg(

@@ -314,7 +314,9 @@ class SupervisedCall:
                 self._take_turn(parsed)
                 state = self._turns[parsed.ref]
             elif (state.payload.agent_text, state.payload.tool_calls) != (parsed.text, parsed.tool_calls):
-                raise frames.FrameError("duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref)
+                raise frames.FrameError(
+                    "duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref
+                )
         except frames.FrameError as problem:
             return {"taken": False, "code": problem.code, "message": problem.message}
         try:

@@ -36,6 +36,7 @@ from supervision.plivo.simulator import call as simulator_call
 from supervision.plivo.simulator.connection import Closed, Connection, DialFailed, Message
 from supervision.recorder.events import RecordEvent
 from supervision.recorder.recorder import JournalUnavailable
+from supervision.redaction import Redaction
 from supervision.stream import consumer as consumer_module
 from supervision.stream import dial as dial_module
 from supervision.stream.consumer import StreamConsumer
@@ -181,6 +182,7 @@ class VirtualRuntime(StreamRuntime):
         self.node = "test:1"
         self.recorder = MemoryRecorder()  # type: ignore[assignment]
         self.directory = SimpleNamespace(lookup=self._lookup)  # type: ignore[assignment]
+        self.redaction = Redaction()
         self.mailbox = Mailbox(None)
         self.lines = LineCache()
         self.tts = tts
