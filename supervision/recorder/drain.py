@@ -36,7 +36,16 @@ from supervision.recorder.journal import (
     orphans,
 )
 from supervision.recorder.projections import Unprojectable
-from supervision.recorder.store import Connection, EventTaken, Fault, connect, fault_of, store_events
+from supervision.recorder.store import (
+    CallErased,
+    Connection,
+    EventTaken,
+    Fault,
+    connect,
+    fault_of,
+    quarantined_erased,
+    store_events,
+)
 from supervision.recorder.writer import JournalLimits, JournalWriter
 
 logger = logging.getLogger(__name__)
@@ -80,6 +89,10 @@ class Source(Protocol):
 
     def quarantine(self, position: int, reason: str) -> None: ...
 
+    def quarantined_calls(self) -> list[tuple[bytes, bytes]]: ...
+
+    def scrub(self, calls: Sequence[tuple[bytes, bytes]]) -> None: ...
+
     def close(self, *, drained: bool) -> None: ...
 
 
@@ -106,6 +119,12 @@ class OwnJournal:
     def quarantine(self, position: int, reason: str) -> None:
         self._writer.quarantine(position, reason)
 
+    def quarantined_calls(self) -> list[tuple[bytes, bytes]]:
+        return self._reader.quarantined_calls() if self._reader is not None else []
+
+    def scrub(self, calls: Sequence[tuple[bytes, bytes]]) -> None:
+        self._writer.scrub(calls)
+
     def close(self, *, drained: bool) -> None:
         if self._reader is not None:
             self._reader.close()
@@ -130,6 +149,12 @@ class OrphanJournal:
 
     def quarantine(self, position: int, reason: str) -> None:
         self._journal.quarantine(position, reason)
+
+    def quarantined_calls(self) -> list[tuple[bytes, bytes]]:
+        return self._journal.quarantined_calls()
+
+    def scrub(self, calls: Sequence[tuple[bytes, bytes]]) -> None:
+        self._journal.scrub(calls)
 
     def close(self, *, drained: bool) -> None:
         self._journal.close(remove=drained and self._journal.is_empty)
@@ -191,6 +216,8 @@ class Drain:
         self._finished: set[Path] = set()
         self._adopt_at = 0.0
         self._adopted_once = False
+        # How much had been stored when the journals were scrubbed last.
+        self._scrubbed_at = 0
         self._connection: Connection | None = None
         self._attempts = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mirror-drain")
@@ -264,6 +291,7 @@ class Drain:
             self._wake.clear()
             if started >= self._adopt_at:
                 await self._adopt()
+                await self._scrub()
             more = False
             for course in [*self._orphans, self._own]:
                 more |= await self._step(course)
@@ -329,6 +357,25 @@ class Drain:
             except (JournalFormatUnknown, sqlite3.Error, OSError) as error:
                 logger.error("the journal %s cannot be adopted: %s", path.name, error)
         return adopted
+
+    async def _scrub(self) -> None:
+        """Delete what was set aside of calls that were erased since, and what lingers in the write-ahead logs."""
+        courses = [*self._orphans, self._own]
+        aside = {course: await self._in_thread(course.source.quarantined_calls) for course in courses}
+        erased: set[tuple[bytes, bytes]] = set()
+        if any(aside.values()):
+            calls = [(UUID(bytes=tenant), UUID(bytes=call)) for held in aside.values() for tenant, call in held]
+            try:
+                found = await quarantined_erased(await self._connect(), calls)
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                raise DatabaseDown(_reason(error)) from error
+            erased = {(tenant_id.bytes, call_id.bytes) for tenant_id, call_id in found}
+        stored = self.counts.stored + self.counts.repeated
+        for course in courses:
+            gone = [call for call in aside[course] if call in erased]
+            if gone or stored != self._scrubbed_at:
+                await self._in_thread(partial(course.source.scrub, gone))
+        self._scrubbed_at = stored
 
     async def _release_finished(self) -> None:
         for course in [c for c in self._orphans if not c.waiting]:
@@ -403,7 +450,7 @@ class Drain:
         """Store `items` in order; halves what PostgreSQL refuses until the culprit stands alone."""
         try:
             await self._store_all(course, tenant_id, items)
-        except (psycopg.Error, OSError, TimeoutError, EventTaken, Unprojectable) as error:
+        except (psycopg.Error, OSError, TimeoutError, EventTaken, CallErased, Unprojectable) as error:
             fault = fault_of(error)
             if fault is Fault.TENANT:
                 raise _TenantInTheWay(items[0].position, _reason(error)) from error

@@ -262,6 +262,24 @@ class Journal:
         rows = self._db.execute("SELECT * FROM quarantine ORDER BY position").fetchall()
         return [(Row(*row[:-1]), row[-1]) for row in rows]
 
+    def scrub(self, calls: Sequence[tuple[bytes, bytes]]) -> int:
+        """Delete what was set aside of calls `(tenant, call)`, and empty the write-ahead log: what was deleted before
+        does not linger in it either. Returns how many events were deleted."""
+        deleted = 0
+        if calls:
+            with _Transaction(self._db):
+                for tenant, call in calls:
+                    deleted += self._db.execute(
+                        "DELETE FROM quarantine WHERE tenant = ? AND call = ?", (tenant, call)
+                    ).rowcount
+        # TRUNCATE gives the log's blocks back to the file system; a reader in the middle leaves it for the next time.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return deleted
+
+    def quarantined_calls(self) -> list[tuple[bytes, bytes]]:
+        """The calls `(tenant, call)` of which something is set aside."""
+        return [(bytes(t), bytes(c)) for t, c in self._db.execute("SELECT DISTINCT tenant, call FROM quarantine")]
+
     def _retry_quarantined(self) -> int:
         """Put the events set aside back in their places, for a version that may know them; their number."""
         with _Transaction(self._db):
@@ -360,6 +378,10 @@ class JournalReader:
     def read(self, *, after: int, limit: int, tenant: bytes | None = None, upto: int | None = None) -> list[Row]:
         """At most `limit` committed events past position `after` (of one tenant, up to a position), in order."""
         return _read(self._db, after=after, limit=limit, tenant=tenant, upto=upto)
+
+    def quarantined_calls(self) -> list[tuple[bytes, bytes]]:
+        """The calls `(tenant, call)` of which something is set aside."""
+        return [(bytes(t), bytes(c)) for t, c in self._db.execute("SELECT DISTINCT tenant, call FROM quarantine")]
 
     def close(self) -> None:
         self._db.close()

@@ -686,6 +686,9 @@ _INSERT_CALL_EVENTS: Final = (
 # Of ids that were not new, those that are this tenant's: the others belong to a stranger.
 KNOWN_EVENTS: Final = f"SELECT id FROM {CALL_EVENT} WHERE tenant_id = %s AND id = ANY(%s)".encode()  # noqa: S608
 
+# Of calls, those that were erased: parameters tenant, call ids.
+ERASED_CALLS: Final = b"SELECT id FROM supervision_erasedcall WHERE tenant_id = %s AND id = ANY(%s)"
+
 # Interventions that Mirror did not act on are counted apart.
 _NOT_ACTED: Final = "('late', 'unarmed', 'caller_speaking', 'shadow', 'cooldown', 'limit')"
 

@@ -38,6 +38,10 @@ class EventTaken(Exception):
     """The id of an event belongs to an event of another tenant."""
 
 
+class CallErased(Exception):
+    """A call was erased while its events were being stored; what was stored is rolled back."""
+
+
 class Fault(Enum):
     """What an error of a batch means for what to do next."""
 
@@ -53,6 +57,9 @@ def fault_of(error: Exception) -> Fault:
     """Whom an error of `store_events` is about (SQLSTATE classes: PostgreSQL manual, appendix A)."""
     if isinstance(error, Unprojectable | EventTaken):
         return Fault.EVENT
+    if isinstance(error, CallErased):
+        # The next attempt leaves the call out.
+        return Fault.TENANT
     if not isinstance(error, psycopg.Error):
         return Fault.DATABASE
     state = error.sqlstate
@@ -91,12 +98,19 @@ async def store_events(
     without_links: bool = False,
     new_id: Callable[[], UUID] = uuid7,
 ) -> int:
-    """Store `events` of one tenant, in order, all or none; returns how many were new.
+    """Store `events` of one tenant, in order, all or none; returns how many were new. Of a call that was erased
+    nothing is stored.
 
-    Raises psycopg.Error, TimeoutError, EventTaken or Unprojectable; `fault_of` says what to make of it.
+    Raises psycopg.Error, TimeoutError, EventTaken, CallErased or Unprojectable; `fault_of` says what to make of it.
     """
     async with asyncio.timeout(_TRANSACTION_TIMEOUT_S), connection.transaction(), connection.cursor() as cursor:
         await cursor.execute(_BEGIN_TENANT, (str(tenant_id), str(_STATEMENT_TIMEOUT_MS), str(_LOCK_TIMEOUT_MS)))
+        calls = list({event.call_id for event in events})
+        erased = await erased_calls(cursor, tenant_id, calls)
+        if erased:
+            events = [event for event in events if event.call_id not in erased]
+            if not events:
+                return 0
         insert = projections.call_events(events)
         await cursor.execute(insert.sql, (tenant_id, insert.rows.decode()))
         new = {row[0] for row in await cursor.fetchall()}
@@ -104,7 +118,33 @@ async def store_events(
             await _check_known(cursor, tenant_id, {event.id for event in events} - new)
         if new:
             await _project(cursor, tenant_id, _first_of_each(events, new), without_links, new_id)
+        if any(event.kind == "call.started" for event in events):
+            # Only this kind can bring a call back. It has waited for whoever was erasing the call, so it sees them now.
+            left = [call for call in calls if call not in erased]
+            if await erased_calls(cursor, tenant_id, left):
+                raise CallErased("a call was erased meanwhile")
         return len(new)
+
+
+async def erased_calls(
+    cursor: psycopg.AsyncCursor[tuple[Any, ...]], tenant_id: UUID, calls: Sequence[UUID]
+) -> set[UUID]:
+    """Those of a tenant's calls that were erased."""
+    await cursor.execute(projections.ERASED_CALLS, (tenant_id, list(calls)))
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def quarantined_erased(connection: Connection, calls: Sequence[tuple[UUID, UUID]]) -> list[tuple[UUID, UUID]]:
+    """Of calls `(tenant, call)`, those that were erased. Raises psycopg.Error and TimeoutError."""
+    by_tenant: dict[UUID, list[UUID]] = {}
+    for tenant_id, call_id in calls:
+        by_tenant.setdefault(tenant_id, []).append(call_id)
+    found = []
+    for tenant_id, ids in by_tenant.items():
+        async with asyncio.timeout(_TRANSACTION_TIMEOUT_S), connection.transaction(), connection.cursor() as cursor:
+            await cursor.execute(_BEGIN_TENANT, (str(tenant_id), str(_STATEMENT_TIMEOUT_MS), str(_LOCK_TIMEOUT_MS)))
+            found += [(tenant_id, call_id) for call_id in await erased_calls(cursor, tenant_id, ids)]
+    return found
 
 
 def _first_of_each(events: Sequence[RecordEvent], new: set[UUID]) -> list[RecordEvent]:

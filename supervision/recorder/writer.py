@@ -83,6 +83,7 @@ class JournalWriter:
         self._queue: deque[RecordEvent] = deque()
         self._drained: deque[Sequence[int]] = deque()
         self._refused: deque[tuple[int, str]] = deque()
+        self._scrubbing: deque[Sequence[tuple[bytes, bytes]]] = deque()
         self._awake = False
         self._stopping = False
         self._wake = threading.Event()
@@ -181,6 +182,13 @@ class JournalWriter:
     def quarantine(self, position: int, reason: str) -> None:
         """Set an event aside that PostgreSQL refuses, with one of the next commits."""
         self._refused.append((position, reason))
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
+
+    def scrub(self, calls: Sequence[tuple[bytes, bytes]]) -> None:
+        """Delete what was set aside of erased calls `(tenant, call)`, with one of the next commits."""
+        self._scrubbing.append(calls)
         if not self._awake:
             self._awake = True
             self._wake.set()
@@ -331,6 +339,9 @@ class JournalWriter:
         if self._forgetting and (self._failing or not self._backlog):
             journal.forget(self._forgetting)
             self._forgetting = []
+        while self._scrubbing:
+            journal.scrub(self._scrubbing[0])
+            self._scrubbing.popleft()
 
     def _write_some(self, journal: Journal) -> None:
         nearly_full = journal.fullness >= self._limits.detail_fullness
