@@ -25,7 +25,9 @@ WALL: Final = "(tenant_id = (NULLIF(current_setting('app.tenant_id'::text, true)
 # a finding, because row-level security does not know whose its rows are.
 GLOBAL_TABLES: Final = frozenset({"tenants_user", "tenants_keycheck"})
 # Read by SECURITY DEFINER look-ups before the tenant is known: these indexes have to lead with something else.
-LOOKUP_INDEXES: Final = frozenset({("tenants_apikey", "prefix"), ("tenants_membership", "user_id")})
+LOOKUP_INDEXES: Final = frozenset(
+    {("tenants_apikey", "prefix"), ("tenants_membership", "user_id"), ("tenants_invitation", "token_hash")}
+)
 # Rows of these stay as they were written.
 APPEND_ONLY: Final = frozenset({"tenants_auditevent"})
 _OUR_APPS: Final = frozenset({"tenants", "supervision", "webui", "mirror_saas"})

@@ -108,6 +108,68 @@ class Membership(TenantModel):
         return f"{self.user_id} {self.role}"
 
 
+class Invitation(TenantModel):
+    """A person who may become a member: an email, a role, and the hash of the token that the mail's link carries.
+
+    The token is not kept. It is derived from `token_nonce` and this installation's secret key
+    (tenants.services.invitations), so that whoever sends the mail can make it and the database alone cannot.
+    """
+
+    class MailState(models.TextChoices):
+        """What became of the mail with the newest token."""
+
+        WAITING = "waiting", "On its way"
+        SENT = "sent", "Sent"
+        FAILED = "failed", "Not delivered"
+        NOT_QUEUED = "not_queued", "Not sent"
+
+    class Inviter(models.TextChoices):
+        USER = "user", "A person"
+        API_KEY = "api_key", "An API key"
+        SYSTEM = "system", "The operator"
+
+    email = models.EmailField()
+    role = models.CharField(max_length=16, choices=Role.choices)
+    token_hash = models.BinaryField(max_length=32)
+    token_nonce = models.BinaryField(max_length=32)
+    # Whoever made or last resent it: the role is theirs to give at acceptance, or it is void. The constraint to the
+    # user is SQL in the migration, as that of Membership.
+    invited_by_kind = models.CharField(max_length=16, choices=Inviter.choices)
+    invited_by = models.ForeignKey(
+        User, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False
+    )
+    invited_by_key = models.ForeignKey(
+        "tenants.ApiKey", null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False
+    )
+    mail_state = models.CharField(max_length=16, choices=MailState.choices, default=MailState.WAITING)
+    mailed_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField()
+    accepted_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="invitation_tenant_id"),
+            models.UniqueConstraint(
+                fields=["tenant", "email"],
+                condition=models.Q(accepted_at=None, revoked_at=None),
+                name="invitation_tenant_pending",
+            ),
+            models.CheckConstraint(condition=models.Q(role__in=Role.values), name="invitation_role"),
+            models.CheckConstraint(condition=models.Q(email=Lower("email")), name="invitation_email_is_lower_case"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            # Looked up before the tenant is known.
+            models.Index(fields=["token_hash"], name="invitation_token_hash"),
+            models.Index(fields=["tenant", "invited_by"], name="invitation_tenant_inviter"),
+            models.Index(fields=["tenant", "invited_by_key"], name="invitation_tenant_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} {self.role}"
+
+
 class ApiKey(TenantModel):
     """A key `mk_<prefix>_<secret>` of a program. Only a hash of the secret is kept; the key is shown once."""
 
