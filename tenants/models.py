@@ -109,10 +109,11 @@ class Membership(TenantModel):
 
 
 class Invitation(TenantModel):
-    """A person who may become a member: an email, a role, and the hash of the token that the mail's link carries.
+    """A person who may become a member: an email, a role, and the hash of the token that the link carries.
 
-    The token is not kept. It is derived from `token_nonce` and this installation's secret key
-    (tenants.services.invitations), so that whoever sends the mail can make it and the database alone cannot.
+    The mail's link carries a second part, which proves that whoever opens it reads the address's mail. Neither is kept:
+    both are derived from `token_nonce` and this installation's secret key (tenants.services.invitations), so that
+    whoever sends the mail can make them and the database alone cannot.
     """
 
     class MailState(models.TextChoices):
@@ -131,6 +132,7 @@ class Invitation(TenantModel):
     email = models.EmailField()
     role = models.CharField(max_length=16, choices=Role.choices)
     token_hash = models.BinaryField(max_length=32)
+    proof_hash = models.BinaryField(max_length=32)
     token_nonce = models.BinaryField(max_length=32)
     # Whoever made or last resent it: the role is theirs to give at acceptance, or it is void. The constraint to the
     # user is SQL in the migration, as that of Membership.
@@ -171,7 +173,10 @@ class Invitation(TenantModel):
 
 
 class ApiKey(TenantModel):
-    """A key `mk_<prefix>_<secret>` of a program. Only a hash of the secret is kept; the key is shown once."""
+    """A key `mk_<prefix>_<secret>` of a program. Only a hash of the secret is kept; the key is shown once.
+
+    It belongs to the tenant: it goes on when the person who made it leaves, until somebody revokes it.
+    """
 
     name = models.CharField(max_length=200)
     prefix = models.CharField(max_length=16, db_index=True)
@@ -181,6 +186,13 @@ class ApiKey(TenantModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    last_used_ip = models.CharField(max_length=64, blank=True, default="")
+    # Fewer requests a minute than the tenant's keys may otherwise make; NULL: as many.
+    requests_per_minute = models.IntegerField(null=True, blank=True)
+    # Who made it, in the words of the audit log; no foreign keys, because it may outlive them.
+    created_by_kind = models.CharField(max_length=16, blank=True, default="")
+    created_by_id = models.UUIDField(null=True, blank=True)
+    created_by_label = models.CharField(max_length=300, blank=True, default="")
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -265,3 +277,69 @@ class AuditEvent(TenantModel):
 
     def __str__(self) -> str:
         return f"{self.seq} {self.action}"
+
+
+class TenantLimits(TenantModel):
+    """What the operator allows the tenant. NULL is the installation's default, -1 no limit, 0 none at all.
+
+    mirror_app may read these rows and not write them: only `manage.py tenant_limits` does, as mirror_owner.
+    """
+
+    UNLIMITED: ClassVar[int] = -1
+
+    calls = models.IntegerField(null=True, blank=True)
+    judge_calls = models.IntegerField(null=True, blank=True)
+    requests_per_minute = models.IntegerField(null=True, blank=True)
+    key_requests_per_minute = models.IntegerField(null=True, blank=True)
+    storage_mib = models.IntegerField(null=True, blank=True)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="tenantlimits_tenant_id"),
+            models.UniqueConstraint(fields=["tenant"], name="tenantlimits_tenant"),
+            models.CheckConstraint(
+                condition=models.Q(calls__gte=-1)
+                & models.Q(judge_calls__gte=-1)
+                & models.Q(requests_per_minute__gte=-1)
+                & models.Q(key_requests_per_minute__gte=-1)
+                & models.Q(storage_mib__gte=-1),
+                name="tenantlimits_not_negative",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return "limits"
+
+
+class TenantUse(TenantModel):
+    """How much of the database the tenant's record takes; one row, kept by whoever writes the record."""
+
+    # Bytes of the stored events of calls, as JSON; what indexes and projections take comes on top.
+    storage_bytes = models.BigIntegerField(default=0, db_default=0)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="tenantuse_tenant_id"),
+            models.UniqueConstraint(fields=["tenant"], name="tenantuse_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.storage_bytes} bytes"
+
+
+class LimitRefusal(TenantModel):
+    """How often one of the tenant's limits refused something on one day (UTC)."""
+
+    day = models.DateField()
+    kind = models.CharField(max_length=16)
+    count = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="limitrefusal_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "day", "kind"], name="limitrefusal_tenant_day_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.day}: {self.count}"

@@ -23,6 +23,7 @@ class Migration(migrations.Migration):
                 ('email', models.EmailField(max_length=254)),
                 ('role', models.CharField(choices=[('owner', 'Owner'), ('admin', 'Admin'), ('editor', 'Editor'), ('reviewer', 'Reviewer'), ('viewer', 'Viewer')], max_length=16)),
                 ('token_hash', models.BinaryField(max_length=32)),
+                ('proof_hash', models.BinaryField(max_length=32)),
                 ('token_nonce', models.BinaryField(max_length=32)),
                 ('invited_by_kind', models.CharField(choices=[('user', 'A person'), ('api_key', 'An API key'), ('system', 'The operator')], max_length=16)),
                 ('mail_state', models.CharField(choices=[('waiting', 'On its way'), ('sent', 'Sent'), ('failed', 'Not delivered'), ('not_queued', 'Not sent')], default='waiting', max_length=16)),
