@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
+from mirror_saas.limits import Limits, limit_parse
+
 Mode = Literal["development", "production"]
 DatabaseRole = Literal["app", "owner"]
 TTSKind = Literal["offline", "openai", "off"]
@@ -79,6 +81,8 @@ class Environment:
     handshake_signature: HandshakeSignature
     """What becomes of Plivo's signature of a stream's handshake when the tenant has stored its auth token: `check` one
     that is there, `require` one, or `ignore` it."""
+    hsts_s: int
+    """How long browsers that came by https may not come by http, in seconds; 0 makes them forget it."""
     home: Path
     journal_dir: Path
     log_level: str
@@ -93,6 +97,8 @@ class Environment:
     openai_tts_base_url: str | None
     openai_tts_model: str
     openai_tts_voice: str
+    limits: Limits
+    """What a tenant may use that has no limits of its own."""
     database_url: str | None = field(repr=False)
     database_owner_url: str | None = field(repr=False)
     database_admin_url: str | None = field(repr=False)
@@ -173,6 +179,7 @@ def environment_parse(
         egress_allow=_egress_allow(reader),
         trusted_proxies=_trusted_proxies(reader),
         handshake_signature=_handshake_signature(reader),
+        hsts_s=reader.integer("MIRROR_HSTS_S", default=31_536_000, low=0, high=63_072_000),
         home=home,
         journal_dir=journal_dir,
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
@@ -184,6 +191,13 @@ def environment_parse(
         openai_tts_base_url=reader.url("OPENAI_TTS_BASE_URL", ("http", "https")),
         openai_tts_model=reader.text("OPENAI_TTS_MODEL") or "gpt-4o-mini-tts",
         openai_tts_voice=reader.text("OPENAI_TTS_VOICE") or "alloy",
+        limits=Limits(
+            calls=reader.limit("MIRROR_LIMIT_CALLS", default=200),
+            judge_calls=reader.limit("MIRROR_LIMIT_JUDGE_CALLS", default=200),
+            requests_per_minute=reader.limit("MIRROR_LIMIT_REQUESTS_PER_MINUTE", default=6000),
+            key_requests_per_minute=reader.limit("MIRROR_LIMIT_KEY_REQUESTS_PER_MINUTE", default=3000),
+            storage_mib=reader.limit("MIRROR_LIMIT_STORAGE_MIB", default=20 * 1024),
+        ),
         database_url=database_url,
         database_owner_url=owner_url,
         database_admin_url=admin_url,
@@ -263,6 +277,16 @@ class _Reader:
             self.bad(name, f"is {value!r}; use a number of seconds from {low:g} to {high:g}")
             return default
         return float(value)
+
+    def limit(self, name: str, *, default: int) -> int | None:
+        value = self.text(name)
+        if value is None:
+            return default
+        try:
+            return limit_parse(value)
+        except ValueError as error:
+            self.bad(name, f"is {value!r}; {error}")
+            return default
 
     def url(self, name: str, schemes: tuple[str, ...]) -> str | None:
         value = self.text(name)
