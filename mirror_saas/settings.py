@@ -1,6 +1,7 @@
 """Django's settings, all from the environment (mirror_saas.env); `MIRROR` is the checked environment itself."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BEAT_SCHEDULE = {
+    # What is late by a whole round was sent again meanwhile.
+    "sessions-clear": {
+        "task": "mirror_saas.sessions_clear",
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
+    },
+}
 CELERY_BEAT_SCHEDULE_FILENAME = str(MIRROR.home / "celerybeat-schedule")
 
 # -- the application ----------------------------------------------------------------------------------------------
