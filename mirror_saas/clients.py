@@ -34,6 +34,11 @@ def forwarded_ip(peer: str, forwarded_for: str, trusted: tuple[str, ...]) -> str
     return address
 
 
+def is_trusted_proxy(peer: str, trusted: tuple[str, ...]) -> bool:
+    """Whether what this peer says about whoever is behind it is believed."""
+    return _is_in(_plain(peer), [ipaddress.ip_network(entry) for entry in trusted])
+
+
 def _plain(address: str) -> str:
     """An IPv4 address that an IPv6 socket wrapped (::ffff:10.0.0.1) is that IPv4 address."""
     try:
