@@ -12,12 +12,15 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 
+from mirror_saas.errors import Conflict
 from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
 from supervision.api.calls import router as calls_router
 from supervision.errors import InvalidInput, NotFound
 from tenants.api.audit import router as audit_router
-from tenants.api.auth import BearerKey, ScopeMissing, SessionMember
+from tenants.api.auth import BearerKey, SessionMember
 from tenants.api.me import router as me_router
+from tenants.authentication import RecentAuthenticationMissing
+from tenants.roles import CapabilityMissing
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +63,19 @@ def _unauthenticated(request: HttpRequest, error: AuthenticationError) -> HttpRe
     )
 
 
-@api.exception_handler(ScopeMissing)
-def _scope_missing(request: HttpRequest, error: ScopeMissing) -> HttpResponse:
+@api.exception_handler(CapabilityMissing)
+def _capability_missing(request: HttpRequest, error: CapabilityMissing) -> HttpResponse:
     return problem(request, 403, f"{error} Use a key or a role that has it.")
+
+
+@api.exception_handler(RecentAuthenticationMissing)
+def _confirm_first(request: HttpRequest, error: RecentAuthenticationMissing) -> HttpResponse:
+    return problem(request, 403, str(error))
+
+
+@api.exception_handler(Conflict)
+def _conflict(request: HttpRequest, error: Conflict) -> HttpResponse:
+    return problem(request, 409, str(error))
 
 
 @api.exception_handler(NotFound)

@@ -13,3 +13,7 @@ class InvalidInput(ValueError):
     def __init__(self, field: str, message: str) -> None:
         self.field = field
         super().__init__(message)
+
+
+class Conflict(RuntimeError):
+    """What is asked for cannot be done as things stand; the message says what has to change first."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 from django.contrib.auth.views import redirect_to_login
@@ -14,11 +15,14 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
+from tenants.authentication import recently_authenticated
 from tenants.middleware import SESSION_TENANT
 from tenants.models import User
+from tenants.roles import capability_known
 from tenants.selectors.memberships import MembershipRef
 
 P = ParamSpec("P")
+R = TypeVar("R", bound=HttpRequest)
 
 
 class MemberRequest(HttpRequest):
@@ -41,11 +45,12 @@ def member_view(
 ) -> Callable[
     [Callable[Concatenate[MemberRequest, P], HttpResponse]], Callable[Concatenate[HttpRequest, P], HttpResponse]
 ]:
-    """Let a signed-in member see a view whose role has `scope`.
+    """Let a signed-in member see a view whose role has `scope`: a scope, or a capability that no scope covers.
 
     Without a session: to sign-in, and back after it. Member of no tenant: to the page that says so. A role without
-    the scope: 403.
+    it: 403.
     """
+    capability_known(scope)
 
     def decorate(
         view: Callable[Concatenate[MemberRequest, P], HttpResponse],
@@ -57,10 +62,33 @@ def member_view(
             membership: MembershipRef | None = getattr(request, "membership", None)
             if membership is None:
                 return redirect("webui:no_tenant")
-            if scope not in membership.scopes:
+            if scope not in membership.capabilities:
                 raise PermissionDenied(f"The role {membership.role} lacks {scope}.")
             return view(cast(MemberRequest, request), *args, **kwargs)
 
+        wrapped.capability = scope  # type: ignore[attr-defined]
         return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)
 
     return decorate
+
+
+def reauthenticated(
+    view: Callable[Concatenate[R, P], HttpResponse],
+) -> Callable[Concatenate[R, P], HttpResponse]:
+    """Ask a signed-in person to confirm who they are before a dangerous view, unless they did within five minutes.
+
+    It stands below `member_view`, which sends people without a session to sign-in. After the confirmation they come
+    back: to the same page, or for a form that was sent, to the page that it stood on.
+    """
+
+    @wraps(view)
+    def wrapped(request: R, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        if recently_authenticated(request):
+            return view(request, *args, **kwargs)
+        back = request.get_full_path()
+        if request.method not in ("GET", "HEAD"):
+            page = urlsplit(request.headers.get("Referer", ""))
+            back = urlunsplit(("", "", page.path, page.query, "")) if page.netloc == request.get_host() else "/"
+        return redirect_to_login(back, reverse("webui:confirm"))
+
+    return cast(Callable[Concatenate[R, P], HttpResponse], wrapped)

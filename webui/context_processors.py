@@ -34,6 +34,6 @@ def console(request: HttpRequest) -> dict[str, Any]:
         "navigation": [
             {"section": item.section, "name": item.name, "url": reverse(item.route)}
             for item in NAVIGATION
-            if member is not None and item.scope in member.scopes
+            if member is not None and item.scope in member.capabilities
         ],
     }

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from supervision.selectors.call_pages import agent_names, call_record, call_seq
 from supervision.selectors.calls import CallFilters, CallNotFound, call_list
 from tenants.context import tenant_context
 from tenants.models import User
+from tenants.roles import Scope
 from tenants.selectors.memberships import membership_get
 from webui.forms import CallFilterForm
 from webui.lists import call_rows, calls_shown
@@ -36,7 +37,6 @@ from webui.presenters.pages import CallPage, call_page
 from webui.presenters.pieces import Badge
 from webui.presenters.turns import NOT_JUDGED
 
-SCOPE = "calls:read"
 EVENTS_PER_UPDATE = 200
 # More changed calls than this at once, and the list is read anew.
 CALLS_PER_UPDATE = 100
@@ -44,10 +44,11 @@ CALLS_PER_UPDATE = 100
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who is looking, in which tenant, in which time zone."""
+    """Who is looking, in which tenant, what they may do there, in which time zone."""
 
     user_id: UUID
     tenant_id: UUID
+    capabilities: frozenset[str]
     zone: zoneinfo.ZoneInfo | None
 
 
@@ -77,9 +78,9 @@ def viewer_check(
     if session_key is None or not isinstance(user, User):
         raise ViewerGone(signed_out=True)
     member = membership_get(user_id=user.id, tenant_id=tenant_id)
-    if member is None or SCOPE not in member.scopes or (strict and member.tenant.id != tenant_id):
+    if member is None or (strict and member.tenant.id != tenant_id):
         raise ViewerGone(signed_out=False)
-    return Viewer(user_id=user.id, tenant_id=member.tenant.id, zone=zone)
+    return Viewer(user_id=user.id, tenant_id=member.tenant.id, capabilities=member.capabilities, zone=zone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,9 @@ class Update:
 class Topic(ABC):
     """Something a browser follows. `read` is called in a database thread, one call at a time."""
 
+    capability: ClassVar[str]
+    """What a viewer needs to follow it."""
+
     @abstractmethod
     def concerns(self, call_id: UUID) -> bool:
         """Whether a hint about this call is one for this topic; remembers it if so."""
@@ -139,6 +143,8 @@ class Topic(ABC):
 
         Raises TopicRefused.
         """
+        if self.capability not in viewer.capabilities:
+            raise TopicRefused
         zone = viewer.zone or timezone.get_default_timezone()
         with tenant_context(viewer.tenant_id), timezone.override(zone):
             return self._read()
@@ -146,6 +152,8 @@ class Topic(ABC):
 
 class CallTopic(Topic):
     """One call. `after` is the newest event that the browser's page includes."""
+
+    capability = Scope.CALLS_READ.value
 
     def __init__(self, call_id: UUID, after: int) -> None:
         self.call_id = call_id
@@ -245,6 +253,8 @@ def _announcements(events: Iterable[CallEvent], page: CallPage) -> Iterable[str]
 
 class CallsTopic(Topic):
     """The calls list under the filters of its page's URL (`query`), as its first page shows it."""
+
+    capability = Scope.CALLS_READ.value
 
     def __init__(self, query: str) -> None:
         self._query = query

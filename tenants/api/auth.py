@@ -13,9 +13,11 @@ from django.http import HttpRequest
 from ninja.errors import AuthenticationError
 from ninja.security import APIKeyCookie, HttpBearer
 
+from mirror_saas.clients import client_ip
 from tenants.actors import Actor, actor_context, actor_of_request
+from tenants.authentication import RecentAuthenticationMissing, recently_authenticated
 from tenants.context import tenant_context
-from tenants.roles import Scope
+from tenants.roles import Capability, Scope, capability_known, capability_require, role_capabilities
 from tenants.selectors.tenants import TenantRef
 from tenants.services.api_keys import ApiKeyPrincipal, api_key_authenticate
 
@@ -36,13 +38,10 @@ class Principal:
     name: str = ""
     role: str = ""
 
-
-class ScopeMissing(PermissionError):
-    """The key or role does not cover this."""
-
-    def __init__(self, scope: str) -> None:
-        self.scope = scope
-        super().__init__(f"This needs the scope {scope}.")
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the asker may do: a key what its scopes say, a person what their role says."""
+        return self.scopes if self.kind == "api_key" else role_capabilities(self.role)
 
 
 class BearerKey(HttpBearer):
@@ -58,7 +57,7 @@ class BearerKey(HttpBearer):
         return principal
 
     def authenticate(self, request: HttpRequest, token: str) -> Principal | None:
-        api_key = api_key_authenticate(key=token.strip())
+        api_key = api_key_authenticate(key=token.strip(), ip=client_ip(request))
         if api_key is None:
             return None
         return Principal(
@@ -90,22 +89,28 @@ class SessionMember(APIKeyCookie):
 
 
 def requires(
-    scope: Scope | None,
+    capability: Scope | Capability | None, *, recent: bool = False
 ) -> Callable[[Callable[Concatenate[HttpRequest, P], R]], Callable[Concatenate[HttpRequest, P], R]]:
-    """Run an API operation in the asker's tenant, if they have `scope` (None: whoever is known may).
+    """Run an API operation in the asker's tenant, if they have `capability` (None: whoever is known may).
 
-    Raises ScopeMissing. The operation's module must not postpone annotations: ninja would look their names up here.
+    `recent`: it is dangerous, so a session must have proved within five minutes whose it is; keys need not.
+    Raises CapabilityMissing and RecentAuthenticationMissing. The operation's module must not postpone annotations:
+    ninja would look their names up here.
     """
+    asked = None if capability is None else capability_known(capability.value)
 
     def decorate(operation: Callable[Concatenate[HttpRequest, P], R]) -> Callable[Concatenate[HttpRequest, P], R]:
         @wraps(operation)
         def run(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> R:
             principal = principal_of(request)
-            if scope is not None and scope.value not in principal.scopes:
-                raise ScopeMissing(scope.value)
+            if asked is not None:
+                capability_require(principal.capabilities, asked)
+            if recent and principal.kind == "session" and not recently_authenticated(request):
+                raise RecentAuthenticationMissing
             with actor_context(_actor(request, principal)), tenant_context(principal.tenant.id):
                 return operation(request, *args, **kwargs)
 
+        run.capability = asked  # type: ignore[attr-defined]
         return run
 
     return decorate

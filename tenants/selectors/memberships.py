@@ -9,7 +9,7 @@ from django.db import connection
 
 from tenants.context import tenant_context
 from tenants.models import Membership
-from tenants.roles import ROLE_SCOPES
+from tenants.roles import ALL_SCOPES, role_capabilities
 from tenants.selectors.tenants import TenantRef, tenant_current
 
 
@@ -25,7 +25,12 @@ class MembershipRef:
     @property
     def scopes(self) -> frozenset[str]:
         """What the role may do, in the words of API scopes; nothing for a role that is not known."""
-        return ROLE_SCOPES.get(self.role, frozenset())
+        return self.capabilities & ALL_SCOPES
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the role may do: scopes, and what no scope covers."""
+        return role_capabilities(self.role)
 
 
 def membership_list(*, user_id: UUID) -> list[MembershipRef]:
