@@ -61,6 +61,7 @@ def test_look_ups_across_tenants_are_few() -> None:
         "invitation_lookup",
         "membership_lookup",
         "stream_key_lookup",
+        "stream_keys_revoked",
         "tenant_ids_list",
         "tenant_lookup",
     }
