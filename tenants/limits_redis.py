@@ -7,13 +7,16 @@ request that either refuses costs the other nothing. The windows are those of `l
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
 import logging
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import redis
@@ -108,28 +111,46 @@ class Rate:
     """Whole seconds until the current minute of the window ends; of a refused request, until one more fits."""
 
 
+# The minute before: requests, seconds for which it still counts; this minute: requests, seconds until its counter goes.
+State = tuple[int, float, int, float]
+
+
+def _state(parts: Sequence[Any]) -> State:
+    before, before_left_ms, now, now_left_ms = (max(0, int(part or 0)) for part in parts)
+    return before, before_left_ms / 1000, now, now_left_ms / 1000
+
+
 class _Storage(RedisStorage):
     """`limits`' windows in Valkey, and several of them at once."""
 
     # Not one that a URL chooses.
-    STORAGE_SCHEME: list[str] = []
+    STORAGE_SCHEME = []  # noqa: RUF012  (as the base class declares it)
 
     def initialize_storage(self, uri: str) -> None:
         super().initialize_storage(uri)
         self._take = self.get_connection().register_script(_TAKE.encode())
 
-    def windows_take(self, windows: Sequence[Window]) -> tuple[bool, list[tuple[int, float, int, float]]]:
+    def windows_take(self, windows: Sequence[Window]) -> tuple[bool, list[State]]:
         """Whether there is room for one more in each of `windows`, which is then taken; and their counters."""
         keys = []
         for window in windows:
             keys.append(self.prefixed_key(self._previous_window_key(window.key)))
             keys.append(self.prefixed_key(self._current_window_key(window.key)))
         allowed, *parts = self._take(keys, [MINUTE_S * 1000, *(window.limit for window in windows)])
-        states = [
-            (int(parts[n]), int(parts[n + 1]) / 1000, int(parts[n + 2]), int(parts[n + 3]) / 1000)
-            for n in range(0, len(parts), 4)
-        ]
-        return bool(allowed), states
+        return bool(allowed), [_state(parts[n : n + 4]) for n in range(0, len(parts), 4)]
+
+    def window_seen(self, window: Window, name: str) -> tuple[State, bool]:
+        """The counters of a window, not counting anything, and whether there is a key `name`."""
+        current = self.prefixed_key(self._current_window_key(window.key))
+        previous = self.prefixed_key(self._previous_window_key(window.key))
+        with self.storage.pipeline(transaction=True) as pipe:
+            pipe.get(previous).pttl(previous).get(current).pttl(current).exists(name)
+            *parts, named = pipe.execute()
+        before, before_left_s, now, now_left_s = _state(parts)
+        if 0 < now_left_s < MINUTE_S:
+            # The minute is over, and nobody has counted since: what was this one is the one before.
+            return (now, now_left_s, 0, now_left_s + MINUTE_S), bool(named)
+        return (before, before_left_s, now, now_left_s), bool(named)
 
 
 class RequestRates:
@@ -149,6 +170,7 @@ class RequestRates:
         self._own = MemoryStorage()
         self._own_lock = threading.Lock()
         self._down_until = -math.inf
+        self.wrong_keys = WrongKeys(self)
 
     def take(self, windows: Sequence[Window]) -> Rate:
         """Count one request against all of `windows`, at least one, unless one of them is full."""
@@ -158,6 +180,15 @@ class RequestRates:
             (_rate(allowed, window.limit, *state) for window, state in zip(windows, states, strict=True)),
             key=lambda rate: (rate.remaining, -rate.reset_s),
         )
+
+    def seen(self, window: Window, name: str) -> tuple[Rate, bool]:
+        """How a request would fare that is not counted, and whether Valkey has `name`; in one round trip."""
+        found = self.ask(lambda _: self._shared.window_seen(window, name))
+        if found is None:
+            with self._own_lock:
+                found = self._own.get_sliding_window(window.key, MINUTE_S), False
+        state, named = found
+        return _rate(_weighted(*state[:3]) < window.limit, window.limit, *state), named
 
     def count(self, window: Window) -> int | None:
         """The requests of the last minute as the window counts them; None while Valkey cannot be asked."""
@@ -186,7 +217,7 @@ class RequestRates:
         """Close the connections."""
         self._client.close()
 
-    def _take_own(self, windows: Sequence[Window]) -> tuple[bool, list[tuple[int, float, int, float]]]:
+    def _take_own(self, windows: Sequence[Window]) -> tuple[bool, list[State]]:
         with self._own_lock:
             states = [self._own.get_sliding_window(window.key, MINUTE_S) for window in windows]
             allowed = all(_weighted(*state[:3]) < window.limit for state, window in zip(states, windows, strict=True))
@@ -245,3 +276,76 @@ def calls_running(tenant_id: UUID, now: float | None = None) -> int | None:
     since = time.time() if now is None else now
     found = rates().ask(lambda client: client.zcount(calls_key(tenant_id), f"({since}", "+inf"))
     return None if found is None else int(found)
+
+
+class WrongKeys:
+    """Holds up whoever tries keys: after so many wrong ones a minute, an address may use known keys only.
+
+    A key that was right before passes whatever else comes from its address, so one program with a wrong key, or
+    somebody who guesses, locks nobody out behind the same proxy. Of keys only the first bytes of a hash are kept.
+    """
+
+    PER_MINUTE: ClassVar[int] = 30
+    KNOWN_FOR_S: ClassVar[int] = 30 * 24 * 3600
+    _KNOWN_MOST: ClassVar[int] = 10_000
+
+    def __init__(self, counted: RequestRates) -> None:
+        self._rates = counted
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def blocked(self, address: str, key: str) -> Rate | None:
+        """The rate of an address that may not try a key that nobody knows; None when it may, or the key is known."""
+        digest = _digest(key)
+        with self._lock:
+            if digest in self._known:
+                return None
+        rate, known = self._rates.seen(self._window(address), _known_key(digest))
+        return None if known or rate.remaining > 0 else rate
+
+    def wrong(self, address: str, key: str) -> Rate:
+        """Count a wrong key."""
+        with self._lock:
+            self._known.pop(_digest(key), None)
+        rate = self._rates.take([self._window(address)])
+        if rate.allowed and not rate.remaining:
+            logger.warning("%s sent %d wrong API keys within a minute and is held up", address, self.PER_MINUTE)
+        return rate
+
+    def right(self, key: str) -> None:
+        """Remember a key that is right, here at once and for every node when it is new to this process."""
+        digest = _digest(key)
+        with self._lock:
+            if digest in self._known:
+                return
+            self._known[digest] = None
+            if len(self._known) > self._KNOWN_MOST:
+                self._known.popitem(last=False)
+        self._rates.ask(lambda client: client.set(_known_key(digest), 1, ex=self.KNOWN_FOR_S))
+
+    def _window(self, address: str) -> Window:
+        return Window(self.PER_MINUTE, f"wrong keys/{_network(address)}")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(b"mirror api key " + key.encode("utf-8", "replace")).digest()[:16]
+
+
+def _known_key(digest: bytes) -> str:
+    return f"mirror:key:{digest.hex()}"
+
+
+def _network(address: str) -> str:
+    """Who has an IPv6 address has the 2**64 beside it as well."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network(f"{parsed}/64", strict=False).network_address)
+    return address
+
+
+def wrong_keys() -> WrongKeys:
+    """This process's."""
+    return rates().wrong_keys
