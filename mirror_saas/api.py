@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import logging
 from typing import Any
 
@@ -18,6 +19,7 @@ from supervision.api.calls import router as calls_router
 from supervision.errors import InvalidInput, NotFound
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, SessionMember
+from tenants.api.limits import RATE_HEADERS, RETRY_AFTER, RateLimited
 from tenants.api.me import router as me_router
 from tenants.authentication import RecentAuthenticationMissing
 from tenants.roles import CapabilityMissing
@@ -28,7 +30,7 @@ INVALID = "Some fields cannot be used; `errors` says which and why."
 
 
 class MirrorAPI(NinjaAPI):
-    """NinjaAPI whose document says that errors are problem+json."""
+    """NinjaAPI whose document says that errors are problem+json, and that every operation has a limit."""
 
     def get_openapi_schema(self, **kwargs: Any) -> OpenAPISchema:
         schema = super().get_openapi_schema(**kwargs)
@@ -38,6 +40,13 @@ class MirrorAPI(NinjaAPI):
                     content = response.get("content")
                     if int(status) >= 400 and content and "application/json" in content:
                         content[CONTENT_TYPE] = content.pop("application/json")
+                    if int(status) < 400:
+                        response["headers"] = {**RATE_HEADERS, **response.get("headers", {})}
+                operation["responses"][429] = {
+                    "description": http.HTTPStatus.TOO_MANY_REQUESTS.phrase,
+                    "headers": {**RATE_HEADERS, **RETRY_AFTER},
+                    "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                }
         return schema
 
 
@@ -78,6 +87,11 @@ def _conflict(request: HttpRequest, error: Conflict) -> HttpResponse:
     return problem(request, 409, str(error))
 
 
+@api.exception_handler(RateLimited)
+def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
+    return problem(request, 429, str(error), headers={"Retry-After": str(error.rate.reset_s)})
+
+
 @api.exception_handler(NotFound)
 def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
     return problem(request, 404, str(error))
@@ -97,8 +111,10 @@ def _invalid_input(request: HttpRequest, error: InvalidInput) -> HttpResponse:
 def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
     errors: dict[str, list[str]] = {}
     for entry in error.errors:
-        # The first part says where the field was (query, body), the rest is its name.
-        name = ".".join(str(part) for part in entry["loc"][1:]) or str(entry["loc"][0])
+        # The first part says where the field was (query, body), the rest is its name; in a body the second part is only
+        # what the operation calls the whole of it.
+        where, *name_parts = entry["loc"]
+        name = ".".join(str(part) for part in (name_parts[1:] if where == "body" else name_parts)) or str(where)
         errors.setdefault(name, []).append(entry["msg"])
     return problem(request, 422, INVALID, errors=errors)
 

@@ -237,14 +237,14 @@ def _rate(allowed: bool, limit: int, before: int, before_left_s: float, now: int
     remaining = max(0, limit - _weighted(before, before_left_s, now))
     until_next = max(0.0, now_left_s - MINUTE_S)
     if allowed or remaining > 0 or limit == 0:
-        wait = until_next if now_left_s else float(MINUTE_S)
-    elif now < limit:
+        return Rate(allowed, limit, remaining, max(1, math.ceil(until_next if now_left_s else MINUTE_S)))
+    if now < limit:
         # As the minute before slides out, room for one more comes when its share has fallen to limit - now - 1.
         wait = before_left_s - MINUTE_S * (limit - now) / before
     else:
         # This minute is full by itself; it starts to slide out when the next one begins.
         wait = until_next + MINUTE_S * max(0.0, 1 - limit / now)
-    return Rate(allowed, limit, remaining, max(1, math.ceil(wait + 0.001)))
+    return Rate(allowed, limit, remaining, max(0, math.floor(wait)) + 1)
 
 
 _lock = threading.Lock()
@@ -305,8 +305,11 @@ class WrongKeys:
 
     def wrong(self, address: str, key: str) -> Rate:
         """Count a wrong key."""
+        digest = _digest(key)
         with self._lock:
-            self._known.pop(_digest(key), None)
+            self._known.pop(digest, None)
+        # It may have been right until it was revoked.
+        self._rates.ask(lambda client: client.delete(_known_key(digest)))
         rate = self._rates.take([self._window(address)])
         if rate.allowed and not rate.remaining:
             logger.warning("%s sent %d wrong API keys within a minute and is held up", address, self.PER_MINUTE)

@@ -13,13 +13,13 @@ from django.http import HttpRequest
 from ninja.errors import AuthenticationError
 from ninja.security import APIKeyCookie, HttpBearer
 
-from mirror_saas.clients import client_ip
 from tenants.actors import Actor, actor_context, actor_of_request
+from tenants.api.limits import key_authenticate, request_count
 from tenants.authentication import RecentAuthenticationMissing, recently_authenticated
 from tenants.context import tenant_context
 from tenants.roles import Capability, Scope, capability_known, capability_require, role_capabilities
 from tenants.selectors.tenants import TenantRef
-from tenants.services.api_keys import ApiKeyPrincipal, api_key_authenticate
+from tenants.services.api_keys import ApiKeyPrincipal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +57,16 @@ class BearerKey(HttpBearer):
         return principal
 
     def authenticate(self, request: HttpRequest, token: str) -> Principal | None:
-        api_key = api_key_authenticate(key=token.strip(), ip=client_ip(request))
+        api_key = key_authenticate(request, token.strip())
         if api_key is None:
             return None
+        request_count(
+            request,
+            tenant_id=api_key.tenant.id,
+            asker="key",
+            asker_id=api_key.api_key_id,
+            asker_limit=api_key.requests_per_minute,
+        )
         return Principal(
             kind="api_key", tenant=api_key.tenant, scopes=api_key.scopes, api_key=api_key, name=api_key.name
         )
@@ -77,6 +84,7 @@ class SessionMember(APIKeyCookie):
         if membership is None:
             return None
         user: Any = request.user
+        request_count(request, tenant_id=membership.tenant.id, asker="person", asker_id=user.id)
         return Principal(
             kind="session",
             tenant=membership.tenant,

@@ -20,6 +20,7 @@ from mirror_saas.ids import uuid7
 from mirror_saas.logging import mask_secrets
 from tenants.actors import actor_current
 from tenants.context import tenant_context
+from tenants.limits_redis import wrong_keys
 from tenants.models import ApiKey, Tenant
 from tenants.names import name_clean
 from tenants.roles import ALL_SCOPES, CapabilityMissing
@@ -139,7 +140,10 @@ def api_key_create(
         auditevent_record(
             action="api_key.create", row=api_key, object_label=name, after=snapshot(api_key, only=_AUDITED)
         )
-    return NewApiKey(api_key=api_key, key=f"mk_{prefix}_{secret}")
+        key = f"mk_{prefix}_{secret}"
+        # Every node lets it pass from the start, also from an address that sends wrong ones.
+        transaction.on_commit(lambda: wrong_keys().right(key), robust=True)
+    return NewApiKey(api_key=api_key, key=key)
 
 
 def api_key_authenticate(*, key: str, ip: str = "") -> ApiKeyPrincipal | None:
