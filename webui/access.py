@@ -32,6 +32,12 @@ class MemberRequest(HttpRequest):
     user: User
 
 
+class PersonRequest(HttpRequest):
+    """A request of somebody who is signed in, member of a tenant or not."""
+
+    user: User
+
+
 def chosen_tenant_id(session: SessionBase) -> UUID | None:
     """The tenant that a session chose, or None. Anything malformed counts as no choice."""
     try:
@@ -70,6 +76,21 @@ def member_view(
         return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)
 
     return decorate
+
+
+def person_view(
+    view: Callable[Concatenate[PersonRequest, P], HttpResponse],
+) -> Callable[Concatenate[HttpRequest, P], HttpResponse]:
+    """Let whoever is signed in see a view that is about nobody but them; others go to sign-in, and back after it."""
+
+    @wraps(view)
+    def wrapped(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        if not request.user.is_authenticated:
+            back = request.get_full_path() if request.method in ("GET", "HEAD") else reverse("webui:account")
+            return redirect_to_login(back, reverse("webui:sign_in"))
+        return view(cast(PersonRequest, request), *args, **kwargs)
+
+    return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)
 
 
 def reauthenticated(
