@@ -60,6 +60,10 @@ CHANNEL_LAYERS = {
     },
 }
 
+CACHES = {
+    "default": {"BACKEND": "mirror_saas.cache.SharedCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "mirror:cache"},
+}
+
 CELERY_BROKER_URL = REDIS_URL
 CELERY_BROKER_TRANSPORT_OPTIONS = {"global_keyprefix": "mirror:celery:", "visibility_timeout": 3600}
 CELERY_TASK_IGNORE_RESULT = True
