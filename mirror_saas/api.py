@@ -17,10 +17,12 @@ from mirror_saas.errors import Conflict
 from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
 from supervision.api.calls import router as calls_router
 from supervision.errors import InvalidInput, NotFound
+from tenants.api.api_keys import router as api_keys_router
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, SessionMember
 from tenants.api.limits import RATE_HEADERS, RETRY_AFTER, RateLimited
 from tenants.api.me import router as me_router
+from tenants.api.tenant import router as tenant_router
 from tenants.authentication import RecentAuthenticationMissing
 from tenants.roles import CapabilityMissing
 
@@ -60,6 +62,8 @@ api = MirrorAPI(
 api.add_router("", me_router)
 api.add_router("", calls_router)
 api.add_router("", audit_router)
+api.add_router("", api_keys_router)
+api.add_router("", tenant_router)
 
 
 @api.exception_handler(AuthenticationError)

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
 
 from ninja import Schema
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from mirror_saas.pages import DEFAULT_LIMIT, MAX_LIMIT
 
 Item = TypeVar("Item")
+
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("Leave out the character U+0000.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("This is no Unicode text: it has half of a surrogate pair.") from error
+    return text
+
+
+def _written(value: Any) -> Any:
+    # pydantic would take 1767225600, and "1767225600", for seconds since 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and _DATE.match(value)):
+        return value
+    raise ValueError("Give a time as RFC 3339 has it, such as 2026-03-04T12:00:00Z.")
+
+
+def _in_utc(moment: datetime) -> datetime:
+    # PostgreSQL knows fewer offsets than Python, and the years end for both.
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("Give a time between the years 1 and 9999.") from error
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+"""Text that PostgreSQL can store and compare: without U+0000 and halves of surrogate pairs."""
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_utc)]
+"""A time as RFC 3339 has it, with its zone; in UTC from here on."""
+
+
+class In(BaseModel):
+    """The body of a request. A field that there is not is refused by name: it may be a slip of the pen."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Out(BaseModel):

@@ -11,10 +11,11 @@ from django.db import transaction
 from mirror_saas.ids import uuid7
 from tenants.context import tenant_context
 from tenants.models import Tenant, User
+from tenants.names import name_clean
 from tenants.roles import ALL_SCOPES, Role
 from tenants.selectors.tenants import TenantNotFound, TenantRef, tenant_by_slug
 from tenants.services.api_keys import api_key_create
-from tenants.services.audit import auditevent_record, snapshot
+from tenants.services.audit import auditevent_record, changes, snapshot
 from tenants.services.memberships import membership_create
 
 PASSWORD_BYTES = 12
@@ -63,6 +64,20 @@ def tenant_create(*, slug: str, name: str) -> TenantRef:
         tenant.save(force_insert=True)
         auditevent_record(action="tenant.create", row=tenant, after=snapshot(tenant))
     return TenantRef(id=tenant.id, slug=slug, name=name)
+
+
+def tenant_update(*, name: str | None = None) -> Tenant:
+    """Change the current tenant's settings; None leaves one as it is. Raises ValidationError (field `name`)."""
+    with transaction.atomic():
+        tenant = Tenant.objects.select_for_update(no_key=True).get()
+        was = snapshot(tenant)
+        if name is not None:
+            tenant.name = name_clean(name)
+        before, after = changes(was, snapshot(tenant))
+        if after:
+            tenant.save(update_fields=list(after))
+            auditevent_record(action="tenant.update", row=tenant, before=before, after=after)
+    return tenant
 
 
 def user_create(*, email: str, password: str | None, name: str = "") -> User:

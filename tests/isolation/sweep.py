@@ -43,6 +43,7 @@ from supervision.models import Call
 from tenants.managers import TenantModel
 from tenants.models import User
 from tenants.roles import ROLE_CAPABILITIES, Role
+from tenants.services.api_keys import api_key_create
 from tenants.services.tenants import membership_create, user_create
 from tests.factories import Tenancy
 
@@ -90,6 +91,10 @@ def call(tenancy: Tenancy) -> Made:
     return {"call_id": newest.id}
 
 
+def api_key(tenancy: Tenancy) -> Made:
+    return {"api_key_id": api_key_create(name="swept", scopes=["judge"]).api_key.id}
+
+
 def api(
     method: str, path: str, needs: str, made: Make = nothing, *, body: Body | None = None, answers: Iterable[int] = _OK
 ) -> Door:
@@ -115,6 +120,13 @@ API = [
     api("GET", "/audit-events", "admin"),
     api("GET", "/audit-events/export", "admin"),
     api("GET", "/audit-events/verify", "admin"),
+    api("GET", "/api-keys", "admin"),
+    api("POST", "/api-keys", "admin", body=lambda tenancy, made: {"name": "new", "scopes": ["admin"]}),
+    api("GET", "/api-keys/{uuid:api_key_id}", "admin", api_key),
+    api("PATCH", "/api-keys/{uuid:api_key_id}", "admin", api_key, body=lambda tenancy, made: {"name": "new"}),
+    api("DELETE", "/api-keys/{uuid:api_key_id}", "admin", api_key),
+    api("GET", "/tenant", "admin"),
+    api("PATCH", "/tenant", "admin", body=lambda tenancy, made: {"name": "new"}),
     api("GET", "/calls", "calls:read"),
     api("GET", "/calls/{uuid:call_id}", "calls:read", call),
     api("GET", "/calls/{uuid:call_id}/turns", "calls:read", call),
@@ -200,6 +212,7 @@ def signed_in(user: User, *, chosen: UUID | None = None) -> Client:
     client.force_login(user)
     session = client.session
     session["account_authentication_methods"] = [{"method": "password", "at": time.time()}]
+    session["account_authentication_methods_user"] = str(user.pk)
     if chosen is not None:
         session["tenant_id"] = str(chosen)
     session.save()
