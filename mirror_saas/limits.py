@@ -26,6 +26,11 @@ class Limits:
     """What the record of calls may take, in MiB (2**20 bytes)."""
 
 
+NO_LIMITS: Final = Limits(
+    calls=None, judge_calls=None, requests_per_minute=None, key_requests_per_minute=None, storage_mib=None
+)
+
+
 def limit_parse(text: str) -> int | None:
     """A limit as people write it: a whole number, or `unlimited`, which is None. Raises ValueError."""
     text = text.strip().lower()

@@ -48,7 +48,7 @@ class RefusalCounter:
         """`start(seconds, what)` runs `what` later, once."""
         self._every_s = every_s
         self._now = now
-        self._start = start or _in_thread
+        self.start = start or _in_thread
         self._lock = threading.Lock()
         self._counts: Counter[Key] = Counter()
         self._waiting = False
@@ -63,7 +63,7 @@ class RefusalCounter:
             if self._waiting:
                 return
             self._waiting = True
-        self._start(self._every_s, self._flush_later)
+        self.start(self._every_s, self._flush_later)
 
     def pending(self, tenant_id: UUID) -> Mapping[str, int]:
         """What is counted and not written yet."""
@@ -104,7 +104,7 @@ class RefusalCounter:
             if self._waiting:
                 return
             self._waiting = True
-        self._start(self._every_s, self._flush_later)
+        self.start(self._every_s, self._flush_later)
 
     def _flush_later(self) -> None:
         try:

@@ -38,6 +38,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(support.run_home(), ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def refusals_wait() -> None:
+    """What limits refuse is counted in memory; a test that wants it in the database says `REFUSALS.flush()`."""
+    from tenants.limits_refused import REFUSALS
+
+    REFUSALS.start = lambda seconds, what: None
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[support.Servers]:
     """The run's PostgreSQL and Valkey."""
