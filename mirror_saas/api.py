@@ -6,6 +6,7 @@ import http
 import logging
 from typing import Any
 
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
@@ -132,6 +133,13 @@ def _invalid_model(request: HttpRequest, error: DjangoValidationError) -> HttpRe
 @api.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     return problem(request, error.status_code, str(error))
+
+
+@api.exception_handler(SuspiciousOperation)
+def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
+    if isinstance(error, RequestDataTooBig):
+        return problem(request, 413, "The request's body is too large.")
+    return problem(request, 400, "The request has more fields than any that makes sense, or forbidden characters.")
 
 
 @api.exception_handler(OperationalError)

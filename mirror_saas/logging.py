@@ -130,7 +130,10 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
             "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
             "daphne": {"level": "WARNING"},
             "asyncio": {"level": "WARNING"},
-            # At DEBUG they show what they carry: arguments of tasks, messages, requests and answers.
+            # At DEBUG they show what they carry: parameters of queries, what a page is made of, arguments of tasks,
+            # messages, requests and answers.
+            "django.db.backends": {"level": "WARNING"},
+            "django.template": {"level": "WARNING"},
             "amqp": {"level": "WARNING"},
             "billiard": {"level": "WARNING"},
             "celery": {"level": "WARNING" if level in ("WARNING", "ERROR") else "INFO"},

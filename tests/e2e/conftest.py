@@ -156,7 +156,8 @@ def fortress(
     with Command("serve", "--no-migrate", env=environment) as command:
         command.until("Mirror runs")
         yield Fortress(command, port, home, environment)
-    assert "Traceback" not in command.text, command.text[-6000:]
+    failures = [line for line in command.lines if "Traceback" in line]
+    assert failures == []
 
 
 TenancyMaker = Callable[..., Tenancy]
