@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +21,7 @@ class AuditFilters:
     """Which events a list shows; None leaves a filter out. `at_from` is inclusive, `at_to` is not."""
 
     action: str | None = None
+    actor_kind: str | None = None
     actor_id: UUID | None = None
     object_type: str | None = None
     object_id: str | None = None
@@ -39,6 +39,7 @@ def auditevent_list(
     limit_check(limit)
     wanted = {
         "action": filters.action,
+        "actor_kind": filters.actor_kind,
         "actor_id": filters.actor_id,
         "object_type": filters.object_type,
         "object_id": filters.object_id,
@@ -60,16 +61,9 @@ def auditevent_head() -> ChainPoint | None:
     return None if head is None else ChainPoint(head[0], bytes(head[1]))
 
 
-def auditevent_page(*, after_seq: int, last_seq: int = _MAX_SEQ) -> list[AuditEvent]:
-    """Up to 500 events behind `after_seq`, oldest first, none behind `last_seq`."""
-    return list(AuditEvent.objects.filter(seq__gt=after_seq, seq__lte=last_seq).order_by("seq")[:PAGE])
-
-
-def auditevent_pages(*, after_seq: int = -(2**62)) -> Iterator[list[AuditEvent]]:
-    """All events behind `after_seq`, oldest first, in pages; numbers that should not be there too."""
-    while events := auditevent_page(after_seq=after_seq):
-        yield events
-        after_seq = events[-1].seq
+def auditevent_page(*, after_seq: int, last_seq: int = _MAX_SEQ, limit: int = PAGE) -> list[AuditEvent]:
+    """Up to `limit` events behind `after_seq`, oldest first, none behind `last_seq`."""
+    return list(AuditEvent.objects.filter(seq__gt=after_seq, seq__lte=last_seq).order_by("seq")[:limit])
 
 
 def auditevent_fields(event: AuditEvent) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from tenants.context import TenantContextMissing, tenant_context
 from tenants.management.commands import verify_audit
 from tenants.models import ApiKey, AuditEvent
 from tenants.roles import Role
-from tenants.selectors.audit import auditevent_fields, auditevent_head, auditevent_pages
+from tenants.selectors.audit import auditevent_fields, auditevent_head, auditevent_page
 from tenants.services.api_keys import api_key_create, api_key_revoke
 from tenants.services.audit import auditevent_record, auditevents_verify, changes, snapshot
 from tenants.services.tenants import membership_create, tenant_create, user_create
@@ -577,8 +577,7 @@ def export_of(tenancy: Tenancy, *, after_seq: int = 0) -> list[str]:
         )
         return [header] + [
             export_line(auditevent_fields(event), bytes(event.hash))
-            for page in auditevent_pages(after_seq=after_seq)
-            for event in page
+            for event in auditevent_page(after_seq=after_seq)
         ]
 
 
