@@ -1,16 +1,19 @@
-"""How many calls of a tenant run at a time, over all nodes: a lease in Valkey for each call.
+"""How many calls of a tenant run at a time, over all nodes, and how many of its questions are with judges.
 
-A lease is taken at the handshake, renewed while the call runs and given back at its end; those of a node that died
-lapse within a minute. A call that reconnects has one lease, whichever sockets it has. Nothing of this may keep a call
-waiting or cost it: Valkey has a quarter of a second to answer; while it does not, this process counts its own calls.
+A call has a lease in Valkey, taken at the handshake, renewed while it runs and given back at its end; the leases of a
+node that died lapse within a minute. A call that reconnects has one lease, whichever sockets it has. Nothing of this
+may keep a call waiting or cost it: Valkey has a quarter of a second to answer; while it does not, this process counts
+its own calls.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -226,3 +229,65 @@ class CallLeases:
 def _keys(tenant_id: UUID) -> list[Any]:
     calls = calls_key(tenant_id)
     return [calls, f"{calls}:holders"]
+
+
+class JudgeSlots:
+    """How many questions of one tenant are with judges at a time, in this process. Belongs to one event loop.
+
+    Urgent ones (tool calls that wait for their verdict, corrections) go first, otherwise whoever came first.
+    """
+
+    def __init__(self, limit: int | None, on_refused: Callable[[], None]) -> None:
+        """`on_refused` hears of each question that got no place in time."""
+        self.in_flight = 0
+        self._limit = limit
+        self._on_refused = on_refused
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+
+    def allow(self, limit: int | None) -> None:
+        """Change the limit. Questions that are under way beyond a lower one go on."""
+        self._limit = limit
+        self._let_in()
+
+    async def acquire(self, *, within_s: float, urgent: bool) -> bool:
+        """See QuestionLimiter."""
+        if self._has_room() and not self._urgent and (urgent or not self._others):
+            self.in_flight += 1
+            return True
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._urgent if urgent else self._others
+        waiting.append(place)
+        try:
+            async with asyncio.timeout(within_s):
+                await place
+            return True
+        except TimeoutError:
+            if place.done() and not place.cancelled():
+                return True
+            self._on_refused()
+            return False
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.release()
+            raise
+        finally:
+            if not place.done() or place.cancelled():
+                with contextlib.suppress(ValueError):
+                    waiting.remove(place)
+
+    def release(self) -> None:
+        """See QuestionLimiter."""
+        self.in_flight -= 1
+        self._let_in()
+
+    def _has_room(self) -> bool:
+        return self._limit is None or self.in_flight < self._limit
+
+    def _let_in(self) -> None:
+        for waiting in (self._urgent, self._others):
+            while waiting and self._has_room():
+                place = waiting.popleft()
+                if not place.done():
+                    self.in_flight += 1
+                    place.set_result(None)

@@ -12,6 +12,8 @@ import socket
 from collections import OrderedDict
 from importlib.util import find_spec
 from typing import Any, Final
+from uuid import UUID
+from weakref import WeakValueDictionary
 
 from django.conf import settings
 
@@ -26,6 +28,9 @@ from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
 from supervision.recorder.recorder import Recorder
 from supervision.stream.directory import AgentBinding, StreamDirectory
+from supervision.stream.limits import CallLeases, JudgeSlots
+from supervision.stream.revocation import KeyWatch
+from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +46,13 @@ class StreamRuntime:
         self.node = f"{socket.gethostname()}:{os.getpid()}"
         self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL)
         self.directory = StreamDirectory(settings.DATABASE_URL)
+        self.keys = KeyWatch(self.directory.keys_revoked)
+        self.calls = CallLeases(settings.REDIS_URL)
         self.lines = LineCache()
         self.tts = _tts()
         self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
         self._llms = OpenAIPool(http_client=egress_http_client)
+        self._slots: WeakValueDictionary[UUID, JudgeSlots] = WeakValueDictionary()
 
     async def start(self) -> None:
         """Open what calls need. A database that is down does not stop calls."""
@@ -70,6 +78,7 @@ class StreamRuntime:
         """Close what calls shared; what is not in the database yet stays in the journal."""
         await self.recorder.aclose(CLOSE_S)
         await self.directory.aclose()
+        await self.calls.aclose()
         await self._llms.aclose()
         if self.tts is not None:
             await self.tts.aclose()
@@ -78,6 +87,7 @@ class StreamRuntime:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
         if binding.policy_version_id is None or binding.llm is None:
             return None
+        slots = self._judge_slots(binding)
         key = (binding.policy_version_id, binding.llm)
         supervisor = self._supervisors.get(key)
         if supervisor is None:
@@ -93,7 +103,7 @@ class StreamRuntime:
             except ValueError:
                 logger.exception("Policy version %s cannot be used", binding.policy_version_id)
                 return None
-            supervisor = self._supervisors[key] = Supervisor(config)
+            supervisor = self._supervisors[key] = Supervisor(config, limiter=slots)
             while len(self._supervisors) > _SUPERVISORS:
                 self._supervisors.popitem(last=False)  # calls that run on it keep theirs
         self._supervisors.move_to_end(key)
@@ -106,6 +116,16 @@ class StreamRuntime:
                 policy_version=binding.policy_version,
             )
         )
+
+    def _judge_slots(self, binding: AgentBinding) -> JudgeSlots:
+        """The places of the tenant's questions; kept while a supervisor or a call has them."""
+        tenant_id = binding.tenant_id
+        slots = self._slots.get(tenant_id)
+        if slots is None:
+            slots = JudgeSlots(binding.limits.judge_calls, lambda: refused(tenant_id, Refused.JUDGE_CALLS))
+            self._slots[tenant_id] = slots
+        slots.allow(binding.limits.judge_calls)
+        return slots
 
     def ready(self, binding: AgentBinding, call_id: str) -> dict[str, Any]:
         """The fields of `mirror.ready`."""
