@@ -28,6 +28,8 @@ GLOBAL_TABLES: Final = frozenset({"tenants_user", "tenants_keycheck"})
 LOOKUP_INDEXES: Final = frozenset(
     {("tenants_apikey", "prefix"), ("tenants_membership", "user_id"), ("tenants_invitation", "token_hash")}
 )
+# What look-ups may read beside ids, times and hashes: what finds a tenant, and whether a member still has a role.
+_LOOK_UP_WORDS: Final = frozenset({"slug", "prefix", "role"})
 # Rows of these stay as they were written.
 APPEND_ONLY: Final = frozenset({"tenants_auditevent"})
 # The operator writes these, as mirror_owner: what a tenant may is not the tenant's to say.
@@ -413,7 +415,7 @@ def _look_up_rights(ask: Query) -> list[Finding]:
     for table, column, kind, privilege in rows:
         if privilege != "SELECT":
             findings.append(Finding("look-up rights", PLATFORM, f"may {privilege} {table}."))
-        elif not column.endswith("_hash") and kind not in ("uuid", "timestamptz") and column not in ("slug", "prefix"):
+        elif not column.endswith("_hash") and kind not in ("uuid", "timestamptz") and column not in _LOOK_UP_WORDS:
             findings.append(Finding("look-up rights", PLATFORM, f"may read {table}.{column}."))
     return sorted(set(findings), key=str)
 

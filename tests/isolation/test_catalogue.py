@@ -60,6 +60,7 @@ def test_look_ups_across_tenants_are_few() -> None:
         "api_key_lookup",
         "invitation_lookup",
         "membership_lookup",
+        "memberships_standing",
         "stream_key_lookup",
         "stream_keys_revoked",
         "tenant_ids_list",
