@@ -73,11 +73,12 @@ class WithoutProbes(logging.Filter):
 
 
 class WithoutTraces(logging.Filter):
-    """Drops the tracebacks of what Django refuses (a foreign Host, a body too large): the message says it all, and
+    """Drops the tracebacks of what Django refuses (a foreign Host, a form that is none): the message says it all, and
     whoever sends such requests must not be able to fill the log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.startswith("django.security"):
+        refused = record.name == "django.request" and 400 <= getattr(record, "status_code", 0) < 500
+        if refused or record.name.startswith("django.security"):
             record.exc_info = record.exc_text = None
         return True
 

@@ -101,12 +101,13 @@ def test_what_django_refuses_is_one_line_without_a_traceback(capsys: pytest.Capt
             raise ValueError("foreign")
         except ValueError:
             logging.getLogger("django.security.DisallowedHost").exception("Invalid HTTP_HOST header")
-            logging.getLogger("django.request").exception("a failure")
+            logging.getLogger("django.request").exception("Bad Request", extra={"status_code": 400})
+            logging.getLogger("django.request").exception("a failure", extra={"status_code": 500})
     finally:
         logging.root.handlers[:] = saved
-    refused, failed = (json.loads(line) for line in capsys.readouterr().err.splitlines())
-    assert refused["message"] == "Invalid HTTP_HOST header"
-    assert "error" not in refused
+    *refused, failed = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert [line["message"] for line in refused] == ["Invalid HTTP_HOST header", "Bad Request"]
+    assert not any("error" in line for line in refused)
     assert "ValueError" in failed["error"]
 
 
