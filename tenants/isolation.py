@@ -23,7 +23,20 @@ TENANTS: Final = "tenants_tenant"
 WALL: Final = "(tenant_id = (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid)"
 # Rows of the installation or of people, who belong to no tenant. A table of ours that is neither here nor a tenant's is
 # a finding, because row-level security does not know whose its rows are.
-GLOBAL_TABLES: Final = frozenset({"tenants_user", "tenants_keycheck"})
+GLOBAL_TABLES: Final = frozenset(
+    {
+        "tenants_user",
+        "tenants_keycheck",
+        # allauth's, of people: second factors and recovery codes (sealed), and where somebody is signed in. Selected by
+        # the person who asks (tenants.services.people, .second_factor); the two of addresses stay empty.
+        "mfa_authenticator",
+        "usersessions_usersession",
+        "account_emailaddress",
+        "account_emailconfirmation",
+        # Django's: sessions are found by their key, which is the secret itself.
+        "django_session",
+    }
+)
 # Read by SECURITY DEFINER look-ups before the tenant is known: these indexes have to lead with something else.
 LOOKUP_INDEXES: Final = frozenset(
     {("tenants_apikey", "prefix"), ("tenants_membership", "user_id"), ("tenants_invitation", "token_hash")}

@@ -22,6 +22,10 @@ class SessionActivityMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
+        agent = request.META.get("HTTP_USER_AGENT", "")
+        if "\x00" in agent:
+            # allauth stores it as it is, and PostgreSQL does not take this character.
+            request.META["HTTP_USER_AGENT"] = agent.replace("\x00", "")
         key = self._touch(request)
         response = self.get_response(request)
         if key is not None and request.session.session_key == key and not request.session.modified:
@@ -44,5 +48,5 @@ class SessionActivityMiddleware:
         key = request.session.session_key
         if not user.is_authenticated or key is None:
             return None
-        agent = request.headers.get("User-Agent", "")
+        agent = request.META.get("HTTP_USER_AGENT", "")
         return key if session_touch(user=user, session_key=key, ip=client_address(request), user_agent=agent) else None

@@ -106,10 +106,16 @@ def reauthenticated(
     def wrapped(request: R, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         if recently_authenticated(request):
             return view(request, *args, **kwargs)
-        back = request.get_full_path()
-        if request.method not in ("GET", "HEAD"):
-            page = urlsplit(request.headers.get("Referer", ""))
-            back = urlunsplit(("", "", page.path, page.query, "")) if page.netloc == request.get_host() else "/"
+        back = request.get_full_path() if request.method in ("GET", "HEAD") else _page_of_form(request)
         return redirect_to_login(back, reverse("webui:confirm"))
 
     return cast(Callable[Concatenate[R, P], HttpResponse], wrapped)
+
+
+def _page_of_form(request: HttpRequest) -> str:
+    """Path and query of the page of ours that sent a form; the first page if nobody says."""
+    try:
+        page = urlsplit(request.headers.get("Referer", ""))
+    except ValueError:
+        return "/"
+    return urlunsplit(("", "", page.path, page.query, "")) if page.netloc == request.get_host() else "/"

@@ -9,6 +9,7 @@ from allauth.account.forms import LoginForm
 from allauth.core.internal import ratelimit
 from django import forms
 from django.contrib.auth import password_validation
+from django.core.exceptions import NON_FIELD_ERRORS
 from django.http import HttpRequest
 
 from tenants.actors import actor_context, actor_unknown
@@ -23,7 +24,7 @@ THROTTLED = ("too_many_login_attempts", "rate_limited")
 
 def is_throttled(form: forms.Form) -> bool:
     """Whether a form was refused because there were too many attempts."""
-    return any(form.has_error(name, code) for name in (None, *form.fields) for code in THROTTLED)
+    return any(form.has_error(name, code) for name in (NON_FIELD_ERRORS, *form.fields) for code in THROTTLED)
 
 
 class SignInForm(ErrorAwareMixin, LoginForm):  # type: ignore[misc]

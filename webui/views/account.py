@@ -99,7 +99,7 @@ def confirm(request: PersonRequest) -> HttpResponse:
     by_code = second_factor_is_on(user=user)
     sent = request.POST.get("by") if request.method == "POST" else None
     password = PasswordForm(request.POST if sent == "password" else None, request=request, user=user)
-    code = CodeForm(request.POST if sent == "code" else None, request=request, user=user, autofocus=False)
+    code = CodeForm(request.POST if sent == "code" and by_code else None, request=request, user=user, autofocus=False)
     status = HTTPStatus.OK
     if sent == "password" and password.is_valid():
         reauthenticate_by_password(request)
