@@ -65,7 +65,14 @@ CACHES = {
 }
 
 CELERY_BROKER_URL = REDIS_URL
-CELERY_BROKER_TRANSPORT_OPTIONS = {"global_keyprefix": "mirror:celery:", "visibility_timeout": 3600}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "global_keyprefix": "mirror:celery:",
+    "visibility_timeout": 3600,
+    # Whoever sends a task, mostly a request that a person waits for, finds out soon that the broker is down. Workers
+    # have their own way of waiting for it.
+    "max_retries": 1,
+    "interval_start": 0,
+}
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_SERIALIZER = "json"
@@ -209,5 +216,20 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+
+# -- mail ---------------------------------------------------------------------------------------------------------
+
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = MIRROR.email_from
+EMAIL_SUBJECT_PREFIX = ""
+EMAIL_TIMEOUT = 20
+if MIRROR.email is None:
+    # Printed, not logged: the links in it are secrets.
+    EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+else:
+    EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    EMAIL_HOST, EMAIL_PORT = MIRROR.email.host, MIRROR.email.port
+    EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = MIRROR.email.username, MIRROR.email.password
+    EMAIL_USE_TLS = MIRROR.email.security == "starttls"
+    EMAIL_USE_SSL = MIRROR.email.security == "tls"
 
 LOGGING = logging_config(level=MIRROR.log_level)

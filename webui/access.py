@@ -1,4 +1,4 @@
-"""Who may see a page, and which tenant a session has chosen."""
+"""Who may see a page."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
-from uuid import UUID
 
 from django.contrib.auth.views import redirect_to_login
-from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
 from tenants.authentication import recently_authenticated
-from tenants.middleware import SESSION_TENANT
 from tenants.models import User
-from tenants.roles import capability_known
+from tenants.roles import CapabilityMissing, capability_known
 from tenants.selectors.memberships import MembershipRef
 
 P = ParamSpec("P")
@@ -36,14 +33,6 @@ class PersonRequest(HttpRequest):
     """A request of somebody who is signed in, member of a tenant or not."""
 
     user: User
-
-
-def chosen_tenant_id(session: SessionBase) -> UUID | None:
-    """The tenant that a session chose, or None. Anything malformed counts as no choice."""
-    try:
-        return UUID(str(session.get(SESSION_TENANT)))
-    except ValueError:
-        return None
 
 
 def member_view(
@@ -70,7 +59,10 @@ def member_view(
                 return redirect("webui:no_tenant")
             if scope not in membership.capabilities:
                 raise PermissionDenied(f"The role {membership.role} lacks {scope}.")
-            return view(cast(MemberRequest, request), *args, **kwargs)
+            try:
+                return view(cast(MemberRequest, request), *args, **kwargs)
+            except CapabilityMissing as error:
+                raise PermissionDenied(str(error)) from error
 
         wrapped.capability = scope  # type: ignore[attr-defined]
         return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
@@ -25,7 +25,7 @@ from channels.exceptions import StopConsumer
 from django.conf import settings
 from django.db import close_old_connections
 
-from webui.access import chosen_tenant_id
+from tenants.middleware import session_tenant_id
 from webui.live import CallsTopic, CallTopic, Topic, TopicRefused, Update, Viewer, ViewerGone, viewer_check
 from webui.middleware import TIME_ZONE_COOKIE, zone_named
 
@@ -52,6 +52,7 @@ SIGNED_OUT = 4401
 NO_MEMBER = 4403
 BAD_MESSAGE = 4400
 TOO_SLOW = 4408
+SWITCHED = 4409
 FAILED = 1011
 
 
@@ -132,10 +133,14 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         self.viewer = await in_database_thread(
             viewer_check,
             session_key=self.session_key,
-            tenant_id=await in_database_thread(chosen_tenant_id, session),
+            tenant_id=await in_database_thread(session_tenant_id, session),
             strict=False,
             zone=zone_named(self.scope["cookies"].get(TIME_ZONE_COOKIE, "")),
         )
+        page = parse_qs(self.scope["query_string"].decode("latin-1")).get("tenant", [""])[0]
+        if page and page != str(self.viewer.tenant_id):
+            # A page of one tenant is not filled up with another's calls.
+            raise ViewerGone(switched=True)
         self.beat = asyncio.create_task(self._guarded(self._beat))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
@@ -260,7 +265,7 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         try:
             await work()
         except ViewerGone as gone:
-            await self.close(SIGNED_OUT if gone.signed_out else NO_MEMBER)
+            await self.close(SWITCHED if gone.switched else SIGNED_OUT if gone.signed_out else NO_MEMBER)
         except Exception:
             logger.exception("a console socket failed")
             await self.close(FAILED)

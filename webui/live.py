@@ -26,6 +26,7 @@ from supervision.models import CallEvent
 from supervision.selectors.call_pages import agent_names, call_record, call_seq
 from supervision.selectors.calls import CallFilters, CallNotFound, call_list
 from tenants.context import tenant_context
+from tenants.middleware import session_tenant_id
 from tenants.models import User
 from tenants.roles import Scope
 from tenants.selectors.memberships import membership_get
@@ -53,11 +54,12 @@ class Viewer:
 
 
 class ViewerGone(Exception):
-    """The person is signed out, or no member of the socket's tenant (any more)."""
+    """The person is signed out, no member of the socket's tenant (any more), or has switched to another one."""
 
-    def __init__(self, *, signed_out: bool) -> None:
+    def __init__(self, *, signed_out: bool = False, switched: bool = False) -> None:
         self.signed_out = signed_out
-        super().__init__("signed out" if signed_out else "no member of this tenant")
+        self.switched = switched
+        super().__init__("signed out" if signed_out else "in another tenant" if switched else "no member")
 
 
 class TopicRefused(Exception):
@@ -79,7 +81,9 @@ def viewer_check(
         raise ViewerGone(signed_out=True)
     member = membership_get(user_id=user.id, tenant_id=tenant_id)
     if member is None or (strict and member.tenant.id != tenant_id):
-        raise ViewerGone(signed_out=False)
+        raise ViewerGone
+    if strict and session_tenant_id(request.session) not in (None, tenant_id):
+        raise ViewerGone(switched=True)
     return Viewer(user_id=user.id, tenant_id=member.tenant.id, capabilities=member.capabilities, zone=zone)
 
 

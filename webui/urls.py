@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from webui.views import account, calls, session
+from webui.views import account, calls, invitation, members, session, tenant
 
 app_name = "webui"
 
@@ -26,6 +26,15 @@ urlpatterns = [
     path("account/sessions/end", account.sessions_end, name="sessions_end"),
     path("account/sessions/<int:session_id>/end", account.session_end, name="session_end"),
     path("no-tenant", session.no_tenant, name="no_tenant"),
+    path("tenant/switch", tenant.tenant_switch, name="tenant_switch"),
+    path("members", members.members, name="members"),
+    path("members/invite", members.invite, name="invite"),
+    path("members/leave", members.leave, name="leave"),
+    path("members/<uuid:membership_id>/role", members.role, name="member_role"),
+    path("members/<uuid:membership_id>/remove", members.remove, name="member_remove"),
+    path("invitations/<uuid:invitation_id>/resend", members.resend, name="invitation_resend"),
+    path("invitations/<uuid:invitation_id>/revoke", members.revoke, name="invitation_revoke"),
+    path("invitation/<str:token>", invitation.invitation, name="invitation"),
     path("calls", calls.call_list, name="calls"),
     path("calls/<uuid:call_id>", calls.call_detail, name="call"),
 ]

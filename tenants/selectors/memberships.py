@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.db import connection
@@ -31,6 +31,8 @@ class MembershipRef:
     user_id: UUID
     role: str
     tenant: TenantRef
+    is_one_of_several: bool = False
+    """The person belongs to other tenants too."""
 
     @property
     def scopes(self) -> frozenset[str]:
@@ -57,7 +59,8 @@ def membership_get(*, user_id: UUID, tenant_id: UUID | None = None) -> Membershi
     tenant_ids = _tenant_ids(user_id)
     if not tenant_ids:
         return None
-    return _membership(user_id, tenant_id if tenant_id in tenant_ids else tenant_ids[0])
+    membership = _membership(user_id, tenant_id if tenant_id in tenant_ids else tenant_ids[0])
+    return replace(membership, is_one_of_several=len(tenant_ids) > 1) if membership else None
 
 
 def member_list(*, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Membership]:

@@ -34,7 +34,12 @@ from webui.context_processors import NAVIGATION
 from webui.live import Topic
 
 # Pages that belong to a person or to nobody, and to no tenant: what they show and change is the session's own.
-OF_NO_TENANT = {"home", "sign_in", "sign_out", "no_tenant"}
+OF_NO_TENANT = {
+    *("home", "sign_in", "sign_in_code", "sign_out", "no_tenant", "invitation", "tenant_switch"),
+    *("forgot_password", "forgot_password_sent", "reset_password", "reset_password_new"),
+    *("account", "confirm", "password", "two_factor", "two_factor_off", "recovery_codes", "recovery_codes_new"),
+    *("sessions_end", "session_end"),
+}
 
 
 def patterns(resolver: URLResolver) -> Iterator[URLPattern]:

@@ -142,6 +142,9 @@ def no_tenant(request: HttpRequest) -> HttpResponse:
     """For a person whose last membership ended, or who was never invited."""
     if not request.user.is_authenticated:
         return redirect("webui:sign_in")
-    if getattr(request, "membership", None) is not None:
+    membership = getattr(request, "membership", None)
+    if membership is not None:
+        # They come here when they sent something from a page of a tenant that they are no member of any more.
+        messages.warning(request, f"This is {membership.tenant.name}. Nothing was changed.")
         return redirect("webui:calls")
     return render(request, "webui/no_tenant.html", status=403)
