@@ -37,6 +37,7 @@ from webui.presenters.interventions import OUTCOMES
 from webui.presenters.pages import CallPage, call_page
 from webui.presenters.pieces import Badge
 from webui.presenters.turns import NOT_JUDGED
+from webui.watch import Standing, mark, session_mark
 
 EVENTS_PER_UPDATE = 200
 # More changed calls than this at once, and the list is read anew.
@@ -51,6 +52,7 @@ class Viewer:
     tenant_id: UUID
     capabilities: frozenset[str]
     zone: zoneinfo.ZoneInfo | None
+    standing: Standing
 
 
 class ViewerGone(Exception):
@@ -73,6 +75,7 @@ def viewer_check(
 
     `strict`: of `tenant_id` and no other tenant; otherwise their oldest tenant will do when they are no member there.
     """
+    said = session_mark(session_key or "")
     request = HttpRequest()
     request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
     # As every page asks it: checks the session's hash, so a changed password ends sockets too.
@@ -84,7 +87,21 @@ def viewer_check(
         raise ViewerGone
     if strict and session_tenant_id(request.session) not in (None, tenant_id):
         raise ViewerGone(switched=True)
-    return Viewer(user_id=user.id, tenant_id=member.tenant.id, capabilities=member.capabilities, zone=zone)
+    standing = Standing(
+        session_key=session_key,
+        session_mark=said,
+        user_id=user.id,
+        password_mark=mark(user.password),
+        membership_id=member.membership_id,
+        role=member.role,
+    )
+    return Viewer(
+        user_id=user.id,
+        tenant_id=member.tenant.id,
+        capabilities=member.capabilities,
+        zone=zone,
+        standing=standing,
+    )
 
 
 @dataclass(frozen=True, slots=True)
