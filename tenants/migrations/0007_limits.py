@@ -10,7 +10,7 @@ from tenants.tenant_tables import tenant_wall, tenant_wall_read_only
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tenants', '0005_api_keys'),
+        ('tenants', '0006_sessions_begin_anew'),
     ]
 
     operations = [
