@@ -287,7 +287,7 @@ def _rights(ask: Query, tables: list[str]) -> list[Finding]:
     findings = []
     for table, grantee, privilege in rows:
         may = _MAY - {"UPDATE", "DELETE"} if table in APPEND_ONLY else _MAY
-        may = {"SELECT"} if table in READ_ONLY else may
+        may = frozenset({"SELECT"}) if table in READ_ONLY else may
         if grantee != APP or privilege not in may:
             findings.append(Finding("rights", table, f"{grantee} may {privilege}."))
     owners = ask(

@@ -29,6 +29,7 @@ from supervision.stream.directory import AgentBinding
 from supervision.stream.plivo_leg import PlivoLeg, Send
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervised import SupervisedCall
+from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,19 @@ class CallSession:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self.call_id: UUID = uuid7()
-        self._log = CallLog(record=runtime.recorder.record, tenant_id=binding.tenant_id, call_id=self.call_id)
+        self._log = CallLog(
+            record=runtime.recorder.record,
+            tenant_id=binding.tenant_id,
+            call_id=self.call_id,
+            without_said=binding.storage_full,
+        )
+        if binding.storage_full:
+            refused(binding.tenant_id, Refused.STORAGE)
+            logger.warning(
+                "The record of tenant %s takes all that it may: what is said in call %s is not stored",
+                binding.tenant_slug,
+                self.call_id,
+            )
         self._plivo = PlivoLeg(send)
         self._agent = AgentLeg(
             on_text=self._agent_text,
@@ -174,6 +187,7 @@ class CallSession:
                 from_number=from_number,
                 to_number=to_number,
                 node=runtime.node,
+                storage_limit=binding.storage_full,
             )
         )
 

@@ -106,6 +106,20 @@ def storage_check(*, more_bytes: int = 0) -> None:
         raise StorageLimitReached(limit)
 
 
+def storage_use_add(*, storage_bytes: int) -> None:
+    """Add to what the current tenant's record takes, or subtract; never below nothing.
+
+    All who write for the tenant meet at this row: do it last in a transaction.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenants_tenantuse (id, tenant_id, storage_bytes) VALUES (%s, %s, greatest(%s, 0))"
+            " ON CONFLICT (tenant_id) DO UPDATE"
+            " SET storage_bytes = greatest(tenants_tenantuse.storage_bytes + %s, 0)",
+            [uuid7(), tenant_id_required("Storage"), storage_bytes, storage_bytes],
+        )
+
+
 def storage_use_set(*, storage_bytes: int) -> None:
     """Correct what the current tenant's record is known to take, after it was measured."""
     TenantUse.objects.update_or_create(defaults={"storage_bytes": storage_bytes})
