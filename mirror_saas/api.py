@@ -21,10 +21,13 @@ from supervision.errors import InvalidInput, NotFound
 from tenants.api.api_keys import router as api_keys_router
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, SessionMember
+from tenants.api.invitations import router as invitations_router
 from tenants.api.limits import RATE_HEADERS, RETRY_AFTER, RateLimited
 from tenants.api.me import router as me_router
+from tenants.api.members import router as members_router
 from tenants.api.tenant import router as tenant_router
 from tenants.authentication import RecentAuthenticationMissing
+from tenants.mail_limits import TooManyMails
 from tenants.roles import CapabilityMissing
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,8 @@ api.add_router("", calls_router)
 api.add_router("", audit_router)
 api.add_router("", api_keys_router)
 api.add_router("", tenant_router)
+api.add_router("", members_router)
+api.add_router("", invitations_router)
 
 
 @api.exception_handler(AuthenticationError)
@@ -90,6 +95,11 @@ def _confirm_first(request: HttpRequest, error: RecentAuthenticationMissing) -> 
 @api.exception_handler(Conflict)
 def _conflict(request: HttpRequest, error: Conflict) -> HttpResponse:
     return problem(request, 409, str(error))
+
+
+@api.exception_handler(TooManyMails)
+def _too_many_mails(request: HttpRequest, error: TooManyMails) -> HttpResponse:
+    return problem(request, 429, str(error), headers={"Retry-After": str(error.retry_after_s)})
 
 
 @api.exception_handler(RateLimited)

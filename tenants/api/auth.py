@@ -113,8 +113,8 @@ def requires(
             principal = principal_of(request)
             if asked is not None:
                 capability_require(principal.capabilities, asked)
-            if recent and principal.kind == "session" and not recently_authenticated(request):
-                raise RecentAuthenticationMissing
+            if recent:
+                recent_require(request)
             with actor_context(_actor(request, principal)), tenant_context(principal.tenant.id):
                 return operation(request, *args, **kwargs)
 
@@ -122,6 +122,12 @@ def requires(
         return run
 
     return decorate
+
+
+def recent_require(request: HttpRequest) -> None:
+    """Raises RecentAuthenticationMissing for a session whose person proved too long ago who they are; keys need not."""
+    if principal_of(request).kind == "session" and not recently_authenticated(request):
+        raise RecentAuthenticationMissing
 
 
 def _actor(request: HttpRequest, principal: Principal) -> Actor:
