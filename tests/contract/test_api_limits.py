@@ -292,9 +292,12 @@ def test_a_request_is_one_round_trip(tenant: Tenancy, limits: Any, monkeypatch: 
     ask(tenant.api_key)
     sent: list[Any] = []
     execute = redis.Redis.execute_command
-    monkeypatch.setattr(
-        redis.Redis, "execute_command", lambda self, *args, **kw: sent.append(args[0]) or execute(self, *args, **kw)
-    )
+
+    def counted(self: redis.Redis, *args: Any, **options: Any) -> Any:
+        sent.append(args[0])
+        return execute(self, *args, **options)
+
+    monkeypatch.setattr(redis.Redis, "execute_command", counted)
     assert ask(tenant.api_key).status_code == 200
     assert sent == ["EVALSHA"]
 
@@ -326,3 +329,50 @@ def test_windows_are_those_of_the_limits_library(tenant: Tenancy, limits: Any) -
     assert (before, now) == (0, 3)
     assert 60 < left <= 120
     assert SlidingWindowCounterRateLimiter(shared)._weighted_count(window.item, before, 0, now) == 3
+
+
+def test_a_tenant_sees_its_limits_and_its_use(tenant: Tenancy, stranger: Tenancy, limits: Any) -> None:
+    from tenants.services.limits import storage_use_set
+
+    limits(calls=7, requests_per_minute=50, storage_mib=2)
+    with tenant.context():
+        storage_use_set(storage_bytes=1234)
+    ask(stranger.api_key)
+    ask(tenant.api_key)
+    body = ask(tenant.api_key, path="/api/v1/tenant").json()
+    assert body["limits"] == {
+        "calls": 7,
+        "judge_calls": None,
+        "requests_per_minute": 50,
+        "key_requests_per_minute": None,
+        "storage_mib": 2,
+    }
+    assert body["use"] == {
+        "calls": 0,
+        "requests_per_minute": 2,
+        "storage_bytes": 1234,
+        "refused_today": {},
+        "refused_30_days": {},
+    }
+
+
+@pytest.mark.parametrize("field", ["limits", "calls", "storage_mib", "use"])
+def test_a_tenant_cannot_raise_its_limits(tenant: Tenancy, limits: Any, field: str) -> None:
+    limits(calls=7)
+    answer = Client().patch(
+        "/api/v1/tenant",
+        {field: {"calls": 1000} if field in ("limits", "use") else 1000},
+        content_type="application/json",
+        headers={"Authorization": f"Bearer {tenant.api_key}"},
+    )
+    assert answer.status_code == 422
+    assert ask(tenant.api_key, path="/api/v1/tenant").json()["limits"]["calls"] == 7
+
+
+def test_use_that_lives_in_valkey_is_unknown_while_that_is_down(
+    tenant: Tenancy, limits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits(requests_per_minute=50)
+    monkeypatch.setattr(settings, "REDIS_URL", "redis://127.0.0.1:1/0")
+    body = ask(tenant.api_key, path="/api/v1/tenant").json()
+    assert (body["use"]["calls"], body["use"]["requests_per_minute"]) == (None, None)
