@@ -25,6 +25,8 @@ class NavItem:
 NAVIGATION = (
     NavItem("calls", "Calls", "webui:calls", "calls:read"),
     NavItem("members", "Members", "webui:members", "admin"),
+    NavItem("api_keys", "API keys", "webui:api_keys", "admin"),
+    NavItem("audit", "Audit", "webui:audit", "admin"),
 )
 
 

@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from webui.views import account, calls, invitation, members, session, tenant
+from webui.views import account, api_keys, audit, calls, invitation, members, session, tenant
 
 app_name = "webui"
 
@@ -35,6 +35,12 @@ urlpatterns = [
     path("invitations/<uuid:invitation_id>/resend", members.resend, name="invitation_resend"),
     path("invitations/<uuid:invitation_id>/revoke", members.revoke, name="invitation_revoke"),
     path("invitation/<str:token>", invitation.invitation, name="invitation"),
+    path("api-keys", api_keys.api_keys, name="api_keys"),
+    path("api-keys/new", api_keys.api_key_new, name="api_key_new"),
+    path("api-keys/<uuid:api_key_id>", api_keys.api_key, name="api_key"),
+    path("api-keys/<uuid:api_key_id>/revoke", api_keys.api_key_end, name="api_key_revoke"),
+    path("audit", audit.audit, name="audit"),
+    path("audit/verify", audit.verify, name="audit_verify"),
     path("calls", calls.call_list, name="calls"),
     path("calls/<uuid:call_id>", calls.call_detail, name="call"),
 ]

@@ -26,14 +26,11 @@ from tenants.selectors.audit import (
     auditevent_list,
     auditevent_page,
 )
-from tenants.services.audit import auditevents_verify
+from tenants.services.audit import VERIFY_EVENTS, VERIFY_S, auditevents_verify
 
 router = Router(tags=["audit log"])
 
 JSON_LINES = "application/jsonl"
-# What one request checks of the log, so that a long one does not hold up others.
-VERIFY_EVENTS = 10_000
-VERIFY_S = 5.0
 
 
 class AuditEventOut(Out):

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from mirror_saas.pages import DEFAULT_LIMIT, Page, cursor_decode, cursor_encode, limit_check
 from tenants.audit_chain import ChainPoint
-from tenants.models import AuditEvent
+from tenants.models import AuditEvent, Membership
+from tenants.selectors.api_keys import api_keys_active
 
 PAGE = 500
 _MAX_SEQ = 2**63 - 1
@@ -53,6 +54,20 @@ def auditevent_list(
     rows = list(events.order_by("-seq")[: limit + 1])
     more = len(rows) > limit
     return Page(items=rows[:limit], next=cursor_encode(rows[limit - 1].seq) if more else None)
+
+
+def auditevent_actors(*, also: UUID | None = None) -> list[tuple[UUID, str]]:
+    """Who may have done something: members by their address, keys that work by their name, each with their id.
+
+    `also` is somebody else, who left, say, by the name that the newest event of theirs has; nobody without an event.
+    """
+    people = Membership.objects.select_related("user").order_by("user__email")
+    actors = [(membership.user_id, membership.user.email) for membership in people]
+    actors += [(key.id, f"{key.name} ({key.prefix})") for key in api_keys_active().order_by("name", "id")]
+    if also is not None and also not in {actor_id for actor_id, _ in actors}:
+        newest = AuditEvent.objects.filter(actor_id=also).order_by("-seq").first()
+        actors += [(also, newest.actor_label)] if newest is not None else []
+    return actors
 
 
 def auditevent_head() -> ChainPoint | None:

@@ -24,6 +24,10 @@ from tenants.context import tenant_id_required
 from tenants.models import AuditEvent
 from tenants.selectors.audit import PAGE, auditevent_fields, auditevent_page
 
+# What one request checks of a log, so that a long one does not hold up others.
+VERIFY_EVENTS: Final = 10_000
+VERIFY_S: Final = 5.0
+
 # A value under such a name is a secret, wherever it stands.
 _SECRET_NAME: Final = re.compile(
     r"secret|password|passwd|token|api_?key|authorization|private_?key|cookie", re.IGNORECASE

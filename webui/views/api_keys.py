@@ -27,7 +27,6 @@ from tenants.selectors.api_keys import (
     ApiKeyState,
     api_key_get,
     api_key_list,
-    api_key_state,
     api_keys_without_maker,
 )
 from tenants.services.api_keys import ApiKeyMade, api_key_create, api_key_revoke, api_key_update
@@ -62,7 +61,11 @@ def api_keys(request: MemberRequest) -> HttpResponse:
             "section": "api_keys",
             "rows": api_key_rows(page.items, now=timezone.now(), left=api_keys_without_maker(page.items)),
             "states": [
-                {"name": name, "url": f"{url}?state={state}" if state else url, "current": state == (filters.state or "")}
+                {
+                    "name": name,
+                    "url": f"{url}?state={state}" if state else url,
+                    "current": state == (filters.state or ""),
+                }
                 for state, name in STATES.items()
             ],
             "filtered": bool(query),
@@ -193,7 +196,7 @@ def _field(api_key_id: UUID) -> str:
 
 def _filters(request: MemberRequest) -> tuple[ApiKeyFilters, list[tuple[str, str]]]:
     """What the URL asks for; a part that makes no sense filters nothing."""
-    query = []
+    query: list[tuple[str, str]] = []
     state: ApiKeyState | None = None
     match request.GET.get("state"):
         case "active" | "expired" | "revoked" as state:
