@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import http
 import logging
 from typing import Any
 
-from django.core.exceptions import ObjectDoesNotExist
+from django.core.exceptions import ObjectDoesNotExist, RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
@@ -19,12 +20,22 @@ from supervision.api.agents import router as agents_router
 from supervision.api.calls import router as calls_router
 from supervision.api.credentials import router as credentials_router
 from supervision.api.decisions import router as decisions_router
+from supervision.api.judge import router as judge_router
 from supervision.api.policies import router as policies_router
 from supervision.api.usage import router as usage_router
 from supervision.errors import InvalidInput, NotFound
+from supervision.stream.mailbox import CallSilent
+from tenants.api.api_keys import router as api_keys_router
 from tenants.api.audit import router as audit_router
-from tenants.api.auth import BearerKey, ScopeMissing, SessionMember
+from tenants.api.auth import BearerKey, SessionMember
+from tenants.api.invitations import router as invitations_router
+from tenants.api.limits import RATE_HEADERS, RETRY_AFTER, RateLimited
 from tenants.api.me import router as me_router
+from tenants.api.members import router as members_router
+from tenants.api.tenant import router as tenant_router
+from tenants.authentication import RecentAuthenticationMissing
+from tenants.mail_limits import TooManyMails
+from tenants.roles import CapabilityMissing
 from tenants.services.idempotency import WriteRuns
 
 logger = logging.getLogger(__name__)
@@ -33,7 +44,7 @@ INVALID = "Some fields cannot be used; `errors` says which and why."
 
 
 class MirrorAPI(NinjaAPI):
-    """NinjaAPI whose document says that errors are problem+json."""
+    """NinjaAPI whose document says that errors are problem+json, and that every operation has a limit."""
 
     def get_openapi_schema(self, **kwargs: Any) -> OpenAPISchema:
         schema = super().get_openapi_schema(**kwargs)
@@ -43,6 +54,13 @@ class MirrorAPI(NinjaAPI):
                     content = response.get("content")
                     if int(status) >= 400 and content and "application/json" in content:
                         content[CONTENT_TYPE] = content.pop("application/json")
+                    if int(status) < 400:
+                        response["headers"] = {**RATE_HEADERS, **response.get("headers", {})}
+                operation["responses"][429] = {
+                    "description": http.HTTPStatus.TOO_MANY_REQUESTS.phrase,
+                    "headers": {**RATE_HEADERS, **RETRY_AFTER},
+                    "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                }
         return schema
 
 
@@ -59,8 +77,13 @@ api.add_router("", policies_router)
 api.add_router("", credentials_router)
 api.add_router("", calls_router)
 api.add_router("", decisions_router)
+api.add_router("", judge_router)
 api.add_router("", usage_router)
 api.add_router("", audit_router)
+api.add_router("", api_keys_router)
+api.add_router("", tenant_router)
+api.add_router("", members_router)
+api.add_router("", invitations_router)
 
 
 @api.exception_handler(AuthenticationError)
@@ -73,9 +96,24 @@ def _unauthenticated(request: HttpRequest, error: AuthenticationError) -> HttpRe
     )
 
 
-@api.exception_handler(ScopeMissing)
-def _scope_missing(request: HttpRequest, error: ScopeMissing) -> HttpResponse:
+@api.exception_handler(CapabilityMissing)
+def _capability_missing(request: HttpRequest, error: CapabilityMissing) -> HttpResponse:
     return problem(request, 403, f"{error} Use a key or a role that has it.")
+
+
+@api.exception_handler(RecentAuthenticationMissing)
+def _confirm_first(request: HttpRequest, error: RecentAuthenticationMissing) -> HttpResponse:
+    return problem(request, 403, str(error))
+
+
+@api.exception_handler(TooManyMails)
+def _too_many_mails(request: HttpRequest, error: TooManyMails) -> HttpResponse:
+    return problem(request, 429, str(error), headers={"Retry-After": str(error.retry_after_s)})
+
+
+@api.exception_handler(RateLimited)
+def _rate_limited(request: HttpRequest, error: RateLimited) -> HttpResponse:
+    return problem(request, 429, str(error), headers={"Retry-After": str(error.rate.reset_s)})
 
 
 @api.exception_handler(NotFound)
@@ -123,15 +161,14 @@ def _no_row(request: HttpRequest, error: ObjectDoesNotExist) -> HttpResponse:
 def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
     errors: dict[str, list[str]] = {}
     for entry in error.errors:
-        # The first part says where the field was (query, body), the rest is its name; an operation's parameter for a
-        # whole body, which is called `body` too, is no part of it.
-        place = list(entry["loc"])
-        while len(place) > 1 and place[0] in ("body", "query", "path", "header"):
-            place.pop(0)
+        # The first part says where the field was (query, body), the rest is its name; in a body the second part is only
+        # what the operation calls the whole of it.
+        where, *name_parts = entry["loc"]
+        name = ".".join(str(part) for part in (name_parts[1:] if where == "body" else name_parts)) or str(where)
         message = entry["msg"].removeprefix("Value error, ")
         if entry["type"] == "extra_forbidden":
             message = "There is no such field; check how it is spelled."
-        errors.setdefault(".".join(map(str, place)), []).append(message)
+        errors.setdefault(name, []).append(message)
     return problem(request, 422, INVALID, errors=errors)
 
 
@@ -144,6 +181,23 @@ def _invalid_model(request: HttpRequest, error: DjangoValidationError) -> HttpRe
 @api.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     return problem(request, error.status_code, str(error))
+
+
+@api.exception_handler(SuspiciousOperation)
+def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
+    if isinstance(error, RequestDataTooBig):
+        return problem(request, 413, "The request's body is too large.")
+    return problem(request, 400, "The request has more fields than any that makes sense, or forbidden characters.")
+
+
+@api.exception_handler(CallSilent)
+def _call_silent(request: HttpRequest, error: CallSilent) -> HttpResponse:
+    return problem(
+        request,
+        503,
+        "The node that has this call does not answer; send the turn again shortly, with the same turn_id.",
+        headers={"Retry-After": "1"},
+    )
 
 
 @api.exception_handler(OperationalError)

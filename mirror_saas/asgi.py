@@ -6,7 +6,6 @@ from typing import Any
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import re_path
 
@@ -14,6 +13,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mirror_saas.settings")
 # Django has to be set up before anything below imports a model.
 http_application = get_asgi_application()
 
+from mirror_saas.headers import headers_application  # noqa: E402
+from mirror_saas.origins import origin_application, scheme_application  # noqa: E402
 from supervision.stream.routing import websocket_urlpatterns as stream_patterns  # noqa: E402
 from webui.routing import websocket_urlpatterns as console_patterns  # noqa: E402
 
@@ -35,8 +36,7 @@ async def websocket_refuse(
 
 _unknown = re_path(r"", websocket_refuse)  # type: ignore[arg-type]
 _stream: ASGIApp = URLRouter([*stream_patterns, _unknown])
-# A browser sends its cookies to whoever asks; only pages of our own hosts may open console sockets.
-_console: ASGIApp = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([*console_patterns, _unknown])))
+_console: ASGIApp = origin_application(AuthMiddlewareStack(URLRouter([*console_patterns, _unknown])))
 
 
 async def websocket_application(
@@ -47,4 +47,6 @@ async def websocket_application(
     await app(scope, receive, send)
 
 
-application = ProtocolTypeRouter({"http": http_application, "websocket": websocket_application})
+application: ASGIApp = scheme_application(
+    headers_application(ProtocolTypeRouter({"http": http_application, "websocket": websocket_application}))
+)

@@ -19,6 +19,14 @@ def client_ip(request: HttpRequest) -> str:
     )
 
 
+def client_address(request: HttpRequest) -> str:
+    """`client_ip` as a column of addresses holds it: without a zone, and `0.0.0.0` where the server knows none."""
+    try:
+        return str(ipaddress.ip_address(client_ip(request).partition("%")[0]))
+    except ValueError:
+        return "0.0.0.0"  # noqa: S104  (nothing is bound to it)
+
+
 def forwarded_ip(peer: str, forwarded_for: str, trusted: tuple[str, ...]) -> str:
     """`client_ip` of a peer's address and a header's text."""
     networks = [ipaddress.ip_network(entry) for entry in trusted]
@@ -32,6 +40,11 @@ def forwarded_ip(peer: str, forwarded_for: str, trusted: tuple[str, ...]) -> str
             # What a trusted proxy did not write as an address says nothing; the last known one stands.
             break
     return address
+
+
+def is_trusted_proxy(peer: str, trusted: tuple[str, ...]) -> bool:
+    """Whether what this peer says about whoever is behind it is believed."""
+    return _is_in(_plain(peer), [ipaddress.ip_network(entry) for entry in trusted])
 
 
 def _plain(address: str) -> str:

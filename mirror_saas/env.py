@@ -12,11 +12,14 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+
+from mirror_saas.limits import Limits, limit_parse
 
 Mode = Literal["development", "production"]
 DatabaseRole = Literal["app", "owner"]
@@ -39,6 +42,7 @@ SECRETS = frozenset(
         "MIRROR_SECRET_KEY",
         "MIRROR_ENCRYPTION_KEY",
         "MIRROR_ENCRYPTION_KEY_PREVIOUS",
+        "MIRROR_EMAIL_URL",
         "OPENAI_API_KEY",
         "OPENAI_TTS_API_KEY",
     }
@@ -63,6 +67,17 @@ class EnvironmentInvalid(ImproperlyConfigured):
 
 
 @dataclass(frozen=True, slots=True)
+class MailServer:
+    """Where mails are handed in: `tls` from the first byte, `starttls`, or `off`, which sends in the clear."""
+
+    host: str
+    port: int
+    security: Literal["starttls", "tls", "off"]
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """The checked environment. Values that hold secrets are kept out of `repr`."""
 
@@ -79,6 +94,8 @@ class Environment:
     handshake_signature: HandshakeSignature
     """What becomes of Plivo's signature of a stream's handshake when the tenant has stored its auth token: `check` one
     that is there, `require` one, or `ignore` it."""
+    hsts_s: int
+    """How long browsers that came by https may not come by http, in seconds; 0 makes them forget it."""
     home: Path
     journal_dir: Path
     log_level: str
@@ -93,6 +110,12 @@ class Environment:
     openai_tts_base_url: str | None
     openai_tts_model: str
     openai_tts_voice: str
+    email: MailServer | None
+    """None: mails are printed to standard output, for trying things out."""
+    email_from: str
+    """Who mails are from: an address, or `Name <address>`."""
+    limits: Limits
+    """What a tenant may use that has no limits of its own."""
     database_url: str | None = field(repr=False)
     database_owner_url: str | None = field(repr=False)
     database_admin_url: str | None = field(repr=False)
@@ -164,6 +187,7 @@ def environment_parse(
                 message = f"is required in production with DATABASE_URL; set it or {name}_FILE, alike on all nodes"
                 reader.bad(name, message)
 
+    email = _mail_server(reader)
     environment = Environment(
         mode="development" if mode == "development" else "production",
         port=port,
@@ -173,6 +197,7 @@ def environment_parse(
         egress_allow=_egress_allow(reader),
         trusted_proxies=_trusted_proxies(reader),
         handshake_signature=_handshake_signature(reader),
+        hsts_s=reader.integer("MIRROR_HSTS_S", default=31_536_000, low=0, high=63_072_000),
         home=home,
         journal_dir=journal_dir,
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
@@ -184,6 +209,15 @@ def environment_parse(
         openai_tts_base_url=reader.url("OPENAI_TTS_BASE_URL", ("http", "https")),
         openai_tts_model=reader.text("OPENAI_TTS_MODEL") or "gpt-4o-mini-tts",
         openai_tts_voice=reader.text("OPENAI_TTS_VOICE") or "alloy",
+        email=email,
+        email_from=_email_from(reader, required=email is not None),
+        limits=Limits(
+            calls=reader.limit("MIRROR_LIMIT_CALLS", default=200),
+            judge_calls=reader.limit("MIRROR_LIMIT_JUDGE_CALLS", default=200),
+            requests_per_minute=reader.limit("MIRROR_LIMIT_REQUESTS_PER_MINUTE", default=6000),
+            key_requests_per_minute=reader.limit("MIRROR_LIMIT_KEY_REQUESTS_PER_MINUTE", default=3000),
+            storage_mib=reader.limit("MIRROR_LIMIT_STORAGE_MIB", default=20 * 1024),
+        ),
         database_url=database_url,
         database_owner_url=owner_url,
         database_admin_url=admin_url,
@@ -263,6 +297,16 @@ class _Reader:
             self.bad(name, f"is {value!r}; use a number of seconds from {low:g} to {high:g}")
             return default
         return float(value)
+
+    def limit(self, name: str, *, default: int) -> int | None:
+        value = self.text(name)
+        if value is None:
+            return default
+        try:
+            return limit_parse(value)
+        except ValueError as error:
+            self.bad(name, f"is {value!r}; {error}")
+            return default
 
     def url(self, name: str, schemes: tuple[str, ...]) -> str | None:
         value = self.text(name)
@@ -363,6 +407,45 @@ def _is_egress_entry(entry: str) -> bool:
     if ":" in parts.hostname:
         return parts.path == "" and parts.query == ""
     return re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]+)?", entry) is not None
+
+
+def _mail_server(reader: _Reader) -> MailServer | None:
+    name = "MIRROR_EMAIL_URL"
+    url = reader.url(name, ("smtp", "smtps"))
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    security: Literal["starttls", "tls", "off"] = "tls" if parts.scheme == "smtps" else "starttls"
+    if options == [("tls", "off")] and parts.scheme == "smtp":
+        security = "off"
+    elif options or parts.path.strip("/") or parts.fragment:
+        reader.bad(
+            name, "has more than a mail server; write smtp://USER:PASSWORD@HOST:PORT, smtps://… or smtp://HOST?tls=off"
+        )
+        return None
+    username, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if bool(username) != bool(password):
+        reader.bad(name, "has a user without a password, or the other way round; give both or neither")
+        return None
+    if username and security == "off":
+        reader.bad(name, "would send its password in the clear; leave ?tls=off out, or the user and password")
+        return None
+    port = parts.port or {"tls": 465, "starttls": 587, "off": 25}[security]
+    return MailServer(host=parts.hostname or "", port=port, security=security, username=username, password=password)
+
+
+def _email_from(reader: _Reader, *, required: bool) -> str:
+    name = "MIRROR_EMAIL_FROM"
+    value = reader.text(name)
+    if value is None:
+        if required:
+            reader.bad(name, "is not set although MIRROR_EMAIL_URL is; give the address that mails are from")
+        return "Mirror <mirror@localhost>"
+    address = parseaddr(value)[1]
+    if not re.fullmatch(r"[^@\s<>\",;]+@[^@\s<>\",;]+", address) or not value.isprintable() or value.count("@") != 1:
+        reader.bad(name, f"is {value!r}; give an address, or: Mirror <mirror@example.com>")
+    return value
 
 
 def _tts(reader: _Reader) -> TTSKind | None:

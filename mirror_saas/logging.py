@@ -1,8 +1,9 @@
-"""Logging: one JSON object a line, and stream keys masked wherever they turn up.
+"""Logging: one JSON object a line, and secrets masked wherever they turn up.
 
-A stream key is the one secret that may stand in a path (`/stream/<slug>/<key>`, `/plivo/<slug>/<key>/…`), and paths
-end up in log lines of Django, Twisted and Channels. The mask is a filter on the handler, so it sees every record,
-whoever wrote it, including exception texts.
+Some secrets stand in paths (`/stream/<slug>/<key>`, `/plivo/<slug>/<key>/…`, `/invitation/<token>`,
+`/reset-password/<key>`), and paths end up in log lines of Django, Twisted and Channels. The mask is a filter on the
+handler, so it sees every record, whoever wrote it, including exception texts. It is the second line of defence: what is
+secret is not logged in the first place.
 """
 
 import json
@@ -16,6 +17,10 @@ MASK = "***"
 # The key after a stream or plivo path, whatever it looks like (a wrong key is somebody's mistyped right key), and
 # our own tokens anywhere: stream keys `sk_…`, API keys `mk_<prefix>_<secret>`.
 _PATH_KEY = re.compile(r"(/(?:stream|plivo)/[^/\s\"'?#]+/)[^/\s\"'?#]+")
+_PATH_TOKEN = re.compile(r"(/(?:invitation|reset-password)/)[^/\s\"'?#]+")
+_AUTHORIZATION = re.compile(r"(\b(?:Bearer|Basic)\s+)(?!mk_)[^\s\"',;]{8,}", re.IGNORECASE)
+# What providers of models call their keys, which their errors repeat.
+_PROVIDER_KEY = re.compile(r"\b(sk-)[A-Za-z0-9_-]{16,}")
 _CALL_TOKEN = re.compile(r"([?&]mt=)[^&\s\"'#]+")
 _STREAM_KEY = re.compile(r"\bsk_[A-Za-z0-9_-]{16,}")
 _API_KEY = re.compile(r"\b(mk_[A-Za-z0-9]+_)[A-Za-z0-9_-]+")
@@ -26,8 +31,11 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 def mask_secrets(text: str) -> str:
-    """`text` with stream keys, call tokens, API keys and passwords in URLs replaced by `***`."""
+    """`text` with keys and tokens, ours and providers', and passwords in URLs replaced by `***`."""
     text = _PATH_KEY.sub(rf"\1{MASK}", text)
+    text = _PATH_TOKEN.sub(rf"\1{MASK}", text)
+    text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
+    text = _PROVIDER_KEY.sub(rf"\1{MASK}", text)
     text = _CALL_TOKEN.sub(rf"\1{MASK}", text)
     text = _STREAM_KEY.sub(MASK, text)
     text = _API_KEY.sub(rf"\1{MASK}", text)
@@ -64,6 +72,17 @@ class WithoutProbes(logging.Filter):
         return not (getattr(record, "status_code", None) == 503 and record.getMessage().endswith(" /readyz"))
 
 
+class WithoutTraces(logging.Filter):
+    """Drops the tracebacks of what Django refuses (a foreign Host, a form that is none): the message says it all, and
+    whoever sends such requests must not be able to fill the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        refused = record.name == "django.request" and 400 <= getattr(record, "status_code", 0) < 500
+        if refused or record.name.startswith("django.security"):
+            record.exc_info = record.exc_text = None
+        return True
+
+
 class JSONFormatter(logging.Formatter):
     """One JSON object a line: `at` (UTC), `level`, `logger`, `message`, `error` (traceback) and the extra fields."""
 
@@ -94,9 +113,16 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
         "filters": {
             "mask": {"()": "mirror_saas.logging.MaskSecrets"},
             "without_probes": {"()": "mirror_saas.logging.WithoutProbes"},
+            "without_traces": {"()": "mirror_saas.logging.WithoutTraces"},
         },
         "formatters": {"json": {"()": "mirror_saas.logging.JSONFormatter"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["mask"]}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "json",
+                "filters": ["without_traces", "mask"],
+            }
+        },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             # Django's own handlers would print unmasked lines a second time.
@@ -105,6 +131,16 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
             "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
             "daphne": {"level": "WARNING"},
             "asyncio": {"level": "WARNING"},
+            # At DEBUG they show what they carry: parameters of queries, what a page is made of, arguments of tasks,
+            # messages, requests and answers.
+            "django.db.backends": {"level": "WARNING"},
+            "django.template": {"level": "WARNING"},
+            "amqp": {"level": "WARNING"},
+            "billiard": {"level": "WARNING"},
+            "celery": {"level": "WARNING" if level in ("WARNING", "ERROR") else "INFO"},
+            "kombu": {"level": "WARNING"},
+            "openai": {"level": "WARNING"},
+            "redis": {"level": "WARNING"},
             "httpx": {"level": "WARNING"},
             "httpx2": {"level": "WARNING"},
             "picows": {"level": "WARNING"},

@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
+from uuid import UUID
 
 from mirror_saas.errors import InvalidInput
 
@@ -46,6 +48,23 @@ def cursor_decode(cursor: str, *types: type) -> tuple[str | int, ...]:
     if not isinstance(key, list) or [type(part) for part in key] != list(types):
         raise BadCursor
     return tuple(key)
+
+
+def cursor_of_row(at: datetime, row_id: UUID) -> str:
+    """The cursor of a list that is sorted by a time and an id."""
+    return cursor_encode(at.astimezone(UTC).isoformat(), str(row_id))
+
+
+def cursor_row(cursor: str) -> tuple[datetime, UUID]:
+    """The time and id of a cursor by `cursor_of_row`. Raises BadCursor."""
+    at, row_id = cursor_decode(cursor, str, str)
+    try:
+        key = datetime.fromisoformat(str(at)), UUID(str(row_id))
+    except ValueError as error:
+        raise BadCursor from error
+    if key[0].tzinfo is None:
+        raise BadCursor
+    return key
 
 
 def limit_check(limit: int) -> int:

@@ -45,6 +45,15 @@ def request_id_of(request: HttpRequest) -> str:
     return request_id
 
 
+def answer_headers(request: HttpRequest) -> dict[str, str]:
+    """Headers that the answer to an API request gets, whatever the answer is; add to them."""
+    headers: dict[str, str] | None = getattr(request, "mirror_answer_headers", None)
+    if headers is None:
+        headers = {}
+        request.mirror_answer_headers = headers  # type: ignore[attr-defined]
+    return headers
+
+
 def problem(
     request: HttpRequest,
     status: int,
@@ -90,4 +99,6 @@ class ProblemMiddleware:
             detail = _WHAT_TO_DO.get(response.status_code, "The request failed.")
             response = problem(request, response.status_code, detail, headers=kept)
         response.headers["X-Request-Id"] = request_id_of(request)
+        for name, value in answer_headers(request).items():
+            response.headers[name] = value
         return response

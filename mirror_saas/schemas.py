@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
 
 from ninja import Schema
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from mirror_saas.pages import DEFAULT_LIMIT, MAX_LIMIT
 
 Item = TypeVar("Item")
+
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("Leave out the character U+0000.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("This is no Unicode text: it has half of a surrogate pair.") from error
+    return text
+
+
+def _written(value: Any) -> Any:
+    # pydantic would take 1767225600, and "1767225600", for seconds since 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and _DATE.match(value)):
+        return value
+    raise ValueError("Give a time as RFC 3339 has it, such as 2026-03-04T12:00:00Z.")
+
+
+def _in_utc(moment: datetime) -> datetime:
+    # PostgreSQL knows fewer offsets than Python, and the years end for both.
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("Give a time between the years 1 and 9999.") from error
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+"""Text that PostgreSQL can store and compare: without U+0000 and halves of surrogate pairs."""
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_utc)]
+"""A time as RFC 3339 has it, with its zone; in UTC from here on."""
 
 
 class Out(BaseModel):
@@ -22,18 +59,17 @@ class Out(BaseModel):
 
 
 class In(BaseModel):
-    """What a request's body holds. A field that is not known is refused, never ignored: a typo would pass for done.
+    """The body of a request. A field that there is not is refused by name: it may be a slip of the pen.
 
     Bodies can hold secrets, so no error repeats what was given.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="after")
     @classmethod
     def _can_be_stored(cls, value: Any) -> Any:
-        if _unstorable(value):
-            raise ValueError("Leave out U+0000 and half surrogate pairs; no text has them.")
+        _all_storable(value)
         return value
 
     def given(self) -> dict[str, Any]:
@@ -50,12 +86,16 @@ def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
-def _unstorable(value: Any) -> bool:
+def _all_storable(value: Any) -> None:
     if isinstance(value, str):
-        return "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, dict):
-        return any(_unstorable(key) or _unstorable(inner) for key, inner in value.items())
-    return isinstance(value, list) and any(map(_unstorable, value))
+        _storable(value)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _all_storable(key)
+            _all_storable(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _all_storable(inner)
 
 
 class PageOut(Out, Generic[Item]):

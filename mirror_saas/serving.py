@@ -5,18 +5,26 @@ class with what matters set here, for web and stream alike.
 """
 
 import asyncio
+import http
+import json
 import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+import daphne.http_protocol
 from daphne.endpoints import build_endpoint_description_strings
+from daphne.http_protocol import WebRequest
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 
 from mirror_saas.draining import ANSWER_PREFIX, STREAM_PREFIX, ASGIApp, Drain, Receive, Scope, Send, drain
 from mirror_saas.draining import draining_application as behind_drain
+from mirror_saas.headers import headers_application, response_headers
+from mirror_saas.ids import uuid7
+from mirror_saas.problems import API_PREFIX
+from mirror_saas.problems import CONTENT_TYPE as PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +41,16 @@ WEBSOCKET_TIMEOUT_S = 24 * 3600 + 600
 CLOSE_TIMEOUT_S = 30
 CANCEL_TIMEOUT_S = 10.0
 ON_STOP_TIMEOUT_S = 10.0
+
+# Of a request's body. Refused before it is read: nothing behind us sees, stores or counts more than this.
+HTTP_BODY_MAX_BYTES = 10 * 1024 * 1024
+# A client that is still sending would not see its refusal if we closed under it.
+LINGER_S = 5.0
+
+ERROR_DETAILS = {
+    413: f"The request's body is too large; {HTTP_BODY_MAX_BYTES // 1024 // 1024} MiB are the most.",
+    500: "Mirror failed to answer. Its log says why.",
+}
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 
@@ -61,8 +79,64 @@ def part_application(app: ASGIApp, part: Part) -> ASGIApp:
     return application
 
 
+class ServerRequest(WebRequest):  # type: ignore[misc]
+    """Daphne's HTTP request that has bounds, and whose own errors look like ours and name no software."""
+
+    _body_bytes = 0
+    _refused = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Twisted would read forms as well, all of them into memory and with errors of its own; Django does.
+        super().__init__(*args, **{**kwargs, "parsePOSTFormSubmission": False})
+
+    def gotLength(self, length: int | None) -> None:
+        super().gotLength(length)
+        if length is not None and length > HTTP_BODY_MAX_BYTES:
+            self._refuse_body()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._body_bytes += len(data)
+        if self._body_bytes > HTTP_BODY_MAX_BYTES:
+            self._refuse_body()
+        else:
+            super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if not self._refused:
+            super().requestReceived(command, path, version)
+
+    def process(self) -> Any:
+        # Whoever sends it chooses the prefix of every URL that we write.
+        self.requestHeaders.removeHeader(b"daphne-root-path")
+        for name in (b"sec-websocket-protocol", b"host", b"origin"):
+            if any(not value.isascii() for value in self.requestHeaders.getRawHeaders(name, [])):
+                self.basic_error(400, b"Bad Request", "A header has characters that it cannot have.")
+                return None
+        return super().process()
+
+    def basic_error(self, status: int, status_text: bytes, body: str) -> None:
+        headers, content = server_error(status, self.path)
+        self.handle_reply({"type": "http.response.start", "status": status, "headers": headers})
+        self.handle_reply({"type": "http.response.body", "body": content})
+
+    def _refuse_body(self) -> None:
+        from twisted.internet import reactor
+
+        later: Any = reactor
+        self._refused = True
+        # Nobody is told to go on sending.
+        self.requestHeaders.removeHeader(b"expect")
+        headers, content = server_error(413, getattr(self.channel, "_path", b""))
+        transport = self.channel.transport
+        transport.write(response_bytes(413, [*headers, (b"connection", b"close")], content))
+        transport.loseWriteConnection()
+        later.callLater(LINGER_S, transport.abortConnection)
+
+
 class ServerSocket(WebSocketProtocol):  # type: ignore[misc]
-    """Daphne's WebSocket that can be closed with a server's codes.
+    """Daphne's WebSocket that can be closed with a server's codes, and whose refusals carry our headers.
 
     Autobahn's `sendClose` raises on all but 1000 and 3000 to 4999, and the socket would stay open. RFC 6455 7.4.1 gives
     servers 1008 (refused) and 1011 (the agent failed) as well.
@@ -70,6 +144,41 @@ class ServerSocket(WebSocketProtocol):  # type: ignore[misc]
 
     def serverClose(self, code: int | None = None) -> None:
         self.sendCloseFrame(code=1000 if code is None else code)
+
+    def sendHttpErrorResponse(self, code: int, reason: str, responseHeaders: Any = None) -> None:
+        # `reason` may quote what was sent.
+        self.sendData(response_bytes(code, [*response_headers(), (b"connection", b"close")], b""))
+
+
+def server_error(status: int, path: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an error that no application has seen: a problem under the API, else one line of text."""
+    phrase = http.HTTPStatus(status).phrase
+    if isinstance(path, bytes) and path.startswith(API_PREFIX.encode()):
+        request_id = str(uuid7())
+        content = json.dumps(
+            {
+                "type": "about:blank",
+                "title": phrase,
+                "status": status,
+                "detail": ERROR_DETAILS.get(status, "The request cannot be read; check its syntax."),
+                "errors": {},
+                "request_id": request_id,
+            }
+        ).encode()
+        headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", request_id.encode())]
+    else:
+        content = f"{phrase}\n".encode()
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    return response_headers([*headers, (b"content-length", str(len(content)).encode())]), content
+
+
+def response_bytes(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> bytes:
+    """A whole answer, for places where the server is past or before its own."""
+    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in headers]
+    if not any(name.lower() == b"content-length" for name, _ in headers):
+        lines.append(b"content-length: " + str(len(content)).encode())
+    return b"\r\n".join(lines) + b"\r\n\r\n" + content
 
 
 class MirrorServer(Server):  # type: ignore[misc]
@@ -109,6 +218,7 @@ class MirrorServer(Server):  # type: ignore[misc]
 def server_build(application: ASGIApp, *, host: str, port: int, on_ready: Callable[[], None] | None = None) -> Any:
     """Daphne's server for `application` at `host`:`port`, with the limits above and no access log (paths hold keys)."""
     WebSocketFactory.protocol = ServerSocket
+    daphne.http_protocol.WebRequest = ServerRequest
     return MirrorServer(
         application=application,
         endpoints=build_endpoint_description_strings(host=host, port=port),
@@ -122,7 +232,7 @@ def server_build(application: ASGIApp, *, host: str, port: int, on_ready: Callab
         websocket_max_frame_size=WEBSOCKET_MAX_BYTES,
         application_close_timeout=CLOSE_TIMEOUT_S,
         ready_callable=on_ready,
-        server_name="mirror",
+        server_name="",
     )
 
 
@@ -143,7 +253,8 @@ def server_run(
     """
     from twisted.internet import reactor
 
-    served = behind_drain(part_application(application, part), drain)
+    # The application has headers of its own; what is answered in front of it needs them too.
+    served = headers_application(behind_drain(part_application(application, part), drain))
     server = server_build(served, host=host, port=port)
     server.on_stop = on_stop
     loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop

@@ -1,6 +1,7 @@
 """Django's settings, all from the environment (mirror_saas.env); `MIRROR` is the checked environment itself."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mirror_saas.embedded import servers_read
 from mirror_saas.env import Environment, address_in_use, environment_parse
 from mirror_saas.keys import keys_load_or_create
 from mirror_saas.logging import logging_config
+from mirror_saas.origins import origin_of
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -58,8 +60,19 @@ CHANNEL_LAYERS = {
     },
 }
 
+CACHES = {
+    "default": {"BACKEND": "mirror_saas.cache.SharedCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "mirror:cache"},
+}
+
 CELERY_BROKER_URL = REDIS_URL
-CELERY_BROKER_TRANSPORT_OPTIONS = {"global_keyprefix": "mirror:celery:", "visibility_timeout": 3600}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "global_keyprefix": "mirror:celery:",
+    "visibility_timeout": 3600,
+    # Whoever sends a task, mostly a request that a person waits for, finds out soon that the broker is down. Workers
+    # have their own way of waiting for it.
+    "max_retries": 1,
+    "interval_start": 0,
+}
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_SERIALIZER = "json"
@@ -67,6 +80,14 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BEAT_SCHEDULE = {
+    # What is late by a whole round was sent again meanwhile.
+    "sessions-clear": {
+        "task": "mirror_saas.sessions_clear",
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
+    },
+}
 CELERY_BEAT_SCHEDULE_FILENAME = str(MIRROR.home / "celerybeat-schedule")
 
 # -- the application ----------------------------------------------------------------------------------------------
@@ -86,6 +107,9 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.usersessions",
     # For its static files: the API's docs page loads nothing from elsewhere.
     "ninja",
     "mirror_saas",
@@ -94,18 +118,18 @@ INSTALLED_APPS = [
     "webui",
 ]
 
+# The headers of answers are in mirror_saas.headers, around all of Django.
 MIDDLEWARE = [
-    "webui.middleware.SecurityHeadersMiddleware",
-    "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "mirror_saas.problems.ProblemMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "tenants.sessions.SessionActivityMiddleware",
     "tenants.middleware.TenantMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "webui.middleware.TimeZoneMiddleware",
 ]
 
@@ -139,22 +163,73 @@ USE_TZ = True
 # -- browsers -----------------------------------------------------------------------------------------------------
 
 _https = MIRROR.public_url.startswith("https://")
+# Browsers take a cookie named __Host- only from this very host, over TLS: no sub-domain and no eavesdropper sets it.
+_cookie_prefix = "__Host-" if _https else ""
+SESSION_COOKIE_NAME = f"{_cookie_prefix}sessionid"
 SESSION_COOKIE_SECURE = _https
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_NAME = f"{_cookie_prefix}csrftoken"
 CSRF_COOKIE_SECURE = _https
+# Pages carry the token themselves; no script needs the cookie.
+CSRF_COOKIE_HTTPONLY = True
+CSRF_COOKIE_SAMESITE = "Lax"
 # TLS usually ends at a proxy in front of us: the public address is what browsers put into Origin.
-CSRF_TRUSTED_ORIGINS = [MIRROR.public_url]
-SECURE_CONTENT_TYPE_NOSNIFF = True
-SECURE_REFERRER_POLICY = "same-origin"
-X_FRAME_OPTIONS = "DENY"
-# Uploads and API bodies; the stream has its own limit in the server.
-DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+CSRF_TRUSTED_ORIGINS = [origin_of(MIRROR.public_url)]
+SILENCED_SYSTEM_CHECKS = [
+    # SecurityMiddleware and XFrameOptionsMiddleware: mirror_saas.headers does their work, on answers too that no
+    # middleware sees. Whoever redirects from http to https is the proxy that ends TLS.
+    "security.W001",
+    "security.W002",
+]
+# What the server takes (mirror_saas.serving); the stream has a limit of its own there.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 10 * 1024 * 1024
+
+# -- people -------------------------------------------------------------------------------------------------------
+
+LOGIN_REDIRECT_URL = "webui:calls"
+ACCOUNT_ADAPTER = "webui.sign_in.AccountAdapter"
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
+# An address is proven by the invitation that was mailed to it.
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_LOGIN_TIMEOUT = 10 * 60
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_RATE_LIMITS = {
+    "login": "60/m/ip",
+    # Wrong passwords and codes: per address, and per account whoever asks.
+    "login_failed": "20/m/ip,5/5m/key",
+    "reset_password": "10/m/ip,3/h/key",
+    "reset_password_from_key": "20/m/ip",
+}
+MFA_ADAPTER = "tenants.mfa.MFAAdapter"
+MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
+MFA_RECOVERY_CODE_DIGITS = 10
+MFA_ALLOW_UNVERIFIED_EMAIL = True
+PASSWORD_RESET_TIMEOUT = 60 * 60
+# A session ends when it was not used for this long.
+SESSION_COOKIE_AGE = 14 * 24 * 3600
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+
+# -- mail ---------------------------------------------------------------------------------------------------------
+
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = MIRROR.email_from
+EMAIL_SUBJECT_PREFIX = ""
+EMAIL_TIMEOUT = 20
+if MIRROR.email is None:
+    # Printed, not logged: the links in it are secrets.
+    EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+else:
+    EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    EMAIL_HOST, EMAIL_PORT = MIRROR.email.host, MIRROR.email.port
+    EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = MIRROR.email.username, MIRROR.email.password
+    EMAIL_USE_TLS = MIRROR.email.security == "starttls"
+    EMAIL_USE_SSL = MIRROR.email.security == "tls"
 
 LOGGING = logging_config(level=MIRROR.log_level)

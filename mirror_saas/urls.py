@@ -11,4 +11,5 @@ urlpatterns = [
     path("api/v1/", api.urls),
     path("", include("supervision.stream.http_urls")),
     path("", include("webui.urls")),
+    path("", include("webui.allauth_urls")),
 ]

@@ -67,6 +67,17 @@ def actor_of_request(request: HttpRequest, *, kind: Literal["user", "api_key"], 
     )
 
 
+def actor_unknown(request: HttpRequest) -> Actor:
+    """Whoever sent a request without proving who they are."""
+    return Actor(
+        kind="system",
+        label="somebody who is not signed in",
+        ip=client_ip(request),
+        user_agent=request.headers.get("User-Agent", "").replace("\x00", "")[:USER_AGENT_CHARS],
+        request_id=request_id_of(request),
+    )
+
+
 def _process() -> str:
     program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
     if program == "__main__.py":

@@ -50,11 +50,15 @@ class ChainProblem:
 @dataclass(frozen=True, slots=True)
 class AuditVerification:
     """What verifying found. `head` is the last event that was right, None without any: keep it, and a later verifying
-    that expects it notices when the log's end was cut off or everything was written anew."""
+    that expects it notices when the log's end was cut off or everything was written anew.
+
+    `complete` is False when there are events behind the head that were not looked at; verifying can go on there.
+    """
 
     count: int
     head: ChainPoint | None
     problem: ChainProblem | None
+    complete: bool = True
 
     @property
     def valid(self) -> bool:
@@ -76,6 +80,21 @@ class ChainVerifier:
         """For a part of a log: it begins behind `seq`, whose hash is then the first event's word."""
         self._seq, self._hash = seq, GENESIS if seq == 0 else None
 
+    def go_on_after(self, point: ChainPoint, stored: bytes | None) -> bool:
+        """For a whole log that was verified up to `point` before: its next event has to follow from that one.
+
+        `stored` is the hash that the log has there now, None without such an event. False when it is another.
+        """
+        if stored is None:
+            return self._wrong(point.seq, "it is expected and missing: the log's end was cut off.")
+        of_expected = self._expected.hash if self._expected and self._expected.seq == point.seq else point.hash
+        if stored != point.hash or stored != of_expected:
+            return self._wrong(point.seq, "its hash is not the expected one: the log was written anew.")
+        # What comes before the point was looked at with the part before.
+        self._expected_met = self._expected is not None and self._expected.seq <= point.seq
+        self._seq, self._hash = point.seq, point.hash
+        return True
+
     def take(self, event: Mapping[str, Any], digest: bytes) -> bool:
         """The next event and the hash that stands beside it; False when it is wrong."""
         expected_seq = (self._seq or 0) + 1
@@ -93,12 +112,12 @@ class ChainVerifier:
         self._count += 1
         return True
 
-    def done(self) -> AuditVerification:
-        """After the last event, or the first wrong one."""
-        if self._problem is None and self._expected is not None and not self._expected_met:
+    def done(self, *, complete: bool = True) -> AuditVerification:
+        """After the last event, or the first wrong one; `complete` says whether it was the log's last."""
+        if complete and self._problem is None and self._expected is not None and not self._expected_met:
             self._wrong(self._expected.seq, "it is expected and missing: the log's end was cut off.")
         head = ChainPoint(self._seq, self._hash) if self._seq and self._hash is not None else None
-        return AuditVerification(count=self._count, head=head, problem=self._problem)
+        return AuditVerification(count=self._count, head=head, problem=self._problem, complete=complete)
 
     def _wrong(self, seq: int, what: str) -> bool:
         self._problem = ChainProblem(seq, what)

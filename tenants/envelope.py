@@ -8,6 +8,7 @@ Nothing here asks the database or reads settings; `tenants.sealing` does that fo
 | sealed value | version (1 byte: 2), data key's id (16), nonce (12), ciphertext with tag (16) |
 | wrapped data key | version (1 byte: 1), id of the key-encryption key (8), nonce (12), ciphertext with tag (48) |
 | transient value | version (1 byte: 3), nonce (12), ciphertext with tag (16) |
+| sealed for a person | version (1 byte: 4), id of the key-encryption key (8), nonce (12), ciphertext with tag (16) |
 | sealed without data key, as Mirror once did | version (1 byte: 1), nonce (12), ciphertext with tag (16) |
 
 Associated data is never stored. It is rebuilt from where a value was found, so what was copied to another row, column,
@@ -35,12 +36,14 @@ TAG_BYTES: Final = 16
 _LEGACY: Final = 1
 _SEALED: Final = 2
 _TRANSIENT: Final = 3
+_PERSON: Final = 4
 _WRAPPED: Final = 1
 _KEK_ID_BYTES: Final = 8
 _SMALLEST: Final = {
     _LEGACY: 1 + NONCE_BYTES + TAG_BYTES,
     _SEALED: 1 + 16 + NONCE_BYTES + TAG_BYTES,
     _TRANSIENT: 1 + NONCE_BYTES + TAG_BYTES,
+    _PERSON: 1 + _KEK_ID_BYTES + NONCE_BYTES + TAG_BYTES,
 }
 _WRAPPED_BYTES: Final = 1 + _KEK_ID_BYTES + NONCE_BYTES + KEY_BYTES + TAG_BYTES
 
@@ -153,6 +156,36 @@ class KeyRing:
                 continue
         raise SealBroken(field, _WRONG)
 
+    def person_seal(self, plaintext: bytes, *, field: str) -> bytes:
+        """Encrypt a secret of a person, who belongs to no tenant and so has no data key: with a key of its own that is
+        derived from the current one."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return self.person_head + nonce + _person_cipher(self.current).encrypt(nonce, plaintext, field.encode())
+
+    def person_open(self, sealed: bytes, *, field: str) -> bytes:
+        """What `person_seal` was given for the same `field`. Raises SealBroken."""
+        if _version(sealed, field) != _PERSON:
+            raise SealBroken(field, "it is not a sealed value of this kind.")
+        head = 1 + _KEK_ID_BYTES
+        kek_id = sealed[1:head].hex()
+        kek = next((key for key in self.all if key.id == kek_id), None)
+        if kek is None:
+            raise SealBroken(
+                field,
+                f"it was sealed with the key {kek_id}, which is neither MIRROR_ENCRYPTION_KEY nor among"
+                " MIRROR_ENCRYPTION_KEY_PREVIOUS.",
+            )
+        nonce, ciphertext = sealed[head : head + NONCE_BYTES], sealed[head + NONCE_BYTES :]
+        try:
+            return _person_cipher(kek).decrypt(nonce, ciphertext, field.encode())
+        except InvalidTag as error:
+            raise SealBroken(field, "the stored value was moved or changed.") from error
+
+    @property
+    def person_head(self) -> bytes:
+        """How every value that `person_seal` makes with the current key begins (9 bytes)."""
+        return bytes([_PERSON]) + bytes.fromhex(self.current.id)
+
 
 def wrapped_by(wrapped: bytes) -> str | None:
     """The id of the key-encryption key that a data key is wrapped with; None when it is no wrapped key."""
@@ -234,4 +267,9 @@ def _wrapping_data(tenant_id: UUID, key_id: UUID) -> bytes:
 
 def _transient_cipher(kek: KeyEncryptionKey, tenant_id: UUID) -> AESGCM:
     key = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"mirror transient\x00" + tenant_id.bytes)
+    return AESGCM(key.derive(kek.secret))
+
+
+def _person_cipher(kek: KeyEncryptionKey) -> AESGCM:
+    key = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"mirror person")
     return AESGCM(key.derive(kek.secret))

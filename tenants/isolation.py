@@ -23,20 +23,38 @@ TENANTS: Final = "tenants_tenant"
 WALL: Final = "(tenant_id = (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid)"
 # Rows of the installation or of people, who belong to no tenant. A table of ours that is neither here nor a tenant's is
 # a finding, because row-level security does not know whose its rows are.
-GLOBAL_TABLES: Final = frozenset({"tenants_user", "tenants_keycheck"})
+GLOBAL_TABLES: Final = frozenset(
+    {
+        "tenants_user",
+        "tenants_keycheck",
+        # allauth's, of people: second factors and recovery codes (sealed), and where somebody is signed in. Selected by
+        # the person who asks (tenants.services.people, .second_factor); the two of addresses stay empty.
+        "mfa_authenticator",
+        "usersessions_usersession",
+        "account_emailaddress",
+        "account_emailconfirmation",
+        # Django's: sessions are found by their key, which is the secret itself.
+        "django_session",
+    }
+)
 # Read by SECURITY DEFINER look-ups before the tenant is known: these indexes have to lead with something else.
 LOOKUP_INDEXES: Final = frozenset(
     {
         ("tenants_apikey", "prefix"),
         ("tenants_membership", "user_id"),
+        ("tenants_invitation", "token_hash"),
         # A word of every entry is the tenant's (see supervision's migration 0016).
         ("supervision_turn", "search"),
     }
 )
 # What the search function matches with; it gives out ids of the current tenant only.
 SEARCHED: Final = frozenset({("supervision_turn", "search")})
+# What look-ups may read beside ids, times and hashes: what finds a tenant, and whether a member still has a role.
+_LOOK_UP_WORDS: Final = frozenset({"slug", "prefix", "role"})
 # Rows of these stay as they were written.
 APPEND_ONLY: Final = frozenset({"tenants_auditevent"})
+# The operator writes these, as mirror_owner: what a tenant may is not the tenant's to say.
+READ_ONLY: Final = frozenset({"tenants_tenantlimits"})
 _OUR_APPS: Final = frozenset({"tenants", "supervision", "webui", "mirror_saas"})
 _MAY: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 
@@ -277,6 +295,7 @@ def _rights(ask: Query, tables: list[str]) -> list[Finding]:
     findings = []
     for table, grantee, privilege in rows:
         may = _MAY - {"UPDATE", "DELETE"} if table in APPEND_ONLY else _MAY
+        may = frozenset({"SELECT"}) if table in READ_ONLY else may
         if grantee != APP or privilege not in may:
             findings.append(Finding("rights", table, f"{grantee} may {privilege}."))
     owners = ask(
@@ -419,7 +438,7 @@ def _look_up_rights(ask: Query) -> list[Finding]:
             findings.append(Finding("look-up rights", PLATFORM, f"may {privilege} {table}."))
         elif (table, column) in SEARCHED:
             continue
-        elif not column.endswith("_hash") and kind not in ("uuid", "timestamptz") and column not in ("slug", "prefix"):
+        elif not column.endswith("_hash") and kind not in ("uuid", "timestamptz") and column not in _LOOK_UP_WORDS:
             findings.append(Finding("look-up rights", PLATFORM, f"may read {table}.{column}."))
     return sorted(set(findings), key=str)
 

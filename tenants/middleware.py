@@ -6,22 +6,27 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from django.contrib.sessions.backends.base import SessionBase
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import rotate_token
 
 from tenants.actors import actor_context, actor_of_request
 from tenants.context import tenant_context, tenant_context_current
 from tenants.selectors.memberships import MembershipRef, membership_get
 
 SESSION_TENANT = "tenant_id"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class TenantMiddleware:
     """Set `request.tenant` and `request.membership`, and run the view in that tenant's context.
 
     They are a TenantRef and a MembershipRef (role, scopes), or None for somebody who is not signed in or belongs to
-    no tenant. The tenant is the one chosen in the session, else the person's oldest. Programs with an API key are
-    not known here: the API finds their tenant itself.
+    no tenant. The tenant is the one that the session keeps: first the person's oldest, later the one they switch to.
+    When their membership of it has ended, reading goes on in their oldest one, and a request that writes has no tenant
+    at all: what somebody wrote for one tenant is never done in another. Programs with an API key are not known here:
+    the API finds their tenant itself.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -48,5 +53,29 @@ class TenantMiddleware:
         user = request.user
         if not user.is_authenticated:
             return None
-        chosen = request.session.get(SESSION_TENANT)
-        return membership_get(user_id=user.pk, tenant_id=UUID(chosen) if chosen else None)
+        chosen = session_tenant_id(request.session)
+        membership = membership_get(user_id=user.pk, tenant_id=chosen)
+        if membership is None or membership.tenant.id == chosen:
+            return membership
+        if chosen is not None and request.method not in SAFE_METHODS:
+            return None
+        session_tenant_set(request, membership.tenant.id)
+        return membership
+
+
+def session_tenant_id(session: SessionBase) -> UUID | None:
+    """The tenant that a session keeps, or None. Anything malformed counts as none."""
+    try:
+        return UUID(str(session.get(SESSION_TENANT)))
+    except ValueError:
+        return None
+
+
+def session_tenant_set(request: HttpRequest, tenant_id: UUID) -> None:
+    """Keep `tenant_id` as the tenant of the request's session.
+
+    Forms on pages of another tenant, open in other tabs, do not work after that: their CSRF token is an old one.
+    """
+    if session_tenant_id(request.session) not in (None, tenant_id):
+        rotate_token(request)
+    request.session[SESSION_TENANT] = str(tenant_id)

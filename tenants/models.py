@@ -109,8 +109,75 @@ class Membership(TenantModel):
         return f"{self.user_id} {self.role}"
 
 
+class Invitation(TenantModel):
+    """A person who may become a member: an email, a role, and the hash of the token that the link carries.
+
+    The mail's link carries a second part, which proves that whoever opens it reads the address's mail. Neither is kept:
+    both are derived from `token_nonce` and this installation's secret key (tenants.services.invitations), so that
+    whoever sends the mail can make them and the database alone cannot.
+    """
+
+    class MailState(models.TextChoices):
+        """What became of the mail with the newest token."""
+
+        WAITING = "waiting", "On its way"
+        SENT = "sent", "Sent"
+        FAILED = "failed", "Not delivered"
+        NOT_QUEUED = "not_queued", "Not sent"
+
+    class Inviter(models.TextChoices):
+        USER = "user", "A person"
+        API_KEY = "api_key", "An API key"
+        SYSTEM = "system", "The operator"
+
+    email = models.EmailField()
+    role = models.CharField(max_length=16, choices=Role.choices)
+    token_hash = models.BinaryField(max_length=32)
+    proof_hash = models.BinaryField(max_length=32)
+    token_nonce = models.BinaryField(max_length=32)
+    # Whoever made or last resent it: the role is theirs to give at acceptance, or it is void. The constraint to the
+    # user is SQL in the migration, as that of Membership.
+    invited_by_kind = models.CharField(max_length=16, choices=Inviter.choices)
+    invited_by = models.ForeignKey(
+        User, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False
+    )
+    invited_by_key = models.ForeignKey(
+        "tenants.ApiKey", null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False
+    )
+    mail_state = models.CharField(max_length=16, choices=MailState.choices, default=MailState.WAITING)
+    mailed_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField()
+    accepted_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="invitation_tenant_id"),
+            models.UniqueConstraint(
+                fields=["tenant", "email"],
+                condition=models.Q(accepted_at=None, revoked_at=None),
+                name="invitation_tenant_pending",
+            ),
+            models.CheckConstraint(condition=models.Q(role__in=Role.values), name="invitation_role"),
+            models.CheckConstraint(condition=models.Q(email=Lower("email")), name="invitation_email_is_lower_case"),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            # Looked up before the tenant is known.
+            models.Index(fields=["token_hash"], name="invitation_token_hash"),
+            models.Index(fields=["tenant", "invited_by"], name="invitation_tenant_inviter"),
+            models.Index(fields=["tenant", "invited_by_key"], name="invitation_tenant_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} {self.role}"
+
+
 class ApiKey(TenantModel):
-    """A key `mk_<prefix>_<secret>` of a program. Only a hash of the secret is kept; the key is shown once."""
+    """A key `mk_<prefix>_<secret>` of a program. Only a hash of the secret is kept; the key is shown once.
+
+    It belongs to the tenant: it goes on when the person who made it leaves, until somebody revokes it.
+    """
 
     name = models.CharField(max_length=200)
     prefix = models.CharField(max_length=16, db_index=True)
@@ -120,6 +187,13 @@ class ApiKey(TenantModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    last_used_ip = models.CharField(max_length=64, blank=True, default="")
+    # Fewer requests a minute than the tenant's keys may otherwise make; NULL: as many.
+    requests_per_minute = models.IntegerField(null=True, blank=True)
+    # Who made it, in the words of the audit log; no foreign keys, because it may outlive them.
+    created_by_kind = models.CharField(max_length=16, blank=True, default="")
+    created_by_id = models.UUIDField(null=True, blank=True)
+    created_by_label = models.CharField(max_length=300, blank=True, default="")
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -233,3 +307,69 @@ class IdempotencyKey(TenantModel):
 
     def __str__(self) -> str:
         return f"an answer of {self.created_at:%Y-%m-%d %H:%M}"
+
+
+class TenantLimits(TenantModel):
+    """What the operator allows the tenant. NULL is the installation's default, -1 no limit, 0 none at all.
+
+    mirror_app may read these rows and not write them: only `manage.py tenant_limits` does, as mirror_owner.
+    """
+
+    UNLIMITED: ClassVar[int] = -1
+
+    calls = models.IntegerField(null=True, blank=True)
+    judge_calls = models.IntegerField(null=True, blank=True)
+    requests_per_minute = models.IntegerField(null=True, blank=True)
+    key_requests_per_minute = models.IntegerField(null=True, blank=True)
+    storage_mib = models.IntegerField(null=True, blank=True)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="tenantlimits_tenant_id"),
+            models.UniqueConstraint(fields=["tenant"], name="tenantlimits_tenant"),
+            models.CheckConstraint(
+                condition=models.Q(calls__gte=-1)
+                & models.Q(judge_calls__gte=-1)
+                & models.Q(requests_per_minute__gte=-1)
+                & models.Q(key_requests_per_minute__gte=-1)
+                & models.Q(storage_mib__gte=-1),
+                name="tenantlimits_not_negative",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return "limits"
+
+
+class TenantUse(TenantModel):
+    """How much of the database the tenant's record takes; one row, kept by whoever writes the record."""
+
+    # Bytes of the stored events of calls, as JSON; what indexes and projections take comes on top.
+    storage_bytes = models.BigIntegerField(default=0, db_default=0)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="tenantuse_tenant_id"),
+            models.UniqueConstraint(fields=["tenant"], name="tenantuse_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.storage_bytes} bytes"
+
+
+class LimitRefusal(TenantModel):
+    """How often one of the tenant's limits refused something on one day (UTC)."""
+
+    day = models.DateField()
+    kind = models.CharField(max_length=16)
+    count = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="limitrefusal_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "day", "kind"], name="limitrefusal_tenant_day_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.day}: {self.count}"

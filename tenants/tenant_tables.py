@@ -121,3 +121,11 @@ def platform_procedure(name: str, arguments: str, returns: str, body: str) -> Ru
             "RESET ROLE",
         ],
     )
+
+
+def tenant_wall_read_only(table: str) -> list[RunSQL]:
+    """`tenant_wall` for a table that says what a tenant may: mirror_app, which acts for tenants, may only read it."""
+    return [
+        tenant_wall(table),
+        RunSQL(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON {table} FROM mirror_app", RunSQL.noop),
+    ]

@@ -38,6 +38,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(support.run_home(), ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def refusals_wait() -> None:
+    """What limits refuse is counted in memory; a test that wants it in the database says `REFUSALS.flush()`."""
+    from tenants.limits_refused import REFUSALS
+
+    REFUSALS.start = lambda seconds, what: None
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[support.Servers]:
     """The run's PostgreSQL and Valkey."""
@@ -56,13 +64,17 @@ def database_urls(servers: support.Servers) -> Iterator[support.DatabaseUrls]:
 
 @pytest.fixture(scope="session")
 def redis_url(servers: support.Servers) -> str:
-    """The run's Valkey. Django's channel layer in this process uses it from here on."""
+    """The run's Valkey. Django's channel layer and Celery in this process use it from here on."""
     from channels.layers import channel_layers
     from django.conf import settings
+
+    from mirror_saas.celery import app as celery
 
     settings.REDIS_URL = settings.CELERY_BROKER_URL = servers.redis_url
     settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"][0]["address"] = servers.redis_url
     channel_layers.backends.clear()
+    # Processes of a run share the server; each keeps to a queue of its own, because each has its own database.
+    celery.conf.update(broker_url=servers.redis_url, task_default_queue=f"tests-{support.worker_number()}")
     return servers.redis_url
 
 

@@ -6,12 +6,15 @@ Every factory makes a tenant, a name or an id that nobody else uses, so tests ma
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+from django.test import Client
 
 from mirror_saas.ids import uuid7
 from supervision.models import (
@@ -81,6 +84,15 @@ class Tenancy:
 def unique(word: str) -> str:
     """`word-` and eight random letters and digits."""
     return f"{word}-{secrets.token_hex(4)}"
+
+
+def client_sign_in(client: Client, user: User, *, ago: timedelta = timedelta()) -> None:
+    """Sign `user` in as the sign-in page does, `ago` before now: dangerous things ask for a recent sign-in."""
+    client.force_login(user)
+    session = client.session
+    session["account_authentication_methods"] = [{"method": "password", "at": time.time() - ago.total_seconds()}]
+    session["account_authentication_methods_user"] = str(user.pk)
+    session.save()
 
 
 def tenancy_create(

@@ -36,3 +36,6 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "mirror_saas.settings"
 
 # Signing in is tested, not PBKDF2.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+# Counters of attempts are a process's own; tests/mirror_saas/test_cache.py has the shared ones.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}

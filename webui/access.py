@@ -1,24 +1,25 @@
-"""Who may see a page, and which tenant a session has chosen."""
+"""Who may see a page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, cast
-from uuid import UUID
+from typing import Concatenate, ParamSpec, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from django.contrib.auth.views import redirect_to_login
-from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
-from tenants.middleware import SESSION_TENANT
+from tenants.authentication import recently_authenticated
 from tenants.models import User
+from tenants.roles import CapabilityMissing, capability_known
 from tenants.selectors.memberships import MembershipRef
 
 P = ParamSpec("P")
+R = TypeVar("R", bound=HttpRequest)
 
 
 class MemberRequest(HttpRequest):
@@ -28,12 +29,10 @@ class MemberRequest(HttpRequest):
     user: User
 
 
-def chosen_tenant_id(session: SessionBase) -> UUID | None:
-    """The tenant that a session chose, or None. Anything malformed counts as no choice."""
-    try:
-        return UUID(str(session.get(SESSION_TENANT)))
-    except ValueError:
-        return None
+class PersonRequest(HttpRequest):
+    """A request of somebody who is signed in, member of a tenant or not."""
+
+    user: User
 
 
 def member_view(
@@ -41,11 +40,12 @@ def member_view(
 ) -> Callable[
     [Callable[Concatenate[MemberRequest, P], HttpResponse]], Callable[Concatenate[HttpRequest, P], HttpResponse]
 ]:
-    """Let a signed-in member see a view whose role has `scope`.
+    """Let a signed-in member see a view whose role has `scope`: a scope, or a capability that no scope covers.
 
     Without a session: to sign-in, and back after it. Member of no tenant: to the page that says so. A role without
-    the scope: 403.
+    it: 403.
     """
+    capability_known(scope)
 
     def decorate(
         view: Callable[Concatenate[MemberRequest, P], HttpResponse],
@@ -57,10 +57,57 @@ def member_view(
             membership: MembershipRef | None = getattr(request, "membership", None)
             if membership is None:
                 return redirect("webui:no_tenant")
-            if scope not in membership.scopes:
+            if scope not in membership.capabilities:
                 raise PermissionDenied(f"The role {membership.role} lacks {scope}.")
-            return view(cast(MemberRequest, request), *args, **kwargs)
+            try:
+                return view(cast(MemberRequest, request), *args, **kwargs)
+            except CapabilityMissing as error:
+                raise PermissionDenied(str(error)) from error
 
+        wrapped.capability = scope  # type: ignore[attr-defined]
         return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)
 
     return decorate
+
+
+def person_view(
+    view: Callable[Concatenate[PersonRequest, P], HttpResponse],
+) -> Callable[Concatenate[HttpRequest, P], HttpResponse]:
+    """Let whoever is signed in see a view that is about nobody but them; others go to sign-in, and back after it."""
+
+    @wraps(view)
+    def wrapped(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        if not request.user.is_authenticated:
+            back = request.get_full_path() if request.method in ("GET", "HEAD") else reverse("webui:account")
+            return redirect_to_login(back, reverse("webui:sign_in"))
+        return view(cast(PersonRequest, request), *args, **kwargs)
+
+    return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)
+
+
+def reauthenticated(
+    view: Callable[Concatenate[R, P], HttpResponse],
+) -> Callable[Concatenate[R, P], HttpResponse]:
+    """Ask a signed-in person to confirm who they are before a dangerous view, unless they did within five minutes.
+
+    It stands below `member_view`, which sends people without a session to sign-in. After the confirmation they come
+    back: to the same page, or for a form that was sent, to the page that it stood on.
+    """
+
+    @wraps(view)
+    def wrapped(request: R, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        if recently_authenticated(request):
+            return view(request, *args, **kwargs)
+        back = request.get_full_path() if request.method in ("GET", "HEAD") else _page_of_form(request)
+        return redirect_to_login(back, reverse("webui:confirm"))
+
+    return cast(Callable[Concatenate[R, P], HttpResponse], wrapped)
+
+
+def _page_of_form(request: HttpRequest) -> str:
+    """Path and query of the page of ours that sent a form; the first page if nobody says."""
+    try:
+        page = urlsplit(request.headers.get("Referer", ""))
+    except ValueError:
+        return "/"
+    return urlunsplit(("", "", page.path, page.query, "")) if page.netloc == request.get_host() else "/"

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
@@ -25,9 +25,10 @@ from channels.exceptions import StopConsumer
 from django.conf import settings
 from django.db import close_old_connections
 
-from webui.access import chosen_tenant_id
+from tenants.middleware import session_tenant_id
 from webui.live import CallsTopic, CallTopic, Topic, TopicRefused, Update, Viewer, ViewerGone, viewer_check
 from webui.middleware import TIME_ZONE_COOKIE, zone_named
+from webui.watch import Standing, standing_still, viewer_watch
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ T = TypeVar("T")
 # Shared by all console sockets of the process: however many browsers watch, the database sees this many at once.
 DATABASE_THREADS = 4
 _threads = ThreadPoolExecutor(max_workers=DATABASE_THREADS, thread_name_prefix="console")
+# Who may look on is asked beside them, however busy they are.
+_watching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="console-watch")
 
 MAX_TOPICS = 16
 MAX_MESSAGE_CHARS = 4096
@@ -52,20 +55,28 @@ SIGNED_OUT = 4401
 NO_MEMBER = 4403
 BAD_MESSAGE = 4400
 TOO_SLOW = 4408
+SWITCHED = 4409
 FAILED = 1011
 
 
 async def in_database_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in the bounded pool. Each call opens its own transactions; no setting outlives it."""
+    return await _in_thread_of(_threads, lambda: function(*args, **kwargs))
 
+
+async def _still(standings: Sequence[Standing]) -> set[int]:
+    return await _in_thread_of(_watching, lambda: standing_still(standings))
+
+
+async def _in_thread_of(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     def run() -> T:
         close_old_connections()
         try:
-            return function(*args, **kwargs)
+            return work()
         finally:
             close_old_connections()
 
-    result: T = await sync_to_async(run, thread_sensitive=False, executor=_threads)()
+    result: T = await sync_to_async(run, thread_sensitive=False, executor=threads)()
     return result
 
 
@@ -132,11 +143,18 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         self.viewer = await in_database_thread(
             viewer_check,
             session_key=self.session_key,
-            tenant_id=await in_database_thread(chosen_tenant_id, session),
+            tenant_id=await in_database_thread(session_tenant_id, session),
             strict=False,
             zone=zone_named(self.scope["cookies"].get(TIME_ZONE_COOKIE, "")),
         )
+        page = parse_qs(self.scope["query_string"].decode("latin-1")).get("tenant", [""])[0]
+        if page and page != str(self.viewer.tenant_id):
+            # A page of one tenant is not filled up with another's calls.
+            raise ViewerGone(switched=True)
+        if self.closed:
+            return
         self.beat = asyncio.create_task(self._guarded(self._beat))
+        viewer_watch(_still).add(self)
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         if self.closed:
@@ -252,7 +270,25 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         while True:
             await self._send({"type": "beat"})
             await asyncio.sleep(BEAT_S)
-            await in_database_thread(self._viewer_now)
+
+    # -- who looks on -------------------------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> Standing:
+        """What the viewer's right rested on at the last full check (webui.watch)."""
+        assert self.viewer is not None
+        return self.viewer.standing
+
+    async def check(self) -> None:
+        """Something of it changed: check in full, and close the socket or let its topics see the viewer anew."""
+        await self._guarded(self._check)
+
+    async def _check(self) -> None:
+        if self.closed:
+            return
+        self.viewer = await in_database_thread(self._viewer_now)
+        for subscription in self.subscriptions.values():
+            subscription.changed.set()
 
     # -- the socket -------------------------------------------------------------------------------------------------
 
@@ -260,7 +296,7 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         try:
             await work()
         except ViewerGone as gone:
-            await self.close(SIGNED_OUT if gone.signed_out else NO_MEMBER)
+            await self.close(SWITCHED if gone.switched else SIGNED_OUT if gone.signed_out else NO_MEMBER)
         except Exception:
             logger.exception("a console socket failed")
             await self.close(FAILED)
@@ -278,6 +314,7 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
 
     async def _end(self) -> None:
         self.closed = True
+        viewer_watch(_still).discard(self)
         for task in (self.beat, *(subscription.task for subscription in self.subscriptions.values())):
             await _cancel(task)
         for name in list(self.subscriptions):

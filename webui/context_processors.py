@@ -8,7 +8,7 @@ from typing import Any
 from django.http import HttpRequest
 from django.urls import reverse
 
-from tenants.selectors.memberships import MembershipRef
+from tenants.selectors.memberships import MembershipRef, membership_list
 from webui.middleware import THEME_COOKIE, THEMES
 
 
@@ -22,7 +22,12 @@ class NavItem:
     scope: str
 
 
-NAVIGATION = (NavItem("calls", "Calls", "webui:calls", "calls:read"),)
+NAVIGATION = (
+    NavItem("calls", "Calls", "webui:calls", "calls:read"),
+    NavItem("members", "Members", "webui:members", "admin"),
+    NavItem("api_keys", "API keys", "webui:api_keys", "admin"),
+    NavItem("audit", "Audit", "webui:audit", "admin"),
+)
 
 
 def console(request: HttpRequest) -> dict[str, Any]:
@@ -31,9 +36,17 @@ def console(request: HttpRequest) -> dict[str, Any]:
     return {
         "theme": theme if theme in THEMES else "",
         "member": member,
+        # Asked for by the menu alone, and only for somebody who has more than one.
+        "other_tenants": lambda: _other_tenants(member),
         "navigation": [
             {"section": item.section, "name": item.name, "url": reverse(item.route)}
             for item in NAVIGATION
-            if member is not None and item.scope in member.scopes
+            if member is not None and item.scope in member.capabilities
         ],
     }
+
+
+def _other_tenants(member: MembershipRef | None) -> list[MembershipRef]:
+    if member is None or not member.is_one_of_several:
+        return []
+    return [other for other in membership_list(user_id=member.user_id) if other.tenant.id != member.tenant.id]

@@ -38,6 +38,20 @@ def offset(ms: int | None) -> str:
     return f"{sign}{minute}:{second:02d}.{tenth}"
 
 
+def relative(ms: int) -> str:
+    """How far off a moment is, in ms from now: `just now`, `3 min ago`, `2 h ago`, `in 5 days`."""
+    minutes = abs(ms) // MINUTE_MS
+    if minutes == 0:
+        return "just now" if ms <= 0 else "in less than a minute"
+    if minutes < 60:
+        far = f"{minutes} min"
+    elif minutes < 48 * 60:
+        far = f"{minutes // 60} h"
+    else:
+        far = f"{minutes // (24 * 60)} days"
+    return f"{far} ago" if ms < 0 else f"in {far}"
+
+
 def share(value: float | None) -> str:
     """A share from 0 to 1 in per cent. Cut, not rounded: only a whole 1 reads as `100 %`."""
     if value is None:

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 from django import forms
-from django.contrib.auth.forms import AuthenticationForm
 
 from supervision.models import Call
 from supervision.selectors.calls import CallFilters
@@ -17,40 +16,17 @@ from supervision.selectors.calls import CallFilters
 class ErrorAwareMixin:
     """Marks fields with errors for screen readers and points them to the error's text."""
 
+    def is_valid(self) -> bool:
+        valid: bool = super().is_valid()  # type: ignore[misc]
+        self.mark_errors()
+        return valid
+
     def mark_errors(self: Any) -> None:
         for name in self.errors:
             if name in self.fields:
                 attributes = self.fields[name].widget.attrs
                 attributes["aria-invalid"] = "true"
                 attributes["aria-describedby"] = f"{self[name].auto_id}-error"
-
-
-class SignInForm(ErrorAwareMixin, AuthenticationForm):
-    """Django's sign-in form for people who are known by their email."""
-
-    error_messages = {  # noqa: RUF012 (as its parent declares it)
-        "invalid_login": "Email or password is wrong. Check both and try again.",
-        "inactive": "This account is switched off. Ask an owner of your tenant.",
-    }
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        email = self.fields["username"]
-        email.label = "Email"
-        email.widget = forms.EmailInput(
-            attrs={"autocomplete": "username", "autofocus": True, "spellcheck": "false", "maxlength": 254}
-        )
-        email.error_messages["required"] = "Type the email that you were invited with."
-        self.fields["password"].error_messages["required"] = "Type your password."
-        self.fields["password"].widget.attrs["autocomplete"] = "current-password"
-
-    def clean_username(self) -> str:
-        return str(self.cleaned_data["username"]).strip().lower()
-
-    def is_valid(self) -> bool:
-        valid = super().is_valid()
-        self.mark_errors()
-        return valid
 
 
 class LocalDateTimeInput(forms.DateTimeInput):

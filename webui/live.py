@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -26,7 +26,9 @@ from supervision.models import CallEvent
 from supervision.selectors.call_pages import agent_names, call_record, call_seq
 from supervision.selectors.calls import CallFilters, CallNotFound, call_list
 from tenants.context import tenant_context
+from tenants.middleware import session_tenant_id
 from tenants.models import User
+from tenants.roles import Scope
 from tenants.selectors.memberships import membership_get
 from webui.forms import CallFilterForm
 from webui.lists import call_rows, calls_shown
@@ -35,8 +37,8 @@ from webui.presenters.interventions import OUTCOMES
 from webui.presenters.pages import CallPage, call_page
 from webui.presenters.pieces import Badge
 from webui.presenters.turns import NOT_JUDGED
+from webui.watch import Standing, mark, session_mark
 
-SCOPE = "calls:read"
 EVENTS_PER_UPDATE = 200
 # More changed calls than this at once, and the list is read anew.
 CALLS_PER_UPDATE = 100
@@ -44,19 +46,22 @@ CALLS_PER_UPDATE = 100
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who is looking, in which tenant, in which time zone."""
+    """Who is looking, in which tenant, what they may do there, in which time zone."""
 
     user_id: UUID
     tenant_id: UUID
+    capabilities: frozenset[str]
     zone: zoneinfo.ZoneInfo | None
+    standing: Standing
 
 
 class ViewerGone(Exception):
-    """The person is signed out, or no member of the socket's tenant (any more)."""
+    """The person is signed out, no member of the socket's tenant (any more), or has switched to another one."""
 
-    def __init__(self, *, signed_out: bool) -> None:
+    def __init__(self, *, signed_out: bool = False, switched: bool = False) -> None:
         self.signed_out = signed_out
-        super().__init__("signed out" if signed_out else "no member of this tenant")
+        self.switched = switched
+        super().__init__("signed out" if signed_out else "in another tenant" if switched else "no member")
 
 
 class TopicRefused(Exception):
@@ -70,6 +75,7 @@ def viewer_check(
 
     `strict`: of `tenant_id` and no other tenant; otherwise their oldest tenant will do when they are no member there.
     """
+    said = session_mark(session_key or "")
     request = HttpRequest()
     request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
     # As every page asks it: checks the session's hash, so a changed password ends sockets too.
@@ -77,9 +83,25 @@ def viewer_check(
     if session_key is None or not isinstance(user, User):
         raise ViewerGone(signed_out=True)
     member = membership_get(user_id=user.id, tenant_id=tenant_id)
-    if member is None or SCOPE not in member.scopes or (strict and member.tenant.id != tenant_id):
-        raise ViewerGone(signed_out=False)
-    return Viewer(user_id=user.id, tenant_id=member.tenant.id, zone=zone)
+    if member is None or (strict and member.tenant.id != tenant_id):
+        raise ViewerGone
+    if strict and session_tenant_id(request.session) not in (None, tenant_id):
+        raise ViewerGone(switched=True)
+    standing = Standing(
+        session_key=session_key,
+        session_mark=said,
+        user_id=user.id,
+        password_mark=mark(user.password),
+        membership_id=member.membership_id,
+        role=member.role,
+    )
+    return Viewer(
+        user_id=user.id,
+        tenant_id=member.tenant.id,
+        capabilities=member.capabilities,
+        zone=zone,
+        standing=standing,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +145,9 @@ class Update:
 class Topic(ABC):
     """Something a browser follows. `read` is called in a database thread, one call at a time."""
 
+    capability: ClassVar[str]
+    """What a viewer needs to follow it."""
+
     @abstractmethod
     def concerns(self, call_id: UUID) -> bool:
         """Whether a hint about this call is one for this topic; remembers it if so."""
@@ -139,6 +164,8 @@ class Topic(ABC):
 
         Raises TopicRefused.
         """
+        if self.capability not in viewer.capabilities:
+            raise TopicRefused
         zone = viewer.zone or timezone.get_default_timezone()
         with tenant_context(viewer.tenant_id), timezone.override(zone):
             return self._read()
@@ -146,6 +173,8 @@ class Topic(ABC):
 
 class CallTopic(Topic):
     """One call. `after` is the newest event that the browser's page includes."""
+
+    capability = Scope.CALLS_READ.value
 
     def __init__(self, call_id: UUID, after: int) -> None:
         self.call_id = call_id
@@ -245,6 +274,8 @@ def _announcements(events: Iterable[CallEvent], page: CallPage) -> Iterable[str]
 
 class CallsTopic(Topic):
     """The calls list under the filters of its page's URL (`query`), as its first page shows it."""
+
+    capability = Scope.CALLS_READ.value
 
     def __init__(self, query: str) -> None:
         self._query = query

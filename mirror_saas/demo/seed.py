@@ -31,7 +31,8 @@ from tenants.models import User
 from tenants.roles import ALL_SCOPES, Role
 from tenants.selectors.tenants import TenantNotFound, TenantRef, tenant_by_slug
 from tenants.services.api_keys import api_key_authenticate, api_key_create
-from tenants.services.tenants import membership_create, tenant_create, user_create
+from tenants.services.memberships import membership_create
+from tenants.services.tenants import tenant_create, user_create
 
 TENANT_SLUG = "demo"
 EMAIL = "demo@example.com"

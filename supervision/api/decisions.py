@@ -1,17 +1,17 @@
 """`/verdicts`, `/tool-decisions` and `/interventions`: across calls, as pages or as one file; and labels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
-from ninja import Query, Router, Schema
-from pydantic import AwareDatetime, BaseModel, Field
+from ninja import Query, Router
+from pydantic import BaseModel, Field
 
 from mirror_saas.exports import ExportQuery, Format, export_content, export_format, export_response
 from mirror_saas.problems import problem_responses
-from mirror_saas.schemas import PageOut, PageQuery
+from mirror_saas.schemas import In, Moment, PageOut, PageQuery, Text
 from supervision.api.schemas import InterventionRowOut, LabelOut, ToolDecisionRowOut, VerdictRowOut
 from supervision.models import Intervention, ToolDecision, Verdict
 from supervision.selectors.decisions import (
@@ -47,18 +47,18 @@ class MadeQuery(PageQuery, ExportQuery):
     agent_id: UUID | None = None
     call_id: UUID | None = None
     turn_id: UUID | None = None
-    made_from: AwareDatetime | None = Field(None, alias="from", description="Made at or after, RFC 3339.")
-    made_to: AwareDatetime | None = Field(None, alias="to", description="Made before, RFC 3339.")
+    made_from: Moment | None = Field(None, alias="from", description="Made at or after, RFC 3339.")
+    made_to: Moment | None = Field(None, alias="to", description="Made before, RFC 3339.")
 
 
 class VerdictsQuery(MadeQuery):
     """Which verdicts."""
 
     state: JudgingStateName | None = None
-    rule: str | None = Field(None, max_length=4000, description="The rule that the judge named, word for word.")
+    rule: Text | None = Field(None, max_length=4000, description="The rule that the judge named, word for word.")
     intervene: bool | None = Field(None, description="Whether the verdict called for an intervention.")
     acted: bool | None = None
-    withheld: str | None = Field(None, max_length=16, description="For example `shadow` or `cooldown`.")
+    withheld: Text | None = Field(None, max_length=16, description="For example `shadow` or `cooldown`.")
     late: bool | None = None
     min_score: float | None = Field(None, ge=0, le=1)
 
@@ -66,9 +66,9 @@ class VerdictsQuery(MadeQuery):
 class ToolDecisionsQuery(MadeQuery):
     """Which tool decisions."""
 
-    name: str | None = Field(None, max_length=200, description="The tool's name.")
+    name: Text | None = Field(None, max_length=200, description="The tool's name.")
     allow: bool | None = None
-    code: str | None = Field(None, max_length=16, description="For example `policy` or `duplicate`.")
+    code: Text | None = Field(None, max_length=16, description="For example `policy` or `duplicate`.")
     state: JudgingStateName | None = None
     irreversible: bool | None = None
 
@@ -76,13 +76,13 @@ class ToolDecisionsQuery(MadeQuery):
 class InterventionsQuery(MadeQuery):
     """Which interventions."""
 
-    outcome: str | None = Field(None, max_length=32, description="For example `completed` or `caller_gone`.")
-    plan: str | None = Field(None, max_length=32)
-    rule: str | None = Field(None, max_length=4000, description="The rule that the judge named, word for word.")
+    outcome: Text | None = Field(None, max_length=32, description="For example `completed` or `caller_gone`.")
+    plan: Text | None = Field(None, max_length=32)
+    rule: Text | None = Field(None, max_length=4000, description="The rule that the judge named, word for word.")
     label: LabelName | Literal["none"] | None = Field(None, description="What a reviewer said; `none`: nothing yet.")
 
 
-class LabelIn(Schema):
+class LabelIn(In):
     """What a reviewer says."""
 
     label: LabelName
@@ -175,7 +175,7 @@ def label_turn(request: HttpRequest, turn_id: UUID, body: LabelIn) -> LabelOut:
 _NO_FILTERS = {"cursor", "limit", "format"}
 
 
-def _filters(query: MadeQuery) -> dict[str, object]:
+def _filters(query: MadeQuery) -> dict[str, Any]:
     return query.model_dump(exclude=_NO_FILTERS)
 
 

@@ -63,6 +63,8 @@ class CallOut(Out):
     tools_blocked_count: int
     duration_ms: int | None
     dropped_media_ms: int
+    storage_limit: bool
+    """The tenant's storage was used up when the call began: what was said in it is not stored."""
 
     @classmethod
     def values(cls, call: Call) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from supervision.engine.context import (
 from supervision.engine.intervention.generator import CorrectionWriter, OnCandidate
 from supervision.engine.intervention.templates import buffer_lines, correction_lines, opener_lines
 from supervision.engine.llm.deadline import DeadlineAsker
+from supervision.engine.llm.limiter import QuestionLimiter
 from supervision.engine.llm.protocol import close_client
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, CompiledPolicy, compile_policy
 from supervision.engine.scorer.llm import LLMScorer
@@ -77,12 +78,19 @@ class Supervisor:
 
     `state` keeps what is known of each call, by tenant and call id, so that a reconnect under the same call id goes on
     where it stopped: a `MemoryStateStore` of this supervisor (15 minutes) unless another is given, which stays its
-    owner's to close. `clock` gives seconds since 1970, as everybody who shares the store sees them. Raises `TypeError`
-    for a `state` that is no `StateStore`.
+    owner's to close. `clock` gives seconds since 1970, as everybody who shares the store sees them. `limiter` bounds
+    how many questions are with the model at a time: a turn for which there is no place is `shed`; a tool call waits for
+    its place, and is decided by `tool_gate_on_failure` when there is none by its deadline. Raises `TypeError` for a
+    `state` that is no `StateStore`.
     """
 
     def __init__(
-        self, config: MirrorConfig, state: StateStore | None = None, *, clock: Callable[[], float] = time.time
+        self,
+        config: MirrorConfig,
+        state: StateStore | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        limiter: QuestionLimiter | None = None,
     ) -> None:
         if state is not None and not isinstance(state, StateStore):
             raise TypeError(
@@ -102,7 +110,7 @@ class Supervisor:
         self.pregate = PreGate(config)
         if config.secrets is not None and callable(use_secrets := getattr(config.llm, "use_secrets", None)):
             use_secrets(config.secrets)
-        self._asker = DeadlineAsker(config.llm)
+        self._asker = DeadlineAsker(config.llm, limiter)
         self.scorer = self._make_scorer()
         self._preparing: asyncio.Task[Any] | None = None
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)

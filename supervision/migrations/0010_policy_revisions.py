@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('supervision', '0002_plivo_credentials'),
+        ('supervision', '0004_storage_limit'),
     ]
 
     operations = [

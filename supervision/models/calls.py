@@ -80,6 +80,8 @@ class Call(TenantModel):
     tools_blocked_count = count_column()
     duration_ms = ms_column()
     dropped_media_ms = models.BigIntegerField(default=0, db_default=0)
+    # The tenant's record took all that it may when the call began: what was said in it is not stored.
+    storage_limit = flag_column()
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
@@ -103,6 +103,8 @@ class EventData:
     KIND: ClassVar[str]
     # A full journal gives up events of detail kinds before those that the record of a call stands on.
     DETAIL: ClassVar[bool] = False
+    # What was said in the call, by field, and what stands there when that is not to be stored.
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType({})
 
     def as_data(self) -> dict[str, JSON]:
         """The JSON of this event. Raises EventInvalid for a value that the kind does not allow."""
@@ -133,6 +135,7 @@ class CallStarted(EventData):
     from_number: str = ""
     to_number: str = ""
     node: str = ""
+    storage_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +166,7 @@ class AgentFailed(EventData):
 class TranscriptNoted(EventData):
     KIND: ClassVar[str] = "transcript.noted"
     DETAIL: ClassVar[bool] = True
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType({"text": ""})
     at_ms: int
     role: str
     text: str
@@ -173,6 +177,7 @@ class TranscriptNoted(EventData):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnReported(EventData):
     KIND: ClassVar[str] = "turn.reported"
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType({"customer_text": "", "text": "", "tool_calls": ()})
     turn_id: UUID
     ref: str
     index: int
@@ -208,6 +213,9 @@ class TurnJudged(EventData):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnHeard(EventData):
     KIND: ClassVar[str] = "turn.heard"
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType(
+        {"heard_text": "", "uncertain_text": "", "unheard_text": ""}
+    )
     turn_id: UUID
     audio_ms: int
     heard_ms: int
@@ -291,6 +299,7 @@ class InterventionEnded(EventData):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteSent(EventData):
     KIND: ClassVar[str] = "note.sent"
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType({"text": "", "said": "", "heard_text": ""})
     note_id: UUID
     rev: int
     intervention_id: UUID | None
@@ -391,10 +400,11 @@ def parse(kind: str, data: Mapping[str, JSON]) -> EventData:
 class CallLog:
     """Numbers and stamps the events of one call and hands them to `record` (a Recorder's, usually).
 
-    `last_seq` is the number of the call's newest event, for a call that goes on after a reconnect.
+    `last_seq` is the number of the call's newest event, for a call that goes on after a reconnect. `without_said`
+    leaves out what was said, of turns, transcripts and notes; verdicts, tool decisions and interventions stay whole.
     """
 
-    __slots__ = ("_now", "_record", "call_id", "seq", "tenant_id")
+    __slots__ = ("_now", "_record", "_without_said", "call_id", "seq", "tenant_id")
 
     def __init__(
         self,
@@ -404,15 +414,19 @@ class CallLog:
         call_id: UUID,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         last_seq: int = 0,
+        without_said: bool = False,
     ) -> None:
         self._record = record
         self._now = now
+        self._without_said = without_said
         self.tenant_id = tenant_id
         self.call_id = call_id
         self.seq = last_seq
 
     def add(self, event: EventData) -> RecordEvent:
         """Record `event` as the next of this call. Raises EventInvalid before anything is recorded."""
+        if self._without_said and event.SAID:
+            event = replace(event, **event.SAID)  # type: ignore[type-var]  # every kind is a dataclass
         made = make_event(event, tenant_id=self.tenant_id, call_id=self.call_id, seq=self.seq + 1, at=self._now())
         self.seq = made.seq
         self._record(made)

@@ -73,6 +73,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "encoding": _word(32),
         "sample_rate": _INT,
         "node": _word(200),
+        "storage_limit": _BOOL,
         "hello_at_ms": _BIG,
         "sdk": _word(200),
         "language": _word(35),
@@ -343,6 +344,8 @@ def _call_started(event: RecordEvent) -> list[Patch]:
             encoding=d["encoding"],
             sample_rate=d["sample_rate"],
             node=d["node"],
+            # Journals of before there was such a limit do not have it.
+            storage_limit=bool(d.get("storage_limit")),
         )
     ]
 
@@ -688,6 +691,13 @@ KNOWN_EVENTS: Final = f"SELECT id FROM {CALL_EVENT} WHERE tenant_id = %s AND id 
 
 # Of calls, those that were erased: parameters tenant, call ids.
 ERASED_CALLS: Final = b"SELECT id FROM supervision_erasedcall WHERE tenant_id = %s AND id = ANY(%s)"
+
+# What the tenant's record takes; parameters id (of a first row), tenant, bytes. The last statement of a transaction:
+# all of a tenant's writers meet at this row.
+STORAGE: Final = (
+    b"INSERT INTO tenants_tenantuse (id, tenant_id, storage_bytes) VALUES (%s, %s, %s) ON CONFLICT (tenant_id)"
+    b" DO UPDATE SET storage_bytes = tenants_tenantuse.storage_bytes + EXCLUDED.storage_bytes"
+)
 
 # Interventions that Mirror did not act on are counted apart.
 _NOT_ACTED: Final = "('late', 'unarmed', 'caller_speaking', 'shadow', 'cooldown', 'limit')"

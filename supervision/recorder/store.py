@@ -117,7 +117,10 @@ async def store_events(
         if len(new) != len(events):
             await _check_known(cursor, tenant_id, {event.id for event in events} - new)
         if new:
-            await _project(cursor, tenant_id, _first_of_each(events, new), without_links, new_id)
+            first = _first_of_each(events, new)
+            await _project(cursor, tenant_id, first, without_links, new_id)
+            stored = insert if len(first) == len(events) else projections.call_events(first)
+            await cursor.execute(projections.STORAGE, (new_id(), tenant_id, len(stored.rows)))
         if any(event.kind == "call.started" for event in events):
             # Only this kind can bring a call back. It has waited for whoever was erasing the call, so it sees them now.
             left = [call for call in calls if call not in erased]

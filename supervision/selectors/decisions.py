@@ -152,7 +152,7 @@ def intervention_labels(*, interventions: Iterable[Intervention]) -> dict[UUID, 
     """What reviewers said of these interventions, by the intervention's id."""
     ids = [intervention.id for intervention in interventions]
     labels = Label.objects.filter(intervention_id__in=ids) if ids else ()
-    return {label.intervention_id: label for label in labels}
+    return {label.intervention_id: label for label in labels if label.intervention_id is not None}
 
 
 def _made(rows: QuerySet[Row], filters: MadeFilters) -> QuerySet[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from django.db import connection
@@ -105,7 +105,7 @@ def usage_counted(*, first: date, last: date, call_id: UUID | None = None) -> di
         return {}
     begins = datetime.combine(first, time(), UTC)
     ends = datetime.combine(last + timedelta(days=1), time(), UTC)
-    parameters = {"tenant": tenant_id_required("Usage"), "begins": begins, "ends": ends, "call": call_id}
+    parameters: dict[str, Any] = {"tenant": tenant_id_required("Usage"), "begins": begins, "ends": ends, "call": call_id}
     with connection.cursor() as cursor:
         cursor.execute(_COUNTED, parameters)
         rows = cursor.fetchall()
@@ -126,7 +126,11 @@ def model_prices(*, models: Iterable[str]) -> dict[str, Price]:
         .order_by("updated_at")
         .values_list("model", "prompt_price", "completion_price")
     )
-    return {model: Price(prompt, completion) for model, prompt, completion in rows}
+    return {
+        model: Price(prompt, completion)
+        for model, prompt, completion in rows
+        if prompt is not None and completion is not None
+    }
 
 
 def _row(key: Key, figures: UsageFigures, price: Price | None) -> UsageRow:

@@ -13,6 +13,7 @@ from mirror_saas.errors import Conflict
 from supervision.models import Call, ErasedCall
 from supervision.selectors.calls import CallNotFound
 from supervision.selectors.usage import usage_counted
+from supervision.services.storage import calls_storage_bytes, storage_release
 from supervision.services.usage import usage_add, usage_day_is_closed
 from tenants.services.audit import auditevent_record
 
@@ -41,9 +42,11 @@ def call_erase(*, call_id: UUID) -> None:
         if call.state == Call.State.LIVE and now - call.started_at < LONGEST_CALL:
             raise CallRunning
         _keep_counted(call)
+        stored = calls_storage_bytes(call_ids=[call_id])
         # Rows that point at the call go with it, by the foreign keys.
         Call.objects.filter(id=call_id).delete()
         ErasedCall.objects.create(id=call_id, erased_at=now)
+        storage_release(storage_bytes=stored)
         # Nothing of the caller's: the log outlives this.
         auditevent_record(
             action="call.erase",

@@ -56,10 +56,10 @@ class AgentCheck:
     close_code: int | None = None
 
 
-async def agent_check(address: AgentAddress, *, listen_s: float = LISTEN_S) -> AgentCheck:
-    """Dial an agent, start a stream with a moment of silence, and listen for at most `listen_s` seconds.
+async def agent_check(address: AgentAddress) -> AgentCheck:
+    """Dial an agent, start a stream with a moment of silence, and listen for 3 s at most.
 
-    Takes 5 s longer at most. The handshake carries `X-Mirror-Check: 1`, so that an agent can tell it from a call.
+    Dialling takes 5 s at most. The handshake carries `X-Mirror-Check: 1`, so that an agent can tell it from a call.
     """
     loop = asyncio.get_running_loop()
     visitor = _Visitor(loop)
@@ -89,13 +89,15 @@ async def agent_check(address: AgentAddress, *, listen_s: float = LISTEN_S) -> A
         for frame in _opening(call_id, str(uuid7()), address.audio_format):
             leg.send_text(frame)
         try:
-            async with asyncio.timeout(listen_s):
+            async with asyncio.timeout(LISTEN_S):
                 await visitor.done.wait()
         except TimeoutError:
             pass  # an agent that says nothing of Mirror; what it did say is known
         leg.send_text(orjson.dumps({"event": "stop"}).decode())
     finally:
         leg.close(1000)
+        leg.cut()
+        await asyncio.sleep(0)  # the transport ends in the loop's next round
     ended = visitor.ended
     return AgentCheck(
         reachable=True,

@@ -15,10 +15,13 @@ from django.conf import settings
 
 from supervision.plivo import signatures
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
+from supervision.stream.limits import CallLease
 from supervision.stream.plivo_leg import Send
+from supervision.stream.revocation import WatchedKey
 from supervision.stream.runtime import StreamRuntime, stream_runtime
 from supervision.stream.session import CallSession, CallStart, Receive, StartInvalid, now_unix
 from supervision.stream.token import FIRST_USE_S, CallToken, TokenInvalid, query_split, token_read
+from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ START_WITHIN_S: Final = 15.0
 BEFORE_START: Final = 100  # frames kept that come before `start`
 BEFORE_START_CHARS: Final = 64 * 1024  # of each: nobody knows yet whose call this is
 DISCONNECTED: Final = object()
+
+Admitted = tuple[AgentBinding, CallToken | None, str]  # who it is for, the call's token, the rest of the query
 
 
 class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no types
@@ -41,16 +46,40 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             # Unknown tenant, unknown key, revoked key, another tenant's key, forged token: all alike, a plain 403.
             await send({"type": "websocket.close", "code": 1008})
             return
+        lease = await _lease(runtime, admitted)
+        if lease is None:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        try:
+            with runtime.keys.watched(admitted[0].stream_key_id) as key:
+                await self._serve(runtime, admitted, lease, key, scope, receive, send)
+        finally:
+            await runtime.calls.release(lease)
+
+    async def _serve(
+        self,
+        runtime: StreamRuntime,
+        admitted: Admitted,
+        lease: CallLease,
+        key: WatchedKey,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Take the socket, wait for its call, and see that through."""
         binding, token, query = admitted
         offered = list(scope.get("subprotocols") or [])
         await runtime.start()
         await send({"type": "websocket.accept", "subprotocol": offered[0] if offered else None})
         before: list[str] = []
         try:
-            async with asyncio.timeout(START_WITHIN_S):
+            async with asyncio.timeout(START_WITHIN_S) as waiting:
+                key.on_revoked = lambda: waiting.reschedule(asyncio.get_running_loop().time())
                 start = await _wait_for_start(receive, before)
+            key.on_revoked = None
         except TimeoutError:
-            logger.info("A stream socket sent no start within %d s", START_WITHIN_S)
+            if not key.revoked:
+                logger.info("A stream socket sent no start within %d s", START_WITHIN_S)
             await send({"type": "websocket.close", "code": 1008})
             return
         if start is None:
@@ -59,6 +88,7 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             logger.warning("A call token was used for another call, or too late")
             await send({"type": "websocket.close", "code": 1008})
             return
+        await runtime.calls.name(lease, start.call_id)
         session = CallSession(
             runtime=runtime,
             binding=binding,
@@ -69,12 +99,27 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             from_number=token.from_number if token is not None else "",
             to_number=token.to_number if token is not None else "",
         )
+        key.on_revoked = session.key_revoked
         await session.run(receive, before)
 
 
-async def _admit(
-    runtime: StreamRuntime, slug: str, key: str, scope: dict[str, Any]
-) -> tuple[AgentBinding, CallToken | None, str] | None:
+async def _lease(runtime: StreamRuntime, admitted: Admitted) -> CallLease | None:
+    """A place among the calls that the tenant may have at a time; None when there is none left."""
+    binding, token, _ = admitted
+    limit = binding.limits.calls
+    lease = await runtime.calls.take(binding.tenant_id, limit=limit, call=token.call_id if token is not None else "")
+    if lease is None:
+        refused(binding.tenant_id, Refused.CALLS)
+        logger.warning(
+            "A stream of agent %s was refused: tenant %s has %s concurrent calls, which is its limit",
+            binding.agent_id,
+            binding.tenant_slug,
+            limit,
+        )
+    return lease
+
+
+async def _admit(runtime: StreamRuntime, slug: str, key: str, scope: dict[str, Any]) -> Admitted | None:
     try:
         binding = await runtime.directory.lookup(slug, key)
     except DirectoryUnavailable:

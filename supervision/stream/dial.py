@@ -185,6 +185,11 @@ class AgentLeg:
             # An agent that reads nothing would keep its socket, and what it did not read, for ever.
             asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.disconnect, False)
 
+    def cut(self) -> None:
+        """End the connection at once, after :meth:`close`: for a loop that ends with it and cannot wait for the peer."""
+        if self._transport is not None:
+            self._transport.disconnect(False)
+
     def _ping_later(self) -> None:
         self._heard_since_ping = False
         self._pinging = asyncio.get_running_loop().call_later(PING_AFTER_S, self._ping)

@@ -16,20 +16,23 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
+from django.conf import settings
 from django.db import connection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from mirror_saas.limits import NO_LIMITS, Limits
 from supervision.audio.format import MediaFormat
 from supervision.redaction import RedactionSettings
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
+from tenants.limits import MIB, limit_of
 from tenants.sealing import key_ring
 from tenants.selectors.tenants import TenantRef
 
@@ -74,6 +77,7 @@ class AgentBinding:
     tenant_id: UUID
     tenant_slug: str
     agent_id: UUID
+    stream_key_id: UUID
     agent_name: str
     upstream_url: str
     signing_secret: str = field(repr=False)
@@ -97,6 +101,9 @@ class AgentBinding:
     plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
     """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
     when those that were cannot be unsealed: what Plivo signs can then not be checked, so it is refused."""
+    limits: Limits = NO_LIMITS
+    storage_full: bool = False
+    """Whether the tenant's record takes all that it may: then the call is recorded without what was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,23 @@ class StreamDirectory:
         self._remember(slug, hashed, known)
         return known.binding if known is not None else None
 
+    async def keys_revoked(self, key_ids: Collection[UUID]) -> set[UUID]:
+        """Those of some stream keys that were revoked, or went with their tenant; expired ones are not among them.
+
+        Raises DirectoryUnavailable.
+        """
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                await self._open()
+                async with self._pool.connection() as connection:
+                    cursor = await connection.execute("SELECT stream_keys_revoked(%s) AS id", (list(key_ids),))
+                    gone = {row["id"] for row in await cursor.fetchall()}
+        except (psycopg.Error, PoolTimeout, TimeoutError, OSError) as error:
+            self._note_down(error)
+            raise DirectoryUnavailable("The database cannot say which stream keys were revoked.") from error
+        self._note_up()
+        return gone
+
     async def aclose(self) -> None:
         """Close the pool."""
         if self._opened:
@@ -198,10 +222,13 @@ class StreamDirectory:
             return None
         return known.binding
 
-    async def _from_database(self, slug: str, hashed: bytes) -> _Known | None:
+    async def _open(self) -> None:
         if not self._opened:
             self._opened = True
             await self._pool.open(wait=False)
+
+    async def _from_database(self, slug: str, hashed: bytes) -> _Known | None:
+        await self._open()
         async with self._pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(
                 "SELECT tenant_id, agent_id FROM stream_key_lookup(%s, %s)", (slug, hashed)
@@ -227,14 +254,16 @@ class StreamDirectory:
 # version never acts.
 _BINDING: Final = """
 SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_sealed, a.headers_sealed, a.mode,
-       a.language, a.voice, a.audio_format, a.policy_overrides, k.expires_at,
+       a.language, a.voice, a.audio_format, a.policy_overrides, k.id AS stream_key_id, k.expires_at,
        (SELECT jsonb_object_agg(d.id, encode(d.wrapped, 'hex'))
           FROM tenants_datakey d WHERE d.tenant_id = a.tenant_id) AS data_keys,
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
        tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
        plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed,
-       privacy.redact AS redact_kinds, privacy.phone_region AS redact_region, privacy.patterns AS redact_patterns
+       privacy.redact AS redact_kinds, privacy.phone_region AS redact_region, privacy.patterns AS redact_patterns,
+       limits.calls AS limit_calls, limits.judge_calls AS limit_judge_calls, limits.storage_mib AS limit_storage_mib,
+       coalesce(storage.storage_bytes, 0) AS storage_bytes
   FROM supervision_agent a
   LEFT JOIN supervision_streamkey k
     ON k.tenant_id = a.tenant_id AND k.agent_id = a.id AND k.key_hash = %(key_hash)s
@@ -248,6 +277,8 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
   LEFT JOIN supervision_providercredential tts
     ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
   LEFT JOIN supervision_privacysettings privacy ON privacy.tenant_id = a.tenant_id
+  LEFT JOIN tenants_tenantlimits limits ON limits.tenant_id = a.tenant_id
+  LEFT JOIN tenants_tenantuse storage ON storage.tenant_id = a.tenant_id
   LEFT JOIN LATERAL (
         SELECT array_agg(id ORDER BY updated_at DESC, id) AS ids,
                array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
@@ -284,10 +315,12 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
     tenant_id: UUID = row["tenant_id"]
     wrapped = {UUID(key_id): bytes.fromhex(key) for key_id, key in (row["data_keys"] or {}).items()}
     keys = TenantKeys(key_ring(), tenant_id, wrapped)
+    limits = _limits(row)
     binding = AgentBinding(
         tenant_id=tenant_id,
         tenant_slug=slug,
         agent_id=row["agent_id"],
+        stream_key_id=row["stream_key_id"],
         agent_name=row["name"],
         upstream_url=row["upstream_url"],
         signing_secret=_agent_secret(row, "signing_secret_sealed", keys),
@@ -306,8 +339,20 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         redaction=RedactionSettings.from_row(row["redact_kinds"], row["redact_region"], row["redact_patterns"]),
         headers=MappingProxyType(_headers(row, keys)),
         plivo_tokens=_plivo_tokens(row, keys),
+        limits=limits,
+        storage_full=limits.storage_mib is not None and row["storage_bytes"] >= limits.storage_mib * MIB,
     )
     return replace(binding, mode="shadow") if row["status"] == "shadow" else binding
+
+
+def _limits(row: Mapping[str, Any]) -> Limits:
+    defaults: Limits = settings.MIRROR.limits
+    return replace(
+        defaults,
+        calls=limit_of(row["limit_calls"], defaults.calls),
+        judge_calls=limit_of(row["limit_judge_calls"], defaults.judge_calls),
+        storage_mib=limit_of(row["limit_storage_mib"], defaults.storage_mib),
+    )
 
 
 def _agent_secret(row: Mapping[str, Any], column: str, keys: TenantKeys) -> str:

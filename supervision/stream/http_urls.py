@@ -23,12 +23,14 @@ from supervision.plivo.xml import stream_response
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
 from supervision.stream.runtime import stream_runtime
 from supervision.stream.token import query_with, token_make
+from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
 # Plivo sends some twenty short fields.
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 200
+RETRY_AFTER_S: Final = 10  # for a place among a tenant's calls to become free
 
 Fields = list[tuple[str, str]]
 
@@ -42,6 +44,22 @@ async def answer(request: HttpRequest, slug: str, key: str) -> HttpResponse:
         return admitted
     binding, fields = admitted
     asked = dict(fields) if request.method == "POST" else request.GET
+    limit = binding.limits.calls
+    if not await (await stream_runtime()).calls.is_free(binding.tenant_id, limit=limit, call=asked.get("CallUUID", "")):
+        refused(binding.tenant_id, Refused.CALLS)
+        logger.warning(
+            "A call to agent %s was refused at its answer URL: tenant %s has %s concurrent calls, which is its limit",
+            binding.agent_id,
+            binding.tenant_slug,
+            limit,
+        )
+        # Whatever is no 2xx makes Plivo ask the application's fallback answer URL.
+        return HttpResponse(
+            f"concurrent calls: the limit of {limit} is reached\n",
+            status=503,
+            content_type="text/plain",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
     token = token_make(
         tenant_id=binding.tenant_id,
         agent_id=binding.agent_id,

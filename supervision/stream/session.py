@@ -29,6 +29,7 @@ from supervision.stream.directory import AgentBinding
 from supervision.stream.plivo_leg import PlivoLeg, Send
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervised import SupervisedCall
+from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ AGENT_CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after th
 COMMIT_WITHIN_S: Final = 2.0  # for the call's last events to be on disk; the journal goes on trying
 DISCONNECT_WAITS_S: Final = 5.0  # for Plivo to answer our close
 
+KEY_REVOKED_CLOSE: Final = 1008
+KEY_REVOKED_REASON: Final = "the stream key that the call came in with was revoked"
 NORMAL_CLOSE: Final = (1000, 1001, 1005, None)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -112,7 +115,19 @@ class CallSession:
         self.call_id: UUID = uuid7()
         # Before anything of the call is recorded.
         runtime.redaction.learn(binding.tenant_id, binding.redaction)
-        self._log = CallLog(record=runtime.recorder.record, tenant_id=binding.tenant_id, call_id=self.call_id)
+        self._log = CallLog(
+            record=runtime.recorder.record,
+            tenant_id=binding.tenant_id,
+            call_id=self.call_id,
+            without_said=binding.storage_full,
+        )
+        if binding.storage_full:
+            refused(binding.tenant_id, Refused.STORAGE)
+            logger.warning(
+                "The record of tenant %s takes all that it may: what is said in call %s is not stored",
+                binding.tenant_slug,
+                self.call_id,
+            )
         self._plivo = PlivoLeg(send)
         self._agent = AgentLeg(
             on_text=self._agent_text,
@@ -153,6 +168,7 @@ class CallSession:
         self._outcome = "completed"
         self._close_code: int | None = None
         self._reason = ""
+        self._cut = False
         self._dropped_s = 0.0
         self._dropped_reported_s = 0.0
         self._closing: asyncio.Task[None] | None = None
@@ -173,6 +189,7 @@ class CallSession:
                 from_number=from_number,
                 to_number=to_number,
                 node=runtime.node,
+                storage_limit=binding.storage_full,
             )
         )
 
@@ -192,10 +209,11 @@ class CallSession:
         self._runtime.mailbox.open(self._binding.tenant_id, self.call_id, self._from_outside)
         dialling = asyncio.create_task(self._dial())
         try:
-            async with asyncio.timeout(None) as self._reading:
+            async with asyncio.timeout(0 if self._cut else None) as self._reading:
                 await self._read(receive)
         except TimeoutError:
-            logger.warning("Plivo did not answer the close of a stream within %d s", DISCONNECT_WAITS_S)
+            if not self._cut:
+                logger.warning("Plivo did not answer the close of a stream within %d s", DISCONNECT_WAITS_S)
         except asyncio.CancelledError:
             self._reading = None
             self._finish("mirror", "failed", 1012, "Mirror was stopped during the call")
@@ -279,6 +297,16 @@ class CallSession:
             self._plivo.close(code)
             if self._reading is not None:
                 self._reading.reschedule(self._loop.time() + DISCONNECT_WAITS_S)
+
+    def key_revoked(self) -> None:
+        """End the call at once: whoever called with a key that is revoked hears and says nothing more."""
+        logger.warning(
+            "A call of agent %s was ended: the stream key that it came in with was revoked", self._binding.agent_id
+        )
+        self._finish("mirror", "failed", KEY_REVOKED_CLOSE, KEY_REVOKED_REASON)
+        self._cut = True
+        if self._reading is not None:
+            self._reading.reschedule(self._loop.time())
 
     async def _end(self) -> None:
         ended_ms = self.at_ms()

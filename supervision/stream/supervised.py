@@ -327,8 +327,9 @@ class SupervisedCall:
         tools = [known for call in parsed.tool_calls if (known := self._tools.get(call.id)) is not None]
         waited_for: set[asyncio.Future[Any]] = {state.judged, *(tool.decided for tool in tools)}
         if wait_s > 0 and not all(future.done() for future in waited_for):
-            everything = asyncio.gather(*(asyncio.wait({future}) for future in waited_for))
-            await asyncio.wait({everything, self._over}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            everything = self._loop.create_task(_all_done(waited_for))
+            either: set[asyncio.Future[None]] = {everything, self._over}
+            await asyncio.wait(either, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             everything.cancel()
         return {
             "taken": True,
@@ -1096,6 +1097,10 @@ class _Running(RelayPlayback):
                 start_ms, end_ms = times
                 return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"
         return round(high_s * 1000), "turn"
+
+
+async def _all_done(futures: set[asyncio.Future[Any]]) -> None:
+    await asyncio.wait(futures)
 
 
 def tool_verdict_fields(verdict: ToolVerdict) -> dict[str, Any]:

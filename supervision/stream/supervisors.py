@@ -11,6 +11,7 @@ from supervision.engine.config import MirrorConfig
 from supervision.engine.llm.openai import OpenAIPool
 from supervision.engine.supervisor import Supervisor
 from supervision.stream.directory import AgentBinding
+from supervision.stream.limits import JudgeSlots
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +19,14 @@ _SUPERVISORS: Final = 256  # in use at a time by one process
 
 
 def supervisor_of(
-    binding: AgentBinding, known: OrderedDict[tuple[Any, ...], Supervisor], llms: OpenAIPool
+    binding: AgentBinding,
+    known: OrderedDict[tuple[Any, ...], Supervisor],
+    llms: OpenAIPool,
+    slots: JudgeSlots,
 ) -> Supervisor | None:
     """The engine of the agent's policy version, one of those `known` or a new one; None when it has none that can be
-    used. Those used longest ago are forgotten: calls that run on them keep theirs."""
+    used. `slots` are the places of the tenant's questions. Engines used longest ago are forgotten: calls that run on
+    them keep theirs."""
     if binding.policy_version_id is None or binding.llm is None:
         return None
     key = (binding.policy_version_id, binding.llm, json.dumps(dict(binding.overrides), sort_keys=True))
@@ -39,7 +44,7 @@ def supervisor_of(
         except ValueError:
             logger.exception("Policy version %s cannot be used", binding.policy_version_id)
             return None
-        supervisor = known[key] = Supervisor(config)
+        supervisor = known[key] = Supervisor(config, limiter=slots)
         while len(known) > _SUPERVISORS:
             known.popitem(last=False)
     known.move_to_end(key)

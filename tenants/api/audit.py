@@ -2,17 +2,18 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from typing import Literal
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Query, Router, Schema
-from pydantic import AwareDatetime, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from mirror_saas.errors import InvalidInput
 from mirror_saas.problems import problem_responses
-from mirror_saas.schemas import Out, PageOut, PageQuery
+from mirror_saas.schemas import Moment, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, requires
 from tenants.audit_chain import ChainPoint, export_header, export_line
 from tenants.context import tenant_context
@@ -25,7 +26,7 @@ from tenants.selectors.audit import (
     auditevent_list,
     auditevent_page,
 )
-from tenants.services.audit import auditevents_verify
+from tenants.services.audit import VERIFY_EVENTS, VERIFY_S, auditevents_verify
 
 router = Router(tags=["audit log"])
 
@@ -63,12 +64,13 @@ class AuditEventOut(Out):
 class AuditEventsQuery(PageQuery):
     """Which events."""
 
-    action: str | None = Field(None, max_length=64, description="For example `agent.create`.")
+    action: Text | None = Field(None, max_length=64, description="For example `agent.create`.")
+    actor_kind: Literal["user", "api_key", "system"] | None = None
     actor_id: UUID | None = None
-    object_type: str | None = Field(None, max_length=32)
-    object_id: str | None = Field(None, max_length=64)
-    at_from: AwareDatetime | None = Field(None, alias="from", description="At or after, RFC 3339.")
-    at_to: AwareDatetime | None = Field(None, alias="to", description="Before, RFC 3339.")
+    object_type: Text | None = Field(None, max_length=32)
+    object_id: Text | None = Field(None, max_length=64)
+    at_from: Moment | None = Field(None, alias="from", description="At or after, RFC 3339.")
+    at_to: Moment | None = Field(None, alias="to", description="Before, RFC 3339.")
 
 
 class ExportQuery(Schema):
@@ -78,16 +80,23 @@ class ExportQuery(Schema):
 
 
 class VerifyQuery(Schema):
-    """What the log has to contain."""
+    """What the log has to contain, and where to go on."""
 
     expected_seq: int | None = Field(None, ge=1, lt=2**62, description="An event known from an earlier verifying.")
     expected_hash: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Its hash; give both or neither.")
+    after_seq: int | None = Field(None, ge=1, lt=2**62, description="`head_seq` of the answer to go on behind.")
+    after_hash: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Its `head_hash`; give both or neither.")
+    limit: int = Field(VERIFY_EVENTS, ge=1, le=VERIFY_EVENTS, description="Events to check with this request.")
 
 
 class AuditVerificationOut(Out):
-    """Keep `head_seq` and `head_hash`: given as what is expected, they show whether the log was cut or written anew."""
+    """Keep `head_seq` and `head_hash`: given as what is expected, they show whether the log was cut or written anew.
+
+    When `complete` is false there are more events: ask again with `after_seq` and `after_hash` from here.
+    """
 
     valid: bool
+    complete: bool
     count: int
     head_seq: int | None
     head_hash: str | None
@@ -109,6 +118,7 @@ def audit_events(request: HttpRequest, query: Query[AuditEventsQuery]) -> PageOu
         limit=query.limit,
         filters=AuditFilters(
             action=query.action,
+            actor_kind=query.actor_kind,
             actor_id=query.actor_id,
             object_type=query.object_type,
             object_id=query.object_id,
@@ -165,22 +175,31 @@ def audit_export(request: HttpRequest, query: Query[ExportQuery]) -> StreamingHt
 )
 @requires(Scope.ADMIN)
 def audit_verify(request: HttpRequest, query: Query[VerifyQuery]) -> AuditVerificationOut:
-    """Whether every event is there, unchanged and in its place."""
-    expected = None
-    if query.expected_seq is not None and query.expected_hash is not None:
-        expected = ChainPoint(query.expected_seq, bytes.fromhex(query.expected_hash))
-    elif query.expected_seq is not None or query.expected_hash is not None:
-        missing = "expected_hash" if query.expected_hash is None else "expected_seq"
-        raise InvalidInput(missing, "Give expected_seq and expected_hash together.")
-    found = auditevents_verify(expected=expected)
+    """Whether every event is there, unchanged and in its place; `count` events were checked by this request."""
+    found = auditevents_verify(
+        expected=_point(query.expected_seq, query.expected_hash, "expected"),
+        after=_point(query.after_seq, query.after_hash, "after"),
+        limit=query.limit,
+        budget_s=VERIFY_S,
+    )
     return AuditVerificationOut(
         valid=found.valid,
+        complete=found.complete,
         count=found.count,
         head_seq=found.head.seq if found.head else None,
         head_hash=found.head.hash.hex() if found.head else None,
         problem_seq=found.problem.seq if found.problem else None,
         problem=found.problem.what if found.problem else None,
     )
+
+
+def _point(seq: int | None, digest: str | None, name: str) -> ChainPoint | None:
+    if seq is None and digest is None:
+        return None
+    if seq is None or digest is None:
+        missing = f"{name}_hash" if digest is None else f"{name}_seq"
+        raise InvalidInput(missing, f"Give {name}_seq and {name}_hash together.")
+    return ChainPoint(seq, bytes.fromhex(digest))
 
 
 def _lines(tenant_id: UUID, header: str, after_seq: int, last: ChainPoint | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -14,10 +15,12 @@ from ninja.errors import AuthenticationError
 from ninja.security import APIKeyCookie, HttpBearer
 
 from tenants.actors import Actor, actor_context, actor_of_request
+from tenants.api.limits import key_authenticate, request_count
+from tenants.authentication import RecentAuthenticationMissing, recently_authenticated
 from tenants.context import tenant_context
-from tenants.roles import Scope
+from tenants.roles import Capability, Scope, capability_known, capability_require, role_capabilities
 from tenants.selectors.tenants import TenantRef
-from tenants.services.api_keys import ApiKeyPrincipal, api_key_authenticate
+from tenants.services.api_keys import ApiKeyPrincipal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,13 +39,10 @@ class Principal:
     name: str = ""
     role: str = ""
 
-
-class ScopeMissing(PermissionError):
-    """The key or role does not cover this."""
-
-    def __init__(self, scope: str) -> None:
-        self.scope = scope
-        super().__init__(f"This needs the scope {scope}.")
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the asker may do: a key what its scopes say, a person what their role says."""
+        return self.scopes if self.kind == "api_key" else role_capabilities(self.role)
 
 
 class BearerKey(HttpBearer):
@@ -58,9 +58,16 @@ class BearerKey(HttpBearer):
         return principal
 
     def authenticate(self, request: HttpRequest, token: str) -> Principal | None:
-        api_key = api_key_authenticate(key=token.strip())
+        api_key = key_authenticate(request, token.strip())
         if api_key is None:
             return None
+        request_count(
+            request,
+            tenant_id=api_key.tenant.id,
+            asker="key",
+            asker_id=api_key.api_key_id,
+            asker_limit=api_key.requests_per_minute,
+        )
         return Principal(
             kind="api_key", tenant=api_key.tenant, scopes=api_key.scopes, api_key=api_key, name=api_key.name
         )
@@ -78,6 +85,7 @@ class SessionMember(APIKeyCookie):
         if membership is None:
             return None
         user: Any = request.user
+        request_count(request, tenant_id=membership.tenant.id, asker="person", asker_id=user.id)
         return Principal(
             kind="session",
             tenant=membership.tenant,
@@ -90,25 +98,40 @@ class SessionMember(APIKeyCookie):
 
 
 def requires(
-    scope: Scope | None,
+    capability: Scope | Capability | None, *, recent: bool = False, in_transaction: bool = True
 ) -> Callable[[Callable[Concatenate[HttpRequest, P], R]], Callable[Concatenate[HttpRequest, P], R]]:
-    """Run an API operation in the asker's tenant, if they have `scope` (None: whoever is known may).
+    """Run an API operation in the asker's tenant, if they have `capability` (None: whoever is known may).
 
-    Raises ScopeMissing. The operation's module must not postpone annotations: ninja would look their names up here.
+    `recent`: it is dangerous, so a session must have proved within five minutes whose it is; keys need not. Without
+    `in_transaction` the operation opens its tenant's context itself, for the moments in which it needs the database: it
+    waits for somebody else in between.
+    Raises CapabilityMissing and RecentAuthenticationMissing. The operation's module must not postpone annotations:
+    ninja would look their names up here.
     """
+    asked = None if capability is None else capability_known(capability.value)
 
     def decorate(operation: Callable[Concatenate[HttpRequest, P], R]) -> Callable[Concatenate[HttpRequest, P], R]:
         @wraps(operation)
         def run(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> R:
             principal = principal_of(request)
-            if scope is not None and scope.value not in principal.scopes:
-                raise ScopeMissing(scope.value)
-            with actor_context(_actor(request, principal)), tenant_context(principal.tenant.id):
+            if asked is not None:
+                capability_require(principal.capabilities, asked)
+            if recent:
+                recent_require(request)
+            context = tenant_context(principal.tenant.id) if in_transaction else nullcontext()
+            with actor_context(_actor(request, principal)), context:
                 return operation(request, *args, **kwargs)
 
+        run.capability = asked  # type: ignore[attr-defined]
         return run
 
     return decorate
+
+
+def recent_require(request: HttpRequest) -> None:
+    """Raises RecentAuthenticationMissing for a session whose person proved too long ago who they are; keys need not."""
+    if principal_of(request).kind == "session" and not recently_authenticated(request):
+        raise RecentAuthenticationMissing
 
 
 def _actor(request: HttpRequest, principal: Principal) -> Actor:

@@ -10,7 +10,7 @@ from tenants.tenant_tables import tenant_wall
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tenants', '0003_audit_events'),
+        ('tenants', '0007_limits'),
     ]
 
     operations = [

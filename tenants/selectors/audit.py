@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +10,8 @@ from uuid import UUID
 
 from mirror_saas.pages import DEFAULT_LIMIT, Page, cursor_decode, cursor_encode, limit_check
 from tenants.audit_chain import ChainPoint
-from tenants.models import AuditEvent
+from tenants.models import AuditEvent, Membership
+from tenants.selectors.api_keys import api_keys_active
 
 PAGE = 500
 _MAX_SEQ = 2**63 - 1
@@ -22,6 +22,7 @@ class AuditFilters:
     """Which events a list shows; None leaves a filter out. `at_from` is inclusive, `at_to` is not."""
 
     action: str | None = None
+    actor_kind: str | None = None
     actor_id: UUID | None = None
     object_type: str | None = None
     object_id: str | None = None
@@ -39,6 +40,7 @@ def auditevent_list(
     limit_check(limit)
     wanted = {
         "action": filters.action,
+        "actor_kind": filters.actor_kind,
         "actor_id": filters.actor_id,
         "object_type": filters.object_type,
         "object_id": filters.object_id,
@@ -54,22 +56,29 @@ def auditevent_list(
     return Page(items=rows[:limit], next=cursor_encode(rows[limit - 1].seq) if more else None)
 
 
+def auditevent_actors(*, also: UUID | None = None) -> list[tuple[UUID, str]]:
+    """Who may have done something: members by their address, keys that work by their name, each with their id.
+
+    `also` is somebody else, who left, say, by the name that the newest event of theirs has; nobody without an event.
+    """
+    people = Membership.objects.select_related("user").order_by("user__email")
+    actors = [(membership.user_id, membership.user.email) for membership in people]
+    actors += [(key.id, f"{key.name} ({key.prefix})") for key in api_keys_active().order_by("name", "id")]
+    if also is not None and also not in {actor_id for actor_id, _ in actors}:
+        newest = AuditEvent.objects.filter(actor_id=also).order_by("-seq").first()
+        actors += [(also, newest.actor_label)] if newest is not None else []
+    return actors
+
+
 def auditevent_head() -> ChainPoint | None:
     """The newest event's number and hash; None for an empty log."""
     head = AuditEvent.objects.order_by("-seq").values_list("seq", "hash").first()
     return None if head is None else ChainPoint(head[0], bytes(head[1]))
 
 
-def auditevent_page(*, after_seq: int, last_seq: int = _MAX_SEQ) -> list[AuditEvent]:
-    """Up to 500 events behind `after_seq`, oldest first, none behind `last_seq`."""
-    return list(AuditEvent.objects.filter(seq__gt=after_seq, seq__lte=last_seq).order_by("seq")[:PAGE])
-
-
-def auditevent_pages(*, after_seq: int = -(2**62)) -> Iterator[list[AuditEvent]]:
-    """All events behind `after_seq`, oldest first, in pages; numbers that should not be there too."""
-    while events := auditevent_page(after_seq=after_seq):
-        yield events
-        after_seq = events[-1].seq
+def auditevent_page(*, after_seq: int, last_seq: int = _MAX_SEQ, limit: int = PAGE) -> list[AuditEvent]:
+    """Up to `limit` events behind `after_seq`, oldest first, none behind `last_seq`."""
+    return list(AuditEvent.objects.filter(seq__gt=after_seq, seq__lte=last_seq).order_by("seq")[:limit])
 
 
 def auditevent_fields(event: AuditEvent) -> dict[str, Any]:

@@ -27,9 +27,14 @@ class TenantNotFound(LookupError):
         super().__init__(f"There is no tenant {slug!r}.")
 
 
+def tenant_get() -> Tenant:
+    """The current tenant with its settings. Raises TenantContextMissing and Tenant.DoesNotExist."""
+    return Tenant.objects.get()
+
+
 def tenant_current() -> TenantRef:
     """The current tenant. Raises TenantContextMissing without one, Tenant.DoesNotExist when it was deleted."""
-    tenant = Tenant.objects.get()
+    tenant = tenant_get()
     return TenantRef(id=tenant.id, slug=tenant.slug, name=tenant.name)
 
 

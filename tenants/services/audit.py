@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -21,7 +22,11 @@ from tenants.actors import actor_current
 from tenants.audit_chain import GENESIS, AuditVerification, ChainPoint, ChainVerifier, canonical
 from tenants.context import tenant_id_required
 from tenants.models import AuditEvent
-from tenants.selectors.audit import auditevent_fields, auditevent_pages
+from tenants.selectors.audit import PAGE, auditevent_fields, auditevent_page
+
+# What one request checks of a log, so that a long one does not hold up others.
+VERIFY_EVENTS: Final = 10_000
+VERIFY_S: Final = 5.0
 
 # A value under such a name is a secret, wherever it stands.
 _SECRET_NAME: Final = re.compile(
@@ -120,13 +125,34 @@ def auditevent_record(
     return event
 
 
-def auditevents_verify(*, expected: ChainPoint | None = None) -> AuditVerification:
-    """Check the whole chain of the current tenant, and that it contains `expected`, if that is given."""
+def auditevents_verify(
+    *,
+    expected: ChainPoint | None = None,
+    after: ChainPoint | None = None,
+    limit: int | None = None,
+    budget_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> AuditVerification:
+    """Check the chain of the current tenant, and that it contains `expected`, if that is given.
+
+    `limit` events, or about `budget_s` seconds by `clock`, end the check before the log's end; it is then not
+    `complete`, and another one goes on `after` its head. Without them the whole log is checked.
+    """
     verifier = ChainVerifier(expected)
-    for events in auditevent_pages():
+    if after is not None:
+        stored = AuditEvent.objects.filter(seq=after.seq).values_list("hash", flat=True).first()
+        if not verifier.go_on_after(after, None if stored is None else bytes(stored)):
+            return verifier.done()
+    # From far below the first number: what should not be there is found too.
+    last_seq, left, began = after.seq if after else -(2**62), limit, clock()
+    while events := auditevent_page(after_seq=last_seq, limit=PAGE if left is None else min(left, PAGE)):
         for event in events:
             if not verifier.take(auditevent_fields(event), bytes(event.hash)):
                 return verifier.done()
+        last_seq = events[-1].seq
+        left = None if left is None else left - len(events)
+        if left == 0 or (budget_s is not None and clock() - began >= budget_s):
+            return verifier.done(complete=not auditevent_page(after_seq=last_seq, limit=1))
     return verifier.done()
 
 

@@ -25,6 +25,7 @@ from tenants.models import DataKey, KeyCheck
 from tenants.sealing import SealedField, WrongEncryptionKey, data_key_create, key_check, key_ring, seal, tenant_keys
 from tenants.selectors.tenants import tenant_ids_list
 from tenants.services.audit import auditevent_record
+from tenants.services.second_factor import second_factors_reseal
 
 BATCH = 200
 # Whoever read a row before it was sealed anew can still open it for this long.
@@ -60,6 +61,7 @@ class Rotation:
     resealed: int = 0
     data_keys_retired: int = 0
     data_keys_deleted: int = 0
+    second_factors_resealed: int = 0
     broken: list[str] = field(default_factory=list)
 
 
@@ -104,7 +106,8 @@ def keys_rotate(
     """Wrap every data key with the environment's current key; with `new_data_keys` also make a new data key for each
     tenant whose newest is at least `min_age` old, seal the tenant's secrets with it, and retire the old one.
 
-    Secrets of before there were data keys are sealed anew in any case. `tenant_ids` limits it to some tenants.
+    Secrets of before there were data keys are sealed anew in any case, and so are those of people's second factors.
+    `tenant_ids` limits it to some tenants, and then to no people.
     `progress` is called after each tenant. Raises WrongEncryptionKey and RotationRuns.
     """
     encryption_key_check()
@@ -115,6 +118,11 @@ def keys_rotate(
             rotation.tenants += 1
             if progress is not None:
                 progress(tenant_id, rotation)
+        if tenant_ids is None:
+            # People belong to no tenant, and neither do the secrets of their second factors.
+            factors = second_factors_reseal(ring=key_ring(), batch=batch)
+            rotation.second_factors_resealed = factors.resealed
+            rotation.broken += factors.broken
         if tenant_ids is None and not rotation.broken:
             # Nothing needs the former keys any more; a start without them is right from now on.
             KeyCheck.objects.exclude(key_id=key_ring().current.id).delete()

@@ -1,4 +1,4 @@
-"""Making tenants, people and memberships."""
+"""Making tenants and people."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from django.db import transaction
 
 from mirror_saas.ids import uuid7
 from tenants.context import tenant_context
-from tenants.models import Membership, Tenant, User
+from tenants.models import Tenant, User
+from tenants.names import name_clean
 from tenants.roles import ALL_SCOPES, Role
 from tenants.selectors.tenants import TenantNotFound, TenantRef, tenant_by_slug
 from tenants.services.api_keys import api_key_create
 from tenants.services.audit import auditevent_record, changes, snapshot
+from tenants.services.memberships import membership_create
 
 PASSWORD_BYTES = 12
 
@@ -64,6 +66,20 @@ def tenant_create(*, slug: str, name: str) -> TenantRef:
     return TenantRef(id=tenant.id, slug=slug, name=name)
 
 
+def tenant_update(*, name: str | None = None) -> Tenant:
+    """Change the current tenant's settings; None leaves one as it is. Raises ValidationError (field `name`)."""
+    with transaction.atomic():
+        tenant = Tenant.objects.select_for_update(no_key=True).get()
+        was = snapshot(tenant)
+        if name is not None:
+            tenant.name = name_clean(name)
+        before, after = changes(was, snapshot(tenant))
+        if after:
+            tenant.save(update_fields=list(after))
+            auditevent_record(action="tenant.update", row=tenant, before=before, after=after)
+    return tenant
+
+
 def user_create(*, email: str, password: str | None, name: str = "") -> User:
     """A new person who signs in with `email` and `password` (None: no sign-in by password).
 
@@ -72,22 +88,3 @@ def user_create(*, email: str, password: str | None, name: str = "") -> User:
     email = email.strip().lower()
     User(email=email, name=name).full_clean(exclude=["password"])
     return User.objects.create_user(email=email, password=password, name=name)
-
-
-def membership_create(*, user: User, role: Role) -> Membership:
-    """Make `user` a member of the current tenant, or give an existing member `role`."""
-    membership = Membership.objects.select_for_update(no_key=True).filter(user=user).first()
-    if membership is None:
-        membership = Membership.objects.create(user=user, role=role.value)
-        auditevent_record(
-            action="membership.create", row=membership, object_label=user.email, after=snapshot(membership)
-        )
-    elif membership.role != role.value:
-        was = snapshot(membership)
-        membership.role = role.value
-        membership.save(update_fields=["role"])
-        before, after = changes(was, snapshot(membership))
-        auditevent_record(
-            action="membership.update", row=membership, object_label=user.email, before=before, after=after
-        )
-    return membership

@@ -14,7 +14,7 @@ from tenants.context import tenant_context
 from tenants.models import AuditEvent
 from tenants.selectors.audit import PAGE
 from tenants.services.api_keys import api_key_create
-from tenants.services.audit import auditevent_record
+from tenants.services.audit import auditevent_record, auditevents_verify
 from tests.factories import PASSWORD, Tenancy, tenancy_create
 
 
@@ -64,24 +64,47 @@ def test_filters_narrow_and_never_widen(tenant: Tenancy, stranger: Tenancy) -> N
     assert [item["seq"] for item in get(tenant, **{"from": at}).json()["items"]] == [10, 9, 8, 7, 6]
 
 
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("", {"cursor": "nonsense"}, "cursor"),
+    ("", {"limit": 201}, "limit"),
+    ("", {"actor_id": "x"}, "actor_id"),
+    ("", {"from": "yesterday"}, "from"),
+    ("/export", {"after_seq": -1}, "after_seq"),
+    ("/verify", {"expected_seq": 1}, "expected_hash"),
+    ("/verify", {"expected_hash": "0" * 64}, "expected_seq"),
+    ("/verify", {"expected_seq": 1, "expected_hash": "0"}, "expected_hash"),
+    ("/verify", {"after_seq": 1}, "after_hash"),
+    ("/verify", {"after_hash": "0" * 64}, "after_seq"),
+    ("/verify", {"limit": 10_001}, "limit"),
+    ("/verify", {"limit": 0}, "limit"),
+    ("/verify", {"after_seq": 2**80, "after_hash": "0" * 64}, "after_seq"),
+    ("", {"action": "a\x00b"}, "action"),
+    ("", {"action": "x" * 65}, "action"),
+    ("", {"actor_kind": "nobody"}, "actor_kind"),
+    ("", {"object_type": "\x00"}, "object_type"),
+    ("", {"object_id": "\x00"}, "object_id"),
+    ("", {"from": "2026-01-01"}, "from"),
+    ("", {"from": "1767225600"}, "from"),
+    ("", {"from": "2026-01-01T00:00:00"}, "from"),
+    ("", {"to": "0001-01-01T00:00:00+14:00"}, "to"),
+    ("", {"to": "9999-12-31T23:59:59-23:59"}, "to"),
+    ("/export", {"after_seq": 2**80}, "after_seq"),
+]
+
+
 @pytest.mark.django_db
-@pytest.mark.parametrize(
-    ("path", "query", "field"),
-    [
-        ("", {"cursor": "nonsense"}, "cursor"),
-        ("", {"limit": 201}, "limit"),
-        ("", {"actor_id": "x"}, "actor_id"),
-        ("", {"from": "yesterday"}, "from"),
-        ("/export", {"after_seq": -1}, "after_seq"),
-        ("/verify", {"expected_seq": 1}, "expected_hash"),
-        ("/verify", {"expected_hash": "0" * 64}, "expected_seq"),
-        ("/verify", {"expected_seq": 1, "expected_hash": "0"}, "expected_hash"),
-    ],
-)
-def test_a_wrong_question_names_its_field(tenant: Tenancy, path: str, query: dict[str, Any], field: str) -> None:
-    response = get(tenant, path, **query)
-    assert response.status_code == 422
-    assert list(response.json()["errors"]) == [field]
+def test_a_wrong_question_names_its_field(tenant: Tenancy) -> None:
+    for path, query, field in WRONG:
+        response = get(tenant, path, **query)
+        assert (response.status_code, list(response.json()["errors"])) == (422, [field]), (path, query)
+
+
+@pytest.mark.django_db
+def test_times_with_offsets_that_postgresql_does_not_know_are_understood(tenant: Tenancy, stranger: Tenancy) -> None:
+    assert len(get(tenant, **{"from": "2026-01-01T00:00:00-23:59", "limit": 200}).json()["items"]) == 10
+    assert get(tenant, **{"to": "2020-01-01T00:00:00+23:59"}).json()["items"] == []
+    assert len(get(tenant, actor_kind="system").json()["items"]) == 10
+    assert get(tenant, actor_kind="user").json()["items"] == []
 
 
 @pytest.mark.django_db
@@ -135,6 +158,67 @@ def test_verifying_answers_with_a_head_to_keep(tenant: Tenancy, stranger: Tenanc
     theirs = get(stranger, "/verify", **kept).json()
     assert theirs["valid"] is False
     assert theirs["problem_seq"] == 10
+
+
+@pytest.mark.django_db
+def test_a_long_log_is_verified_in_parts_that_hang_together(tenant: Tenancy, stranger: Tenancy) -> None:
+    whole = get(tenant, "/verify").json()
+    assert whole["complete"] is True
+    after: dict[str, Any] = {}
+    checked, parts = 0, 0
+    while True:
+        part = get(tenant, "/verify", limit=4, **after).json()
+        assert part["valid"] is True
+        checked, parts = checked + part["count"], parts + 1
+        after = {"after_seq": part["head_seq"], "after_hash": part["head_hash"]}
+        if part["complete"]:
+            break
+    assert (checked, parts) == (10, 3)
+    assert (part["head_seq"], part["head_hash"]) == (whole["head_seq"], whole["head_hash"])
+    # Behind the end there is nothing, and that is complete too.
+    end = get(tenant, "/verify", **after).json()
+    assert (end["valid"], end["complete"], end["count"], end["head_seq"]) == (True, True, 0, 10)
+    # Another tenant's log does not follow from ours, nor ours from a made-up event.
+    for asker, point in (
+        (stranger, after),
+        (tenant, {**after, "after_hash": "0" * 64}),
+        (tenant, {**after, "after_seq": 11}),
+    ):
+        wrong = get(asker, "/verify", **point).json()
+        assert (wrong["valid"], wrong["problem_seq"], wrong["count"]) == (False, point["after_seq"], 0)
+
+
+@pytest.mark.django_db
+def test_what_is_expected_may_be_in_any_part(tenant: Tenancy) -> None:
+    items = {item["seq"]: item["hash"] for item in get(tenant).json()["items"]}
+    for seq, digest, valid in (
+        (3, items[3], True),
+        (8, items[8], True),
+        (3, "0" * 64, False),
+        (8, "0" * 64, False),
+        (11, "0" * 64, False),
+    ):
+        expected = {"expected_seq": seq, "expected_hash": digest}
+        first = get(tenant, "/verify", limit=5, **expected).json()
+        assert first["valid"] is (valid or seq > 5)
+        if first["valid"]:
+            second = get(tenant, "/verify", after_seq=5, after_hash=items[5], **expected).json()
+            assert second["valid"] is valid
+    # The very event that a part goes on behind.
+    met = get(tenant, "/verify", after_seq=5, after_hash=items[5], expected_seq=5, expected_hash=items[5]).json()
+    unmet = get(tenant, "/verify", after_seq=5, after_hash=items[5], expected_seq=5, expected_hash="0" * 64).json()
+    assert (met["valid"], unmet["valid"], unmet["problem_seq"]) == (True, False, 5)
+
+
+@pytest.mark.django_db
+def test_verifying_stops_when_its_time_is_up(tenant: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenants.services.audit.PAGE", 3)
+    ticks = iter(range(100))
+    with tenant.context():
+        found = auditevents_verify(budget_s=2, clock=lambda: float(next(ticks)))
+        assert (found.valid, found.complete, found.count) == (True, False, 6)
+        rest = auditevents_verify(after=found.head, budget_s=100, clock=lambda: 0.0)
+        assert (rest.valid, rest.complete, rest.count) == (True, True, 4)
 
 
 # -- who did it ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from tests.factories import Tenancy, tenancy_create
+from tests.mirror_saas.running import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +112,52 @@ def mirror(
     server.stop()
     said = server.log.read_text()
     assert "Traceback" not in said, said[-6000:]
+
+
+@dataclass
+class Fortress:
+    """A whole `manage.py serve` behind a public https address, at its most talkative."""
+
+    command: Command
+    port: int
+    home: Path
+    environment: dict[str, str]
+
+    HOST = "mirror.test"
+    ORIGIN = "https://mirror.test"
+
+    @property
+    def said(self) -> str:
+        """All that its processes have printed so far."""
+        return self.command.text
+
+
+@pytest.fixture(scope="session")
+def fortress(
+    database_urls: Any, redis_url: str, django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fortress]:
+    """Server, worker and beat at DEBUG, with the public URL https://mirror.test and this machine as its proxy."""
+    port = free_port()
+    home = tmp_path_factory.mktemp("fortress")
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_urls.app,
+        "DATABASE_OWNER_URL": database_urls.owner,
+        "REDIS_URL": redis_url,
+        "PORT": str(port),
+        "MIRROR_HOME": str(home),
+        "MIRROR_ENV": "development",
+        "MIRROR_PUBLIC_URL": Fortress.ORIGIN,
+        "MIRROR_ALLOWED_HOSTS": "other.test",
+        "MIRROR_TRUSTED_PROXIES": "127.0.0.1",
+        "MIRROR_LOG_LEVEL": "DEBUG",
+        "MIRROR_DRAIN_S": "1",
+    }
+    with Command("serve", "--no-migrate", env=environment) as command:
+        command.until("Mirror runs")
+        yield Fortress(command, port, home, environment)
+    failures = [line for line in command.lines if "Traceback" in line]
+    assert failures == []
 
 
 TenancyMaker = Callable[..., Tenancy]

@@ -1,123 +1,107 @@
-"""Every route of the API with everybody's credentials. A route without a line here fails the last test."""
+"""Every operation of the API with everybody's credentials. The rows, and how to add one, are in sweep.py."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from django.test import Client
 
-from mirror_saas.api import api
-from supervision.models import Call
 from tenants.roles import ALL_SCOPES
 from tenants.services.api_keys import api_key_create
-from tests.factories import PASSWORD, Tenancy, call_create
+from tests.factories import Tenancy, call_create
+from tests.isolation.sweep import (
+    API,
+    MEMBER,
+    Door,
+    answer_alike,
+    api_operations,
+    leaks,
+    marks,
+    member,
+    person,
+    question,
+    roles_without,
+    row_ids,
+    rows,
+    signed_in,
+    undone,
+    with_key,
+)
 
 pytestmark = pytest.mark.django_db
 
-
-@dataclass(frozen=True)
-class Route:
-    """One operation: what a stranger gets for another tenant's object, and the scope that it needs (None: any key)."""
-
-    method: str
-    path: str
-    scope: str | None
-    foreign: int
+every_door = pytest.mark.parametrize("door", API, ids=lambda door: f"{door.method} {door.path}")
 
 
-ROUTES = [
-    Route("GET", "/me", None, 200),
-    Route("GET", "/audit-events", "admin", 200),
-    Route("GET", "/audit-events/export", "admin", 200),
-    Route("GET", "/audit-events/verify", "admin", 200),
-    Route("GET", "/calls", "calls:read", 200),
-    Route("GET", "/calls/{uuid:call_id}", "calls:read", 404),
-    Route("GET", "/calls/{uuid:call_id}/turns", "calls:read", 404),
-    Route("GET", "/calls/{uuid:call_id}/timeline", "calls:read", 404),
-]
-every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_operation_of_the_api_is_in_the_table() -> None:
+    assert set(api_operations()) == {(door.method, door.path) for door in API}
 
 
-def ask(client: Client, route: Route, tenancy: Tenancy) -> Any:
-    """The route, about `tenancy`'s newest call."""
-    with tenancy.context():
-        call = Call.objects.order_by("-started_at").first()
-        assert call is not None
-    return client.generic(route.method, "/api/v1" + route.path.replace("{uuid:call_id}", str(call.id)))
+def test_operations_ask_for_what_the_table_says() -> None:
+    """What an operation declares by `requires`, and what the table expects and the tests below see."""
+    for (method, path), function in api_operations().items():
+        (door,) = [door for door in API if (door.method, door.path) == (method, path)]
+        assert hasattr(function, "capability"), (
+            f"{method} {path} does not say what it needs: use tenants.api.auth.requires"
+        )
+        assert (function.capability or MEMBER) == door.needs, f"{method} {path}"
 
 
-def with_key(key: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {key}"})
-
-
-@every_route
-def test_the_owner_is_served_by_key_and_by_session(stranger: Tenancy, route: Route) -> None:
-    assert ask(with_key(stranger.api_key), route, stranger).status_code == 200
-    session = Client()
-    assert session.login(username=stranger.users["charlie"].email, password=PASSWORD)
-    assert ask(session, route, stranger).status_code == 200
-
-
-@every_route
-def test_another_tenant_sees_nothing_by_key_or_by_session(tenant: Tenancy, stranger: Tenancy, route: Route) -> None:
-    call_create(tenant)
-    session = Client()
-    assert session.login(username=tenant.users["alice"].email, password=PASSWORD)
-    for client in (with_key(tenant.api_key), session):
-        response = ask(client, route, stranger)
-        assert response.status_code == route.foreign
-        body = response.getvalue().decode()
-        with stranger.context():
-            foreign = [str(Call.objects.get().id), str(stranger.id), str(stranger.agent.id), "charlie"]
-        assert [word for word in foreign if word in body] == []
-
-
-@every_route
-def test_a_session_cannot_choose_a_tenant_that_it_does_not_belong_to(
-    tenant: Tenancy, stranger: Tenancy, route: Route
-) -> None:
-    session = Client()
-    assert session.login(username=tenant.users["alice"].email, password=PASSWORD)
-    state = session.session
-    state["tenant_id"] = str(stranger.id)
-    state.save()
-    response = ask(session, route, stranger)
-    assert response.status_code == route.foreign
-    assert "charlie" not in response.getvalue().decode()
-
-
-@every_route
-def test_a_key_beside_a_session_speaks_for_the_keys_tenant(tenant: Tenancy, stranger: Tenancy, route: Route) -> None:
-    client = with_key(tenant.api_key)
-    assert client.login(username=stranger.users["charlie"].email, password=PASSWORD)
-    assert ask(client, route, stranger).status_code == route.foreign
-    wrong = with_key(tenant.api_key[:-4] + "AAAA")
-    assert wrong.login(username=stranger.users["charlie"].email, password=PASSWORD)
-    assert ask(wrong, route, stranger).status_code == 401
-
-
-@every_route
-def test_every_scope_but_its_own_is_refused(stranger: Tenancy, route: Route) -> None:
-    if route.scope is None:
+@every_door
+def test_its_own_people_and_keys_are_served_if_they_have_the_capability(stranger: Tenancy, door: Door) -> None:
+    charlie = stranger.users["charlie"]
+    for client in (with_key(stranger.api_key), signed_in(charlie)):
+        with undone():
+            response = question(door, stranger).ask(client)
+            assert response.status_code in door.answers, response.getvalue()
+    if door.needs == MEMBER:
         return
     with stranger.context():
-        others = api_key_create(name="others", scopes=ALL_SCOPES - {route.scope}).key
-        own = api_key_create(name="own", scopes=[route.scope]).key
-    assert ask(with_key(others), route, stranger).status_code == 403
-    assert ask(with_key(own), route, stranger).status_code == 200
+        others = api_key_create(name="others", scopes=ALL_SCOPES - {door.needs}).key
+        own = [api_key_create(name="own", scopes=[door.needs]).key] if door.needs in ALL_SCOPES else []
+    members = [signed_in(member(stranger, role)) for role in roles_without(door.needs)]
+    with undone():
+        asked = question(door, stranger)
+        before = rows(stranger)
+        for client in (with_key(others), *members):
+            response = asked.ask(client)
+            assert response.status_code == 403, response.getvalue()
+        assert rows(stranger) == before
+    for key in own:
+        with undone():
+            assert question(door, stranger).ask(with_key(key)).status_code in door.answers
 
 
-@every_route
-def test_nobody_is_refused(stranger: Tenancy, route: Route) -> None:
-    assert ask(Client(), route, stranger).status_code == 401
+@every_door
+def test_nobody_else_reaches_anything(tenant: Tenancy, stranger: Tenancy, door: Door) -> None:
+    """What a stranger gets for somebody's object is what they get for nothing, and nothing has changed."""
+    call_create(tenant)
+    alice, charlie = tenant.users["alice"], stranger.users["charlie"]
+    asked = question(door, stranger)
+    before = rows(stranger)
+    foreign = marks(stranger, before)
+    nothing = asked.missing(row_ids(before) | {charlie.id})
 
+    # By key, by session, by a session that says it belongs to the other tenant, and by a key beside their session.
+    beside = signed_in(charlie)
+    beside.defaults["HTTP_AUTHORIZATION"] = f"Bearer {tenant.api_key}"
+    for client in (with_key(tenant.api_key), signed_in(alice), signed_in(alice, chosen=stranger.id), beside):
+        with undone():
+            response = asked.ask(client)
+            assert leaks(response, asked, foreign) == []
+            assert rows(stranger) == before
+        if door.parameters:
+            assert response.status_code == 404, response.getvalue()
+        if nothing.text == asked.text:
+            assert response.status_code in door.answers, response.getvalue()
+            continue
+        with undone():
+            assert answer_alike(nothing.ask(client)) == answer_alike(response)
 
-def test_every_route_of_the_api_is_in_the_table() -> None:
-    found = set()
-    for prefix, router in api._routers:
-        for path, view in router.path_operations.items():
-            for operation in view.operations:
-                found |= {(method, f"{prefix}{path}".replace("{uuidstr:", "{uuid:")) for method in operation.methods}
-    assert found == {(route.method, route.path) for route in ROUTES}
+    # Nobody, somebody who belongs to no tenant, and a wrong key beside the right session.
+    wrong = signed_in(charlie)
+    wrong.defaults["HTTP_AUTHORIZATION"] = f"Bearer {stranger.api_key[:-4]}AAAA"
+    for client in (Client(), signed_in(person()), signed_in(person(), chosen=stranger.id), wrong):
+        response = asked.ask(client)
+        assert response.status_code == 401, response.getvalue()
+        assert leaks(response, asked, foreign) == []
+    assert rows(stranger) == before

@@ -58,8 +58,11 @@ def test_every_tenant_model_asks_for_a_context() -> None:
 def test_look_ups_across_tenants_are_few() -> None:
     assert set(isolation_audit().functions) == {
         "api_key_lookup",
+        "invitation_lookup",
         "membership_lookup",
+        "memberships_standing",
         "stream_key_lookup",
+        "stream_keys_revoked",
         "tenant_ids_list",
         "tenant_lookup",
         "turn_search",

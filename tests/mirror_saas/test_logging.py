@@ -26,6 +26,13 @@ KEY = "sk_" + "Ab1-_" * 9
         ("Bearer mk_ab12cd_Zm9vYmFy-_x", "Bearer mk_ab12cd_***"),
         ("redis://:hunter2@127.0.0.1:6379/0", "redis://:***@127.0.0.1:6379/0"),
         ("postgresql://mirror_app:p%40ss@db/mirror", "postgresql://mirror_app:***@db/mirror"),
+        ("Not Found: /invitation/Zm9vYmFy-_x/more?x=1", "Not Found: /invitation/***/more?x=1"),
+        ("/reset-password/3f-c9a8-b7", "/reset-password/***"),
+        ("https://m.example.com/invitation/abc: no", "https://m.example.com/invitation/*** no"),
+        ("Authorization: Bearer abcdefgh1234", "Authorization: Bearer ***"),
+        ("b'authorization', b'Basic dXNlcjpwYXNz'", "b'authorization', b'Basic ***'"),
+        ("Incorrect API key provided: sk-proj-abcdefghijklmnop.", "Incorrect API key provided: sk-***."),
+        ("/invitations/0193 and /invitation", "/invitations/0193 and /invitation"),
         ("/calls/0193/turns at 10:20:30", "/calls/0193/turns at 10:20:30"),
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/"),
     ],
@@ -84,6 +91,24 @@ def test_what_libraries_log_is_masked_too(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().err
     assert KEY not in printed
     assert [json.loads(line)["message"] for line in printed.splitlines()] == ["Forbidden: /stream/demo/***"] * 4
+
+
+def test_what_django_refuses_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    saved = logging.root.handlers[:]
+    try:
+        logging.config.dictConfig(logging_config())
+        try:
+            raise ValueError("foreign")
+        except ValueError:
+            logging.getLogger("django.security.DisallowedHost").exception("Invalid HTTP_HOST header")
+            logging.getLogger("django.request").exception("Bad Request", extra={"status_code": 400})
+            logging.getLogger("django.request").exception("a failure", extra={"status_code": 500})
+    finally:
+        logging.root.handlers[:] = saved
+    *refused, failed = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert [line["message"] for line in refused] == ["Invalid HTTP_HOST header", "Bad Request"]
+    assert not any("error" in line for line in refused)
+    assert "ValueError" in failed["error"]
 
 
 def test_access_lines_of_the_server_are_off(capsys: pytest.CaptureFixture[str]) -> None:

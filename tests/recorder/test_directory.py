@@ -9,14 +9,17 @@ from typing import Any
 
 import psycopg
 import pytest
+from asgiref.sync import sync_to_async
 from django.utils import timezone
 
+from mirror_saas.ids import uuid7
 from supervision.models import Agent, PolicyVersion, ProviderCredential, StreamKey
-from supervision.services.agents import agent_stream_key_create, agent_stream_key_revoke
+from supervision.services.agents import agent_stream_key_create, agent_stream_key_revoke, agent_stream_key_rotate
 from supervision.services.plivo_accounts import plivo_account_save
 from supervision.services.policies import policy_version_create, policy_version_publish
 from supervision.stream import directory as directory_module
 from supervision.stream.directory import DirectoryUnavailable, ProviderSettings, StreamDirectory
+from tenants.models import Tenant
 from tenants.sealing import seal, sealed_field
 from tests.factories import RULES, Tenancy, tenancy_create
 from tests.support.servers import DatabaseUrls
@@ -384,3 +387,48 @@ async def test_memory_is_bounded(directory, alice, second_key, monkeypatch, data
     assert await directory.lookup(alice.slug, second_key) is not None
     with pytest.raises(DirectoryUnavailable):
         await directory.lookup(alice.slug, alice.stream_key)
+
+
+# -- which keys were revoked ---------------------------------------------------------------------------------------
+
+
+async def test_revoked_keys_are_told_from_those_that_expired_or_were_rotated(directory, alice, charlie):
+    @sync_to_async
+    def arrange():
+        with charlie.context():
+            foreign = StreamKey.objects.get().id
+        with alice.context():
+            revoked, expired, standing = (agent_stream_key_create(agent_id=alice.agent.id).stream_key for _ in range(3))
+            agent_stream_key_revoke(stream_key_id=revoked.id)
+            StreamKey.objects.filter(id=expired.id).update(expires_at=timezone.now() - timedelta(hours=1))
+            agent_stream_key_rotate(agent_id=alice.agent.id, overlap=timedelta(0))
+        return revoked.id, expired.id, standing.id, foreign
+
+    revoked, expired, standing, foreign = await arrange()
+    assert await directory.keys_revoked([revoked, expired, standing, foreign, revoked]) == {revoked}
+    assert await directory.keys_revoked([]) == set()
+    assert await directory.keys_revoked([expired]) == set()
+
+
+async def test_keys_of_a_deleted_tenant_and_of_nobody_count_as_revoked(directory, alice, charlie):
+    @sync_to_async
+    def arrange():
+        with alice.context():
+            kept = StreamKey.objects.get().id
+        with charlie.context():
+            gone = StreamKey.objects.get().id
+            Tenant.objects.all().delete()
+        return kept, gone
+
+    kept, gone = await arrange()
+    nobodys = uuid7()
+    assert await directory.keys_revoked([kept, gone, nobodys]) == {gone, nobodys}
+
+
+async def test_while_the_database_is_down_nobody_says_that_a_key_was_revoked(directory, database, alice):
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    database.shut()
+    with pytest.raises(DirectoryUnavailable, match="cannot say which"):
+        await directory.keys_revoked([binding.stream_key_id])
+    database.open()
+    assert await directory.keys_revoked([binding.stream_key_id]) == set()

@@ -10,11 +10,12 @@ import asyncio
 import hmac
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+from uuid import UUID
 
 import pytest
 from django.conf import settings
@@ -27,6 +28,8 @@ from supervision.stream import consumer, http_urls
 from supervision.stream.consumer import StreamConsumer
 from supervision.stream.dial import handshake_headers
 from supervision.stream.directory import AgentBinding
+from supervision.stream.limits import CallLeases
+from supervision.stream.revocation import KeyWatch
 
 PUBLIC = "https://mirror.example.com"
 TOKEN, SECOND, FOREIGN = "a" * 40, "b" * 40, "c" * 40
@@ -39,6 +42,7 @@ def binding_of(slug: str, tokens: tuple[str, ...] | None) -> AgentBinding:
         tenant_id=uuid7(),
         tenant_slug=slug,
         agent_id=uuid7(),
+        stream_key_id=uuid7(),
         agent_name=f"{slug}'s agent",
         upstream_url="ws://agent.example/",
         signing_secret="secret",
@@ -62,11 +66,19 @@ class Directory:
     async def lookup(self, slug: str, key: str) -> AgentBinding | None:
         return self.bindings.get((slug, key))
 
+    async def keys_revoked(self, key_ids: Collection[UUID]) -> set[UUID]:
+        return set()
+
 
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> Directory:
     made = Directory()
-    runtime = SimpleNamespace(directory=made, start=lambda: asyncio.sleep(0))
+    runtime = SimpleNamespace(
+        directory=made,
+        calls=CallLeases(None),
+        keys=KeyWatch(made.keys_revoked),
+        start=lambda: asyncio.sleep(0),
+    )
 
     async def stream_runtime() -> Any:
         return runtime

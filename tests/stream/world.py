@@ -14,12 +14,13 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ from supervision.stream import consumer as consumer_module
 from supervision.stream import dial as dial_module
 from supervision.stream.consumer import StreamConsumer
 from supervision.stream.directory import AgentBinding, ProviderSettings
+from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
+from supervision.stream.revocation import KeyWatch
 from supervision.stream.runtime import StreamRuntime
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN, Asked, ScriptedLLM
@@ -184,14 +187,21 @@ class VirtualRuntime(StreamRuntime):
         self.directory = SimpleNamespace(lookup=self._lookup)  # type: ignore[assignment]
         self.redaction = Redaction()
         self.mailbox = Mailbox(None)
+        self.calls = CallLeases(None)
+        self.revoked: set[UUID] = set()
+        self.keys = KeyWatch(self._revoked)
         self.lines = LineCache()
         self.tts = tts
         self._supervisors = OrderedDict()
+        self._slots = WeakValueDictionary()
         self._llms = SimpleNamespace(client=lambda **_: llm)  # type: ignore[assignment]
         self.binding = binding
 
     async def start(self) -> None:
         pass
+
+    async def _revoked(self, key_ids: Collection[UUID]) -> set[UUID]:
+        return self.revoked & set(key_ids)
 
     async def _lookup(self, slug: str, key: str) -> AgentBinding | None:
         return self.binding if (slug, key) == (SLUG, KEY) else None
@@ -405,6 +415,7 @@ class World:
             tenant_id=uuid7(),
             tenant_slug=SLUG,
             agent_id=uuid7(),
+            stream_key_id=uuid7(),
             agent_name="alice's agent",
             upstream_url="ws://agent.example/agent",
             signing_secret="secret",

@@ -142,9 +142,15 @@ async def test_secrets_of_the_first_version_are_served_before_and_after_they_are
     manage(environment, "migrate", *FIRST_VERSION, "--skip-checks", "--verbosity", "0", role="owner")
     tenant_make(environment["DATABASE_URL"], "alice", "al1ce")
     tenant_make(environment["DATABASE_URL"], "charlie", "charl1e")
+    manage(environment, "migrate", "sessions", "--skip-checks", "--verbosity", "0", role="owner")
+    with psycopg.connect(environment["DATABASE_URL"]) as connection:
+        connection.execute("INSERT INTO django_session VALUES ('of-the-first-version', 'x', now() + interval '1 day')")
 
     manage(environment, "migrate", "--skip-checks", "--verbosity", "0", role="owner")
     await assert_served(environment)
+    with psycopg.connect(environment["DATABASE_URL"]) as connection:
+        [sessions] = connection.execute("SELECT count(*) FROM django_session").fetchall()
+    assert sessions == (0,), "nobody could see it in a list and end it"
 
     done = json.loads(manage(environment, "rotate_keys", "--json"))
     assert (done["tenants"], done["resealed"], done["broken"]) == (2, 6, [])

@@ -34,7 +34,7 @@ from tenants.context import TenantContextMissing, tenant_context
 from tenants.management.commands import verify_audit
 from tenants.models import ApiKey, AuditEvent
 from tenants.roles import Role
-from tenants.selectors.audit import auditevent_fields, auditevent_head, auditevent_pages
+from tenants.selectors.audit import auditevent_fields, auditevent_head, auditevent_page
 from tenants.services.api_keys import api_key_create, api_key_revoke
 from tenants.services.audit import auditevent_record, auditevents_verify, changes, snapshot
 from tenants.services.tenants import membership_create, tenant_create, user_create
@@ -151,9 +151,9 @@ CHANGES: list[tuple[str, Callable[[Tenancy], object], Any, Any]] = [
     ("stream_key.expire", lambda t: agent_stream_key_rotate(agent_id=t.agent.id), {"expires_at": None}, {}),
     (
         "api_key.create",
-        lambda t: api_key_create(name="canary-free", scopes=["judge"]),
+        lambda t: api_key_create(name="canary-free", scopes=["judge"], held=["judge"]),
         None,
-        {"name": "canary-free", "scopes": ["judge"], "secret_hash": "***"},
+        {"name": "canary-free", "scopes": ["judge"], "revoked_at": None},
     ),
     ("api_key.revoke", lambda t: api_key_revoke(api_key_id=ApiKey.objects.get().id), {"revoked_at": None}, {}),
     (
@@ -495,7 +495,11 @@ def test_a_writer_waits_for_the_one_before_and_follows_it() -> None:
 @pytest.mark.parametrize(
     ("second", "first"),
     [
-        (_plivo, lambda t: api_key_create(name="first", scopes=["judge"])),
+        (_plivo, lambda t: agent_stream_key_create(agent_id=t.agent.id)),
+        (
+            lambda t: api_key_create(name="second", scopes=["judge"]),
+            lambda t: agent_create(name="first", upstream_url="ws://127.0.0.1:1/", policy=t.policy),
+        ),
         (_published, lambda t: agent_create(name="first", upstream_url="ws://127.0.0.1:1/", policy=t.policy)),
         (
             lambda t: agent_stream_key_rotate(agent_id=t.agent.id),
@@ -506,7 +510,7 @@ def test_a_writer_waits_for_the_one_before_and_follows_it() -> None:
             lambda t: membership_create(user=t.users["alice"], role=Role.ADMIN),
         ),
     ],
-    ids=["plivo", "publish", "rotate", "member"],
+    ids=["plivo", "api key", "publish", "rotate", "member"],
 )
 def test_a_writer_that_waits_for_the_log_does_not_hold_what_the_other_needs_to_commit(
     second: Callable[[Tenancy], object], first: Callable[[Tenancy], object]
@@ -573,8 +577,7 @@ def export_of(tenancy: Tenancy, *, after_seq: int = 0) -> list[str]:
         )
         return [header] + [
             export_line(auditevent_fields(event), bytes(event.hash))
-            for page in auditevent_pages(after_seq=after_seq)
-            for event in page
+            for event in auditevent_page(after_seq=after_seq)
         ]
 
 

@@ -18,9 +18,11 @@ from mirror_saas.ids import uuid7
 from supervision.models import Call
 from supervision.recorder.announce import announce_to_channel_layer
 from tenants.models import Membership, User
+from tenants.roles import Role
+from tenants.services.memberships import membership_create
 from tests.factories import CALL_START, Tenancy, call_create
 from tests.webui import story
-from webui import consumers
+from webui import consumers, watch
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("redis_url")]
 
@@ -87,14 +89,19 @@ def connect() -> Connect:
 
     @asynccontextmanager
     async def connected(
-        user: User | None, *, origin: bytes | None = ORIGIN, cookies: str = "", accepted: bool = True
+        user: User | None,
+        *,
+        origin: bytes | None = ORIGIN,
+        cookies: str = "",
+        accepted: bool = True,
+        path: str = "/ws/console",
     ) -> AsyncIterator[Socket]:
         if user is not None:
             cookies = f"sessionid={await sync_to_async(cookie_of)(user)}; {cookies}"
         headers = [(b"host", HOST), (b"cookie", cookies.encode())]
         if origin is not None:
             headers.append((b"origin", origin))
-        communicator = WebsocketCommunicator(application, "/ws/console", headers=headers)
+        communicator = WebsocketCommunicator(application, path, headers=headers)
         connection, _ = await communicator.connect(timeout=5)
         assert connection is accepted
         try:
@@ -406,17 +413,11 @@ async def test_a_membership_that_is_taken_away_ends_the_socket(
         assert await bob.close_code() == consumers.NO_MEMBER
 
 
-async def test_an_idle_socket_beats_and_notices_a_sign_out(
-    connect: Connect, tenant: Tenancy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from django.contrib.sessions.models import Session
-
+async def test_an_idle_socket_beats(connect: Connect, tenant: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumers, "BEAT_S", 0.1)
     async with connect(tenant.users["alice"]) as alice:
         for _ in range(3):
             await alice.hear("beat")
-        await sync_to_async(Session.objects.all().delete)()
-        assert await alice.close_code() == consumers.SIGNED_OUT
 
 
 @pytest.mark.parametrize(
@@ -485,3 +486,49 @@ def test_the_layers_client_waits_longer_than_the_layer_asks_it_to() -> None:
     """Otherwise every socket that hears nothing for that long fails with the client's time-out."""
     layer: Any = get_channel_layer()
     assert all(host["socket_timeout"] > layer.brpop_timeout for host in layer.hosts)
+
+
+# -- several tenants ------------------------------------------------------------------------------------------------
+
+
+@sync_to_async
+def also_in(stranger: Tenancy, user: User) -> None:
+    with stranger.context():
+        membership_create(user=user, role=Role.VIEWER)
+
+
+async def test_switching_to_another_tenant_ends_the_sockets_of_the_pages_before(
+    connect: Connect, tenant: Tenancy, stranger: Tenancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "CHECK_S", 0.1)
+    alice = tenant.users["alice"]
+    await also_in(stranger, alice)
+    client = Client()
+
+    @sync_to_async
+    def sign_in() -> str:
+        client.force_login(alice)
+        assert client.get("/calls").status_code == 200
+        return client.cookies["sessionid"].value
+
+    cookies = f"sessionid={await sign_in()}"
+    async with connect(None, cookies=cookies, path=f"/ws/console?tenant={tenant.id}") as page:
+        await page.subscribe("calls")
+        await page.hear("update")
+        await sync_to_async(client.post)("/tenant/switch", {"tenant": str(stranger.id)})
+        assert await page.close_code() == consumers.SWITCHED
+
+
+async def test_a_page_of_one_tenant_is_not_filled_with_anothers_calls(
+    connect: Connect, tenant: Tenancy, stranger: Tenancy
+) -> None:
+    """It lost its socket, and the session is in the other tenant when it comes back."""
+    alice = tenant.users["alice"]
+    await also_in(stranger, alice)
+    for page_of in (str(stranger.id), str(uuid7()), "x"):
+        async with connect(alice, path=f"/ws/console?tenant={page_of}") as page:
+            await page.subscribe("calls")
+            assert await page.close_code() == consumers.SWITCHED
+    async with connect(alice, path=f"/ws/console?tenant={tenant.id}") as page:
+        await page.subscribe("calls")
+        assert "charlie" not in json.dumps(await page.hear("update"))

@@ -249,6 +249,14 @@ def banners_of(call: Call, judge_model: str) -> Iterable[Banner]:
             "What the agent said in those turns was not checked. Their reasons stand beside each turn; "
             "check the judge's server and its key.",
         )
+    if call.storage_limit:
+        yield Banner(
+            "warn",
+            "alert",
+            "What was said is not stored.",
+            "The storage limit was reached when this call began. It was supervised as usual: verdicts, tool decisions "
+            "and interventions are here, the words of its turns are not.",
+        )
     if call.agent_failure:
         yield Banner("bad", "alert", "The agent failed.", sentence_of(call.agent_failure))
     if call.state == Call.State.ENDED and not call.turn_count and not call.agent_failure:

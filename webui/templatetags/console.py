@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django import template
@@ -27,6 +27,7 @@ ICONS = {
     "dash": "M4 8h8",
     "filter": "M2 4h12M4.5 8h7M7 12h2",
     "info": "M8 14A6 6 0 1 0 8 2a6 6 0 0 0 0 12ZM8 7.4V11M8 5v.01",
+    "key": "M5.2 13.2a3.2 3.2 0 1 0 0-6.4 3.2 3.2 0 0 0 0 6.4ZM7.6 7.8 13 2.4M10.6 4.8l2.2 2.2",
     "mirror": "M3 2.5v11M13 2.5v11M6 6.2v3.6M10 6.2v3.6M8 4.4v7.2",
     "moon": "M13.2 9.6A5.6 5.6 0 0 1 6.4 2.8a5.6 5.6 0 1 0 6.8 6.8Z",
     "note": "M3.5 2.5h9v11h-9zM6 5.8h4M6 8.2h4M6 10.6h2.2",
@@ -70,6 +71,20 @@ def when(value: datetime | None, style: str = "full") -> SafeString | str:
         utc.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         utc.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
         text,
+    )
+
+
+@register.simple_tag
+def relative(value: datetime | None, never: str = formats.UNKNOWN) -> SafeString | str:
+    """How long ago a moment was, or how far off it is, with the moment on hover; `never` for None."""
+    if value is None:
+        return never
+    off = value - timezone.now()
+    return format_html(
+        '<time datetime="{}" title="{} UTC">{}</time>',
+        value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        formats.relative(off // timedelta(milliseconds=1)),
     )
 
 

@@ -191,6 +191,7 @@ class CorrectionWriter:
             max_tokens=max(MAX_TOKENS, self._config.judge_max_tokens),
             deadline=deadline,
             validate=_text,
+            urgent=True,
         )
 
     async def _judged(self, payload: TurnPayload, text: str, deadline: float) -> Verdict:

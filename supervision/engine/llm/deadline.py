@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from supervision.engine.context import NO_USAGE, JudgingState, Usage
+from supervision.engine.llm.limiter import QuestionLimiter
 from supervision.engine.llm.protocol import LLMClient, LLMError, LLMResult, LLMTimeout
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ R = TypeVar("R", bound=Counted)
 
 # Far more than any answer that was asked for; an endpoint that sends more is not answering the question.
 MAX_ANSWER_CHARS = 200_000
+# Of the time for a question, how much of it waits for a place where questions are limited: the judge needs the rest.
+WAIT_SHARE = 0.25
+TOO_MANY = "too many questions are with the judge already"
 
 
 class InvalidAnswer(ValueError):
@@ -54,8 +58,10 @@ class DeadlineAsker:
     costs the caller no time. What it answers after the deadline is dropped and logged as late.
     """
 
-    def __init__(self, llm: LLMClient) -> None:
+    def __init__(self, llm: LLMClient, limiter: QuestionLimiter | None = None) -> None:
+        """`limiter` bounds how many questions are with the client at a time."""
         self._llm = llm
+        self._limiter = limiter
         self._running: set[asyncio.Task[Any]] = set()
 
     @property
@@ -73,18 +79,27 @@ class DeadlineAsker:
         max_tokens: int,
         deadline: float,
         validate: Callable[[dict[str, Any]], T],
+        urgent: bool = False,
     ) -> Answer[T]:
         """Asks once. `deadline` is in seconds of the running loop's clock; `validate` turns the parsed object into the
-        value and raises `InvalidAnswer`. Raises nothing but `asyncio.CancelledError`."""
+        value and raises `InvalidAnswer`. Where questions are limited, an `urgent` one waits for its place until the
+        deadline; any other one is `shed` after a quarter of the time. Raises nothing but `asyncio.CancelledError`."""
         return await self.put(
             f"ask {schema_name}",
             lambda timeout_s: self._complete(system, user, schema_name, schema, max_tokens, timeout_s),
             deadline=deadline,
             read=lambda result: validate(parse_object(result.text)),
+            urgent=urgent,
         )
 
     async def put(
-        self, name: str, question: Callable[[float], Coroutine[Any, Any, R]], *, deadline: float, read: Callable[[R], T]
+        self,
+        name: str,
+        question: Callable[[float], Coroutine[Any, Any, R]],
+        *,
+        deadline: float,
+        read: Callable[[R], T],
+        urgent: bool = False,
     ) -> Answer[T]:
         """Puts a question of any kind: `question` gets the seconds that are left, `read` makes the value of what came
         back and raises `InvalidAnswer`. `name` is for the log. Otherwise as `ask`."""
@@ -93,9 +108,18 @@ class DeadlineAsker:
         timeout_s = deadline - started
         if timeout_s <= 0:
             return Answer(JudgingState.TIMED_OUT, None, "no time was left to ask the judge", NO_USAGE, 0)
+        limiter = self._limiter
+        if limiter is not None:
+            if not await limiter.acquire(within_s=timeout_s if urgent else timeout_s * WAIT_SHARE, urgent=urgent):
+                state = JudgingState.TIMED_OUT if urgent else JudgingState.SHED
+                return Answer(state, None, TOO_MANY, NO_USAGE, round((loop.time() - started) * 1000))
+            timeout_s = max(0.0, deadline - loop.time())
         task = loop.create_task(question(timeout_s), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        if limiter is not None:
+            # A client that goes on after the deadline still has its place.
+            task.add_done_callback(lambda _: limiter.release())
         try:
             await asyncio.wait((task,), timeout=timeout_s)
         except asyncio.CancelledError:

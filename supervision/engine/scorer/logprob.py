@@ -338,8 +338,10 @@ class LogprobScorer:
             why = others[0].detail if others else "one is violated already"
             detail = f"{asked - len(judged)} of {asked} rules were not judged: {why}"
         if most is None or (others and not self._violated(most)):
-            failed = any(one.state is JudgingState.FAILED for one in others)
-            state = JudgingState.FAILED if failed else JudgingState.TIMED_OUT
+            ended = {one.state for one in others}
+            state = next(
+                (state for state in (JudgingState.FAILED, JudgingState.SHED) if state in ended), JudgingState.TIMED_OUT
+            )
             return Verdict(payload.turn_id, state, None, None, "", "", threshold, 0, usage, detail)
         # As with `json`: a rule is named when it is held to be broken rather than not.
         rule = most.check.rule if most.score is not None and most.score >= min(threshold, 0.5) else None

@@ -440,6 +440,7 @@ class ToolGate:
             max_tokens=self._config.judge_max_tokens + TOKENS_PER_FURTHER_TOOL * (len(ids) - 1),
             deadline=scene.deadline - (min(RECORD_RESERVE_S, budget / 4) if records else 0.0),
             validate=lambda value: _judgements(value, ids),
+            urgent=True,
         )
         # What the question cost is counted once, with the first call that it was about.
         usages = [answer.usage, *[NO_USAGE] * (len(decisions) - 1)]

@@ -74,5 +74,5 @@ def _told(rotation: Rotation) -> str:
     return (
         f"{rotation.tenants} tenants: {rotation.rewrapped} data keys wrapped anew, {rotation.data_keys_made} made,"
         f" {rotation.data_keys_retired} retired, {rotation.data_keys_deleted} deleted;"
-        f" {rotation.resealed} secrets sealed anew."
+        f" {rotation.resealed} secrets sealed anew; {rotation.second_factors_resealed} second factors sealed anew."
     )

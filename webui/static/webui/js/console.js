@@ -4,3 +4,4 @@ import "./elements.js";
 import "./theme.js";
 import "./time.js";
 import "./live.js";
+import "./copy.js";

@@ -127,7 +127,7 @@ class StaleBanner extends HTMLElement {
     this.querySelector("[data-since]").textContent = lastHeard ? clock(lastHeard) : "when the page was loaded";
     const retry = this.querySelector("[data-retry]");
     if (state === "closed") {
-      retry.textContent = "You are signed out or no member of this tenant any more: reload the page.";
+      retry.textContent = "You are signed out, no member of this tenant any more, or have switched to another one: reload the page.";
       return;
     }
     const count = () => {

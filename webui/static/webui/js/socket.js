@@ -1,7 +1,7 @@
 // The page's one WebSocket. Topics share it: subscribe(topic, …) keeps a topic subscribed over reconnects.
 //
 // States, told by the "state" event: connecting (first time), live, stale (lost; it keeps trying), closed (for good:
-// signed out or no member any more).
+// signed out, no member any more, or switched to another tenant).
 
 const FIRST_RETRY_MS = 500;
 const MOST_RETRY_MS = 15_000;
@@ -9,6 +9,7 @@ const MOST_RETRY_MS = 15_000;
 const SILENCE_MS = 25_000;
 const SIGNED_OUT = 4401;
 const NO_MEMBER = 4403;
+const SWITCHED = 4409;
 
 class ConsoleSocket extends EventTarget {
   #topics = new Map();
@@ -44,6 +45,9 @@ class ConsoleSocket extends EventTarget {
     else this.#told();
     const url = new URL("/ws/console", location.href);
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    // The tenant that this page is about; the session may be in another one by now.
+    const { tenant } = document.documentElement.dataset;
+    if (tenant) url.searchParams.set("tenant", tenant);
     const socket = new WebSocket(url);
     this.#socket = socket;
     socket.addEventListener("open", () => {
@@ -92,7 +96,7 @@ class ConsoleSocket extends EventTarget {
     clearTimeout(this.#silenceTimer);
     this.#socket = null;
     this.closedCode = code;
-    if (code === SIGNED_OUT || code === NO_MEMBER) {
+    if (code === SIGNED_OUT || code === NO_MEMBER || code === SWITCHED) {
       this.#become("closed");
       return;
     }

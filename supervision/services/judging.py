@@ -1,0 +1,204 @@
+"""Judging turns and tool calls that are no part of a call of Mirror's: detection only, in an agent's policy.
+
+The engine is asynchronous and keeps its connections to models on one event loop, and whoever asks here is not: so each
+process has one loop for it, in a thread of its own, which starts with the first question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from mirror_saas.egress import egress_http_client
+from mirror_saas.errors import Conflict, NotFound
+from supervision.engine.context import (
+    HistoryEntry,
+    JudgingState,
+    SupervisorContext,
+    ToolCallIntent,
+    ToolVerdict,
+    TurnPayload,
+    Verdict,
+)
+from supervision.engine.llm.openai import OpenAIPool
+from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.selectors.usage import UsageFigures
+from supervision.services.usage import usage_add
+from supervision.stream.directory import AgentBinding, agent_binding
+from supervision.stream.limits import JudgeSlots
+from supervision.stream.supervisors import supervisor_of
+from tenants.limits_refused import Refused, refused
+from tenants.selectors.tenants import TenantRef
+
+T = TypeVar("T")
+
+# The engine keeps its own deadlines; this is for a loop that is stuck.
+_BEYOND_DEADLINE_S: Final = 15.0
+
+
+class AgentNotFound(NotFound):
+    """The current tenant has no agent with this id, or has archived it."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such agent.")
+
+
+class NothingJudges(Conflict):
+    """The agent has no policy that could judge."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This agent has no published policy with a language model that can be used; publish a version that names a"
+            " credential, and let the agent use the policy."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What judges an agent's turns now."""
+
+    binding: AgentBinding
+
+    @property
+    def mode(self) -> str:
+        """`live` or `shadow`."""
+        return self.binding.mode
+
+
+def judge_of_agent(*, tenant: TenantRef, agent_id: UUID) -> Judge:
+    """Who judges a turn of this agent now; runs in the tenant's context. Raises AgentNotFound and NothingJudges."""
+    binding = agent_binding(tenant=tenant, agent_id=agent_id)
+    if binding is None:
+        raise AgentNotFound
+    if binding.policy_version_id is None or binding.llm is None:
+        raise NothingJudges
+    # The engine's mode is the policy's; an agent in shadow mode, or one that follows a shadow version, only watches.
+    overrides = {**binding.overrides, "mode": binding.mode}
+    return Judge(replace(binding, overrides=overrides, config={**binding.config, "mode": binding.mode}))
+
+
+def turn_review(judge: Judge, payload: TurnPayload) -> Verdict:
+    """The verdict on one turn and its tool calls. Blocks, for as long as the policy lets the judge take; no transaction
+    should be open meanwhile. What goes wrong in judging is the verdict's state. Raises NothingJudges."""
+
+    async def review(call: CallSupervisor) -> Verdict:
+        return await call.judged_with_tools(payload)
+
+    return _judging().run(lambda loop: loop.ask(judge, review))
+
+
+def tool_review(
+    judge: Judge,
+    intent: ToolCallIntent,
+    *,
+    customer_text: str,
+    agent_text: str = "",
+    turn_id: str = "",
+    history: Sequence[HistoryEntry] = (),
+    timeout_ms: int | None = None,
+) -> ToolVerdict:
+    """Whether a tool call may run. Blocks, at most for `timeout_ms` or the policy's own limit. Nothing is remembered,
+    so nothing is a duplicate. Raises NothingJudges."""
+
+    async def gate(call: CallSupervisor) -> ToolVerdict:
+        for entry in history:
+            _NOTE[entry.role](call, entry.text)
+        verdict = await call.gate_tool_call(
+            customer_text=customer_text,
+            intents=[intent],
+            agent_text=agent_text,
+            turn_id=turn_id,
+            timeout_ms=timeout_ms,
+        )
+        return verdict.tools[0]
+
+    return _judging().run(lambda loop: loop.ask(judge, gate))
+
+
+def review_count(*, judge: Judge, verdict: Verdict | None, tools: Sequence[ToolVerdict], now: datetime) -> None:
+    """Count in the tenant's usage what judging came to."""
+    states: Mapping[str, int] = {} if verdict is None else {verdict.state.value: 1, "turns": 1}
+    usages = [*([verdict.usage] if verdict is not None else []), *(tool.usage for tool in tools)]
+    figures = UsageFigures(
+        **states,
+        tool_decisions=len(tools),
+        tools_blocked=sum(not tool.allow for tool in tools),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+    )
+    assert judge.binding.llm is not None  # or nothing would have judged
+    usage_add(day=now.astimezone(UTC).date(), source="api", model=judge.binding.llm.model, figures=figures)
+
+
+_NOTE: Final[dict[str, Callable[[CallSupervisor, str], None]]] = {
+    "customer": lambda call, text: call.note_customer(text),
+    "agent": lambda call, text: call.note_agent(text),
+    "tool": lambda call, text: call.note_tool("tool", text),
+    "mirror": lambda call, text: call.note_mirror(text),
+}
+assert {state.value for state in JudgingState} <= set(UsageFigures.__dataclass_fields__)
+
+
+class JudgingLoop:
+    """An event loop in a thread, with the engines and connections that live on it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
+        # The places of each tenant's questions; kept while an engine has them.
+        self._slots: WeakValueDictionary[UUID, JudgeSlots] = WeakValueDictionary()
+        self._llms = OpenAIPool(http_client=egress_http_client)
+        threading.Thread(target=self._run, name="mirror-judging", daemon=True).start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def ask(self, judge: Judge, question: Callable[[CallSupervisor], Coroutine[Any, Any, T]]) -> T:
+        """The answer of a call that has just begun and ends with it."""
+        binding = judge.binding
+        slots = self._slots.get(binding.tenant_id)
+        if slots is None:
+            # Called on this loop, for a question that found no place.
+            slots = JudgeSlots(binding.limits.judge_calls, lambda: refused(binding.tenant_id, Refused.JUDGE_CALLS))
+            self._slots[binding.tenant_id] = slots
+        slots.allow(binding.limits.judge_calls)
+        supervisor = supervisor_of(binding, self._supervisors, self._llms, slots)
+        if supervisor is None:
+            raise NothingJudges
+        context = SupervisorContext(
+            call_id="",
+            tenant_id=str(judge.binding.tenant_id),
+            agent_id=str(judge.binding.agent_id),
+            policy_id=str(judge.binding.policy_id),
+            policy_version=judge.binding.policy_version,
+        )
+        config = supervisor.config
+        limit_s = max(config.semantic_review_timeout_s, config.tool_gate_timeout_ms / 1000) + _BEYOND_DEADLINE_S
+        async with asyncio.timeout(limit_s):
+            return await question(supervisor.call(context))
+
+    def run(self, question: Callable[[JudgingLoop], Coroutine[Any, Any, T]]) -> T:
+        """Answer on the loop, for a caller on another thread, who waits."""
+        return asyncio.run_coroutine_threadsafe(question(self), self._loop).result()
+
+
+_lock = threading.Lock()
+_made: tuple[int, JudgingLoop] | None = None
+
+
+def _judging() -> JudgingLoop:
+    """This process's. A forked child has none of its parent's threads, so it makes its own."""
+    global _made
+    with _lock:
+        if _made is None or _made[0] != os.getpid():
+            _made = (os.getpid(), JudgingLoop())
+        return _made[1]

@@ -1,0 +1,43 @@
+"""Background work about people."""
+
+from __future__ import annotations
+
+import logging
+from smtplib import SMTPException, SMTPRecipientsRefused
+from typing import Final
+from uuid import UUID
+
+from celery import shared_task
+
+from mirror_saas.tasks import TenantTask
+from tenants.services.invitations import invitation_mail_send
+from tenants.services.people import password_reset_mail
+
+logger = logging.getLogger(__name__)
+
+# 1, 2, 4, 8 and 16 minutes.
+MAIL_RETRIES: Final = 5
+MAIL_RETRY_S: Final = 60
+
+
+@shared_task(name="tenants.password_reset_send")  # type: ignore[untyped-decorator]
+def password_reset_send(email: str) -> None:
+    """Mail a link to whoever signs in with `email`; nothing happens when nobody does."""
+    password_reset_mail(email=email)
+
+
+@shared_task(  # type: ignore[untyped-decorator]
+    name="tenants.invitation_send", base=TenantTask, bind=True, in_transaction=False, max_retries=MAIL_RETRIES
+)
+def invitation_send(task: TenantTask, invitation_id: str, mark: str) -> None:
+    """Mail an invitation; a mail server that is down is tried again for half an hour. The link is made here."""
+    last = task.request.retries >= MAIL_RETRIES
+    try:
+        invitation_mail_send(tenant_id=task.tenant_id, invitation_id=UUID(invitation_id), mark=mark, last=last)
+    except SMTPRecipientsRefused:
+        # Another try gets the same answer; the page says that the mail was not delivered.
+        logger.warning("the mail server refused the address of an invitation")
+    except (SMTPException, OSError) as error:
+        logger.warning("the mail server did not take an invitation: %s", type(error).__name__)
+        if not last:
+            raise task.retry(exc=error, countdown=MAIL_RETRY_S * 2**task.request.retries) from error

@@ -1,0 +1,350 @@
+"""Every door of Mirror, a row each: who may use it, and what it is tried with. A door without a row fails the sweep.
+
+To add a row, put it into API (an operation under /api/v1), PAGES (any other URL), TOPICS (what a console socket can
+subscribe to) or TASKS (a Celery task):
+
+    api("DELETE", "/members/{uuid:member_id}", "admin", member)
+    page("POST", "invitations", "admin", body=lambda tenancy, made: {"email": "new@example.com", "role": "viewer"})
+
+- method and path are as the framework has them (the failing test prints them);
+- then the capability that it needs: a name of tenants.roles, or MEMBER (any member or key), PERSON (signed in, of any
+  tenant or none) or PUBLIC (anybody);
+- `made(tenancy)` makes or finds the object that the path is about, inside the tenancy's context, and returns the values
+  of the path's parameters: `{"member_id": …}`. Whoever asks, it is made for the tenancy that is asked about;
+- `body(tenancy, made)` gives what is sent: JSON for the API, a form's fields for pages. Name objects of `tenancy` in it
+  wherever ids may stand: the stranger sends the same ids;
+- `answers` are the statuses of somebody who may, if they are not 200 to 204 (API) or 200 and 302 (pages).
+
+test_api_sweep.py, test_page_sweep.py, test_socket_sweep.py and test_task_sweep.py ask each row as its owner, as members
+without the capability, as the owner of another tenant, as somebody without a tenant and as nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from django.apps import apps
+from django.db import connection, transaction
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from mirror_saas.api import api as ninja_api
+from mirror_saas.ids import uuid7
+from supervision.models import Call
+from tenants.managers import TenantModel
+from tenants.models import User
+from tenants.roles import ROLE_CAPABILITIES, Role
+from tenants.services.api_keys import api_key_create
+from tenants.services.tenants import membership_create, user_create
+from tests.factories import Tenancy
+
+PUBLIC, PERSON, MEMBER = "public", "person", "member"
+
+Made = dict[str, Any]
+Make = Callable[[Tenancy], Made]
+Body = Callable[[Tenancy, Made], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Door:
+    """One operation. See the module."""
+
+    method: str
+    path: str
+    needs: str
+    made: Make = field(repr=False)
+    body: Body | None = field(repr=False)
+    answers: frozenset[int]
+    prefix: str
+    json: bool
+
+    @property
+    def parameters(self) -> list[str]:
+        return [name for _, name in _PARAMETER.findall(self.path)]
+
+    def url(self, made: Made) -> str:
+        return self.prefix + _PARAMETER.sub(lambda match: str(made[match.group(2)]), self.path)
+
+
+_PARAMETER = re.compile(r"[{<](?:(\w+):)?(\w+)[}>]")
+_OK = frozenset({200, 201, 202, 203, 204})
+
+
+def nothing(tenancy: Tenancy) -> Made:
+    """The path has no parameters."""
+    return {}
+
+
+def call(tenancy: Tenancy) -> Made:
+    """The tenancy's newest call."""
+    newest = Call.objects.order_by("-started_at").first()
+    assert newest is not None
+    return {"call_id": newest.id}
+
+
+def api_key(tenancy: Tenancy) -> Made:
+    return {"api_key_id": api_key_create(name="swept", scopes=["judge"]).api_key.id}
+
+
+def api(
+    method: str, path: str, needs: str, made: Make = nothing, *, body: Body | None = None, answers: Iterable[int] = _OK
+) -> Door:
+    return Door(method, path, needs, made, body, frozenset(answers), "/api/v1", json=True)
+
+
+def page(
+    method: str,
+    path: str,
+    needs: str,
+    made: Make = nothing,
+    *,
+    body: Body | None = None,
+    answers: Iterable[int] = (200, 302),
+) -> Door:
+    return Door(method, path, needs, made, body, frozenset(answers), "/", json=False)
+
+
+# -- the table ----------------------------------------------------------------------------------------------------
+
+API = [
+    api("GET", "/me", MEMBER),
+    api("GET", "/audit-events", "admin"),
+    api("GET", "/audit-events/export", "admin"),
+    api("GET", "/audit-events/verify", "admin"),
+    api("GET", "/api-keys", "admin"),
+    api("POST", "/api-keys", "admin", body=lambda tenancy, made: {"name": "new", "scopes": ["admin"]}),
+    api("GET", "/api-keys/{uuid:api_key_id}", "admin", api_key),
+    api("PATCH", "/api-keys/{uuid:api_key_id}", "admin", api_key, body=lambda tenancy, made: {"name": "new"}),
+    api("DELETE", "/api-keys/{uuid:api_key_id}", "admin", api_key),
+    api("GET", "/tenant", "admin"),
+    api("PATCH", "/tenant", "admin", body=lambda tenancy, made: {"name": "new"}),
+    api("GET", "/calls", "calls:read"),
+    api("GET", "/calls/{uuid:call_id}", "calls:read", call),
+    api("GET", "/calls/{uuid:call_id}/turns", "calls:read", call),
+    api("GET", "/calls/{uuid:call_id}/timeline", "calls:read", call),
+]
+
+PAGES = [
+    page("GET", "livez", PUBLIC),
+    page("GET", "readyz", PUBLIC, answers=(200, 503)),
+    page("GET", "api/v1/openapi.json", PUBLIC),
+    page("GET", "api/v1/docs", PUBLIC),
+    page("GET", "", PUBLIC),
+    page("GET", "sign-in", PUBLIC),
+    page("POST", "sign-in", PUBLIC, body=lambda tenancy, made: {"username": "nobody@example.com", "password": "x"}),
+    page("POST", "sign-out", PUBLIC),
+    page("GET", "no-tenant", PERSON, answers=(200, 302, 403)),
+    page("GET", "calls", "calls:read"),
+    page("GET", "calls/<uuid:call_id>", "calls:read", call),
+]
+
+# Plivo asks these with a stream key; test_socket_sweep.py asks them with every wrong one.
+HOOKS = {"plivo/<str:slug>/<str:key>/answer", "plivo/<str:slug>/<str:key>/status"}
+
+SOCKETS = {"ws/console", "stream/<str:slug>/<str:key>"}
+
+# What a console socket can follow: the capability, and the topic's name for an object of a tenancy.
+TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
+    "calls": ("calls:read", lambda tenancy: "calls"),
+    "call": ("calls:read", lambda tenancy: f"call:{call(tenancy)['call_id']}"),
+}
+
+# Tenant tasks with the arguments that name an object of a tenancy; None for tasks that belong to no tenant.
+TASKS: dict[str, Callable[[Tenancy], tuple[Any, ...]] | None] = {
+    "mirror_saas.each_tenant": None,
+    "mirror_saas.sessions_clear": None,
+}
+
+
+# -- what there is ------------------------------------------------------------------------------------------------
+
+
+def api_operations() -> dict[tuple[str, str], Any]:
+    """(method, path) of every operation of the API, and its function."""
+    found = {}
+    for prefix, router in ninja_api._routers:
+        for path, view in router.path_operations.items():
+            for operation in view.operations:
+                for method in operation.methods:
+                    found[method, f"{prefix}{path}".replace("{uuidstr:", "{uuid:")] = operation.view_func
+    return found
+
+
+def urls() -> dict[str, Any]:
+    """The path of every URL pattern outside of the API's operations, and its view."""
+
+    def walk(patterns: Iterable[URLPattern | URLResolver], before: str) -> Iterator[tuple[str, Any]]:
+        for pattern in patterns:
+            path = before + str(pattern.pattern)
+            if isinstance(pattern, URLResolver):
+                yield from walk(pattern.url_patterns, path)
+            else:
+                yield path, pattern.callback
+
+    operations = {re.sub(r"[{}]", "", path).replace("uuid:", "") for _, path in api_operations()}
+
+    def is_operation(path: str) -> bool:
+        plain = re.sub(r"[<>]", "", path.removeprefix("api/v1")).replace("uuid:", "").replace("uuidstr:", "")
+        return path.startswith("api/v1/") and plain in operations
+
+    return {path: view for path, view in walk(get_resolver().url_patterns, "") if not is_operation(path)}
+
+
+# -- who asks -----------------------------------------------------------------------------------------------------
+
+
+def with_key(key: str) -> Client:
+    return Client(headers={"Authorization": f"Bearer {key}"}, raise_request_exception=False)
+
+
+def signed_in(user: User, *, chosen: UUID | None = None) -> Client:
+    """A browser of `user`, who proved just now who they are; `chosen`: the tenant that the session says."""
+    client = Client(raise_request_exception=False)
+    client.force_login(user)
+    session = client.session
+    session["account_authentication_methods"] = [{"method": "password", "at": time.time()}]
+    session["account_authentication_methods_user"] = str(user.pk)
+    if chosen is not None:
+        session["tenant_id"] = str(chosen)
+    session.save()
+    return client
+
+
+def person(name: str = "dora") -> User:
+    """Somebody who belongs to no tenant."""
+    return user_create(email=f"{name}-{secrets.token_hex(4)}@example.com", password=None, name=name)
+
+
+def member(tenancy: Tenancy, role: Role) -> User:
+    user = person(f"the-{role.value}")
+    with tenancy.context():
+        membership_create(user=user, role=role)
+    return user
+
+
+def roles_without(needs: str) -> list[Role]:
+    return [role for role in Role if needs not in ROLE_CAPABILITIES[role.value]]
+
+
+# -- asking -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """What happens inside did not happen."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A door's request about one tenancy's object."""
+
+    door: Door
+    url: str
+    body: Any
+
+    @property
+    def text(self) -> str:
+        return self.url + json.dumps(self.body, default=str)
+
+    def ask(self, client: Client) -> HttpResponse:
+        method, sent = self.door.method, self.body
+        if self.door.json:
+            text = "" if sent is None else json.dumps(sent, default=str)
+            return client.generic(method, self.url, text, content_type="application/json")  # type: ignore[return-value]
+        if method in ("GET", "HEAD"):
+            return client.get(self.url)  # type: ignore[return-value]
+        if method == "POST":
+            return client.post(self.url, dict(sent or {}))  # type: ignore[return-value]
+        return client.generic(method, self.url)  # type: ignore[return-value]
+
+    def missing(self, ids: Iterable[UUID]) -> Question:
+        """The same about something that does not exist: its ids are ids of nothing, and words are nobody's."""
+        replaced: dict[str, str] = {str(known): str(uuid7()) for known in ids}
+
+        def replace(text: str) -> str:
+            for known, nobodys in replaced.items():
+                text = text.replace(known, nobodys)
+            return text
+
+        return Question(self.door, replace(self.url), json.loads(replace(json.dumps(self.body, default=str))))
+
+
+def question(door: Door, tenancy: Tenancy) -> Question:
+    """The door's request about `tenancy`, which it may make an object in."""
+    with tenancy.context():
+        made = door.made(tenancy)
+        body = None if door.body is None else door.body(tenancy, made)
+    return Question(door, door.url(made), body)
+
+
+def answer_text(response: HttpResponse) -> str:
+    """All that an answer says: body, headers, cookies."""
+    body = b"".join(response.streaming_content) if response.streaming else response.content  # type: ignore[attr-defined]
+    headers = "\n".join(f"{name}: {value}" for name, value in response.items())
+    return f"{response.status_code}\n{headers}\n{response.cookies.output()}\n\n{body.decode('utf-8', 'replace')}"
+
+
+_VARIES = (
+    re.compile(r'"request_id": ?"[^"]*"'),
+    re.compile(r"(?im)^(x-request-id|ratelimit[\w-]*|x-ratelimit[\w-]*|set-cookie|retry-after|content-length): .*$"),
+    re.compile(r'name="csrfmiddlewaretoken" value="[^"]*"'),
+    re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}"),
+)
+
+
+def answer_alike(response: HttpResponse) -> str:
+    """An answer without what differs from request to request: ids, tokens, what is left of a limit."""
+    text = answer_text(response)
+    for pattern in _VARIES:
+        text = pattern.sub("*", text)
+    return text
+
+
+# -- what nobody else may see or change ---------------------------------------------------------------------------
+
+# Being used is written down; it is the asker's key.
+_UNUSED = "to_jsonb(t) - 'last_used_at' - 'last_used_ip'"
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TENANT_TABLES = sorted(model._meta.db_table for model in apps.get_models() if issubclass(model, TenantModel))
+# One question for all tables: it is asked around every request of the sweep.
+_ROWS = " UNION ALL ".join(
+    f"SELECT '{table}', coalesce(jsonb_agg({_UNUSED} ORDER BY t.id), '[]')::text FROM {table} t"
+    for table in ["tenants_tenant", *_TENANT_TABLES]
+)
+
+
+def rows(tenancy: Tenancy) -> dict[str, str]:
+    """Every row of a tenant, as JSON by table."""
+    with tenancy.context(), connection.cursor() as cursor:
+        cursor.execute(_ROWS)
+        return dict(cursor.fetchall())
+
+
+def row_ids(found: dict[str, str]) -> set[UUID]:
+    return {UUID(text) for table in found.values() for text in _UUID.findall(table)}
+
+
+def marks(tenancy: Tenancy, found: dict[str, str]) -> set[str]:
+    """What would betray a tenancy in an answer: its words, names, addresses and the ids of its rows."""
+    people = {word for user in tenancy.users.values() for word in (user.email, user.name)}
+    ids = row_ids(found) | {user.id for user in tenancy.users.values()}
+    said = {"charlie", "Charlie"} if "charlie" in tenancy.slug else set()
+    return {tenancy.slug, tenancy.tenant.name, *people, *said, *map(str, ids), *(one.hex for one in ids)}
+
+
+def leaks(response: HttpResponse, asked: Question, foreign: set[str]) -> list[str]:
+    """Marks in an answer that the question did not name itself."""
+    text = answer_text(response)
+    return sorted(mark for mark in foreign if mark in text and mark not in asked.text)
