@@ -87,6 +87,18 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": timedelta(hours=1),
         "options": {"expires": 3600},
     },
+    "calls-prune": {
+        "task": "mirror_saas.each_tenant",
+        "args": ("supervision.calls_prune",),
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
+    },
+    "idempotency-clear": {
+        "task": "mirror_saas.each_tenant",
+        "args": ("tenants.idempotency_clear",),
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
+    },
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(MIRROR.home / "celerybeat-schedule")
 

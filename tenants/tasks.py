@@ -10,6 +10,7 @@ from uuid import UUID
 from celery import shared_task
 
 from mirror_saas.tasks import TenantTask
+from tenants.services.idempotency import idempotency_forget
 from tenants.services.invitations import invitation_mail_send
 from tenants.services.people import password_reset_mail
 
@@ -24,6 +25,13 @@ MAIL_RETRY_S: Final = 60
 def password_reset_send(email: str) -> None:
     """Mail a link to whoever signs in with `email`; nothing happens when nobody does."""
     password_reset_mail(email=email)
+
+
+@shared_task(name="tenants.idempotency_clear", base=TenantTask)  # type: ignore[untyped-decorator]
+def idempotency_clear() -> None:
+    """Forget the tenant's stored answers that are older than a day, also when nobody writes any more."""
+    while idempotency_forget():
+        pass
 
 
 @shared_task(  # type: ignore[untyped-decorator]

@@ -45,6 +45,8 @@ LIST_ERRORS = problem_responses(401, 403, 422)
 WRITE_ERRORS = problem_responses(400, 401, 403, 404, 409, 422)
 DELETE_ERRORS = problem_responses(401, 403, 404, 409, 422)
 MASK = "***"
+# Of answers that show something this once.
+ONCE = {"Cache-Control": "no-store"}
 
 _DAY_MS = int(ROTATION_OVERLAP.total_seconds() * 1000)
 _MAX_MS = int(MAX_ROTATION_OVERLAP.total_seconds() * 1000)
@@ -289,7 +291,7 @@ def agent_post(request: HttpRequest, body: AgentIn) -> Answer:
         tts_credential_id=body.tts_credential_id,
     )
     shown = AgentCreatedOut(**AgentOut.values(made.agent, whole=True), signing_secret=made.signing_secret)
-    return Answer(shown, headers={"Location": f"/api/v1/agents/{made.agent.id}"})
+    return Answer(shown, headers={"Location": f"/api/v1/agents/{made.agent.id}", **ONCE})
 
 
 @router.get(
@@ -338,11 +340,11 @@ def agent_delete(request: HttpRequest, agent_id: UUID) -> None:
     summary="Change the signing secret",
 )
 @writes(Scope.ADMIN)
-def signing_secret_post(request: HttpRequest, agent_id: UUID, body: SigningSecretIn | None = None) -> SigningSecretOut:
+def signing_secret_post(request: HttpRequest, agent_id: UUID, body: SigningSecretIn | None = None) -> Answer:
     """The next call is signed with it. To miss no call, let the agent accept a new secret first, and give it here."""
     agent_get(agent_id=agent_id)
     made = agent_signing_secret_rotate(agent_id=agent_id, signing_secret=body.signing_secret if body else None)
-    return SigningSecretOut(signing_secret=made.signing_secret)
+    return Answer(SigningSecretOut(signing_secret=made.signing_secret), headers=ONCE)
 
 
 @router.post(
@@ -352,7 +354,7 @@ def signing_secret_post(request: HttpRequest, agent_id: UUID, body: SigningSecre
     summary="Make a new stream key",
 )
 @writes(Scope.ADMIN, status=201)
-def stream_key_post(request: HttpRequest, agent_id: UUID, body: StreamKeyIn | None = None) -> StreamKeyCreatedOut:
+def stream_key_post(request: HttpRequest, agent_id: UUID, body: StreamKeyIn | None = None) -> Answer:
     """The agent's first stream key, or a new one: the keys before it go on for the overlap. The URLs are not kept."""
     agent_row = agent_get(agent_id=agent_id)
     overlap = ROTATION_OVERLAP if body is None else overlap_of_ms(body.overlap_ms)
@@ -364,7 +366,7 @@ def stream_key_post(request: HttpRequest, agent_id: UUID, body: StreamKeyIn | No
     }
     urls = {"stream_url": stream_url(**where), "answer_url": answer_url(**where)}
     xml = stream_xml(**urls, audio_format=agent_row.audio_format)
-    return StreamKeyCreatedOut(id=made.stream_key.id, **urls, xml=xml)
+    return Answer(StreamKeyCreatedOut(id=made.stream_key.id, **urls, xml=xml), headers=ONCE)
 
 
 @router.get(

@@ -23,6 +23,7 @@ from supervision.selectors.pages import BadCursor, cursor_decode, cursor_encode
 from supervision.selectors.search import MAX_QUERY_CHARS
 from supervision.services.erasure import call_erase
 from tenants.api.auth import requires
+from tenants.api.writes import writes
 from tenants.roles import Scope
 
 router = Router(tags=["calls"])
@@ -90,7 +91,7 @@ def call(request: HttpRequest, call_id: UUID) -> CallDetailOut:
     operation_id="call_erase",
     summary="Erase a call",
 )
-@requires(Scope.CALLS_WRITE)
+@writes(Scope.CALLS_WRITE)
 def erase(request: HttpRequest, call_id: UUID) -> Status[None]:
     """Delete all that is known of a call: what was said and done, the journals' copies included. Usage keeps counting
     it, without anything of the caller's. A call that still runs is 409."""

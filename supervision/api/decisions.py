@@ -29,6 +29,7 @@ from supervision.selectors.decisions import (
 )
 from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
 from tenants.api.auth import principal_of, requires
+from tenants.api.writes import writes
 from tenants.context import tenant_context
 from tenants.roles import Scope
 
@@ -154,7 +155,7 @@ def interventions(
     operation_id="intervention_label",
     summary="Label an intervention",
 )
-@requires(Scope.LABELS_WRITE)
+@writes(Scope.LABELS_WRITE)
 def label_intervention(request: HttpRequest, intervention_id: UUID, body: LabelIn) -> LabelOut:
     """Say whether Mirror was right to step in; what was said before is replaced."""
     return LabelOut.of(intervention_label(intervention_id=intervention_id, value=body.label, note=body.note))
@@ -166,7 +167,7 @@ def label_intervention(request: HttpRequest, intervention_id: UUID, body: LabelI
     operation_id="turn_label",
     summary="Label a turn",
 )
-@requires(Scope.LABELS_WRITE)
+@writes(Scope.LABELS_WRITE)
 def label_turn(request: HttpRequest, turn_id: UUID, body: LabelIn) -> LabelOut:
     """Say whether the judge was right about a turn, or missed something; what was said before is replaced."""
     return LabelOut.of(turn_label(turn_id=turn_id, value=body.label, note=body.note))

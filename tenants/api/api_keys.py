@@ -12,6 +12,7 @@ from pydantic import Field
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Moment, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, requires
+from tenants.api.writes import writes
 from tenants.models import ApiKey
 from tenants.names import NAME_CHARS
 from tenants.roles import ALL_SCOPES, Scope
@@ -106,7 +107,7 @@ def api_keys(request: HttpRequest, query: Query[ApiKeysQuery]) -> PageOut[ApiKey
     operation_id="api_key_create",
     summary="Make an API key",
 )
-@requires(Scope.ADMIN, recent=True)
+@writes(Scope.ADMIN, recent=True)
 def api_key_post(request: HttpRequest, response: HttpResponse, key: ApiKeyIn) -> Status[ApiKeyCreatedOut]:
     """Keep `key` of the answer: it is not shown again. From the console's session this needs a recent sign-in."""
     made = api_key_create(
@@ -134,7 +135,7 @@ def api_key(request: HttpRequest, api_key_id: UUID) -> ApiKeyInfoOut:
     operation_id="api_key_update",
     summary="Rename an API key, or let it end earlier",
 )
-@requires(Scope.ADMIN)
+@writes(Scope.ADMIN)
 def api_key_patch(request: HttpRequest, api_key_id: UUID, key: ApiKeyPatchIn) -> ApiKeyInfoOut:
     """Scopes cannot change, and the end cannot move away: whoever holds an old key gains nothing."""
     return ApiKeyInfoOut.of(api_key_update(api_key_id=api_key_id, **key.model_dump(exclude_unset=True)))
@@ -146,7 +147,7 @@ def api_key_patch(request: HttpRequest, api_key_id: UUID, key: ApiKeyPatchIn) ->
     operation_id="api_key_revoke",
     summary="Revoke an API key",
 )
-@requires(Scope.ADMIN, recent=True)
+@writes(Scope.ADMIN, recent=True)
 def api_key_delete(request: HttpRequest, api_key_id: UUID) -> Status[None]:
     """The next request with it is refused, on every node. It stays in the list. Again, this changes nothing."""
     api_key_revoke(api_key_id=api_key_id)

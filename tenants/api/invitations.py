@@ -11,6 +11,7 @@ from pydantic import Field
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, recent_require, requires
+from tenants.api.writes import writes
 from tenants.roles import Role, Scope
 from tenants.selectors.invitations import (
     InvitationState,
@@ -94,7 +95,7 @@ def invitations(request: HttpRequest, query: Query[InvitationsQuery]) -> PageOut
     operation_id="invitation_create",
     summary="Invite somebody",
 )
-@requires(Scope.ADMIN)
+@writes(Scope.ADMIN)
 def invitation_post(
     request: HttpRequest, response: HttpResponse, invitation: InvitationIn
 ) -> Status[InvitationCreatedOut]:
@@ -128,7 +129,7 @@ def invitation(request: HttpRequest, invitation_id: UUID) -> InvitationOut:
     operation_id="invitation_revoke",
     summary="Revoke an invitation",
 )
-@requires(Scope.ADMIN)
+@writes(Scope.ADMIN)
 def invitation_delete(request: HttpRequest, invitation_id: UUID) -> Status[None]:
     """Its link is dead at once. It stays in the list. Again, this changes nothing; 409 when it was accepted."""
     invitation_revoke(invitation_id=invitation_id, capabilities=principal_of(request).capabilities)
@@ -141,7 +142,7 @@ def invitation_delete(request: HttpRequest, invitation_id: UUID) -> Status[None]
     operation_id="invitation_resend",
     summary="Send an invitation again",
 )
-@requires(Scope.ADMIN)
+@writes(Scope.ADMIN)
 def invitation_again(request: HttpRequest, response: HttpResponse, invitation_id: UUID) -> InvitationCreatedOut:
     """With a new link for seven more days, as yours; the old link is dead. 429 when there were too many mails.
 

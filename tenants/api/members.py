@@ -9,6 +9,7 @@ from ninja import Query, Router, Status
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery
 from tenants.api.auth import principal_of, requires
+from tenants.api.writes import writes
 from tenants.models import Membership
 from tenants.roles import Role, Scope
 from tenants.selectors.memberships import member_get, member_list
@@ -76,7 +77,7 @@ def member(request: HttpRequest, member_id: UUID) -> MemberOut:
     operation_id="member_update",
     summary="Give a member another role",
 )
-@requires(Scope.ADMIN, recent=True)
+@writes(Scope.ADMIN, recent=True)
 def member_patch(request: HttpRequest, member_id: UUID, member: MemberPatchIn) -> MemberOut:
     """409 for the last owner. From the console's session this needs a recent sign-in."""
     changed = membership_role_change(
@@ -91,7 +92,7 @@ def member_patch(request: HttpRequest, member_id: UUID, member: MemberPatchIn) -
     operation_id="member_remove",
     summary="Remove a member",
 )
-@requires(Scope.ADMIN, recent=True)
+@writes(Scope.ADMIN, recent=True)
 def member_delete(request: HttpRequest, member_id: UUID) -> Status[None]:
     """All access ends at once; the person's account stays. 409 for the last owner. API keys go on working.
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, Text
 from tenants.api.auth import requires
+from tenants.api.writes import writes
 from tenants.models import Tenant
 from tenants.names import NAME_CHARS
 from tenants.roles import Scope
@@ -91,7 +92,7 @@ def tenant(request: HttpRequest) -> TenantSettingsOut:
     operation_id="tenant_update",
     summary="Change the tenant's settings",
 )
-@requires(Scope.ADMIN)
+@writes(Scope.ADMIN)
 def tenant_patch(request: HttpRequest, settings: TenantPatchIn) -> TenantSettingsOut:
     """What is left out stays as it is."""
     return TenantSettingsOut.of(tenant_update(**settings.model_dump(exclude_unset=True)))

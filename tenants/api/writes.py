@@ -9,12 +9,12 @@ from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
 from ninja.params.functions import Header
-from ninja.responses import NinjaJSONEncoder
+from ninja.responses import NinjaJSONEncoder, Status
 from ninja.utils import contribute_operation_args
 from pydantic import BaseModel
 
 from tenants.api.auth import Principal, principal_of, requires
-from tenants.roles import Scope
+from tenants.roles import Capability, Scope
 from tenants.services.idempotency import (
     StoredAnswer,
     idempotency_begin,
@@ -47,11 +47,11 @@ class Answer:
 
 
 def writes(
-    scope: Scope | None, *, status: int = 200
+    capability: Scope | Capability | None, *, recent: bool = False, status: int = 200
 ) -> Callable[[Callable[Concatenate[HttpRequest, P], Any]], Callable[..., HttpResponse]]:
-    """`requires(scope)` for an operation that changes something: it can be sent again with its `Idempotency-Key`.
+    """`requires` for an operation that changes something: it can be sent again with its `Idempotency-Key`.
 
-    The operation returns a pydantic model, `(status, model)`, an `Answer`, or None (204). Its answer is stored in the
+    The operation returns a pydantic model, ninja's `Status`, an `Answer`, or None (204). Its answer is stored in the
     transaction of what it did. What it raises is not stored: it undid everything, so sending it again asks anew.
     """
 
@@ -59,7 +59,7 @@ def writes(
         @wraps(operation)
         def run(request: HttpRequest, /, *args: Any, idempotency_key: str | None = None, **kwargs: Any) -> HttpResponse:
             if idempotency_key is None:
-                return _rendered(operation(request, *args, **kwargs), status)
+                return _rendered(operation(request, *args, **kwargs), status, kwargs)
             actor_id = _actor_id(principal_of(request))
             fingerprint = _fingerprint(request)
             stored = idempotency_begin(key=idempotency_key, actor_id=actor_id, fingerprint=fingerprint)
@@ -67,7 +67,7 @@ def writes(
                 response = HttpResponse(stored.body, status=stored.status, headers=dict(stored.headers))
                 response.headers[REPLAYED] = "true"
                 return response
-            response = _rendered(operation(request, *args, **kwargs), status)
+            response = _rendered(operation(request, *args, **kwargs), status, kwargs)
             answer = StoredAnswer(
                 status=response.status_code, headers=dict(response.headers), body=response.content.decode()
             )
@@ -75,24 +75,28 @@ def writes(
             return response
 
         contribute_operation_args(run, "idempotency_key", str | None, KEY_HEADER)  # type: ignore[arg-type]
-        return requires(scope)(run)
+        return requires(capability, recent=recent)(run)
 
     return decorate
 
 
-def _rendered(result: Any, status: int) -> HttpResponse:
+def _rendered(result: Any, status: int, parameters: Mapping[str, Any]) -> HttpResponse:
     if isinstance(result, HttpResponse):
         return result
-    headers: Mapping[str, str] = {}
-    if isinstance(result, tuple):
-        status, result = result
+    headers: dict[str, str] = {}
+    for given in parameters.values():
+        # An operation can ask for the response to come, and set headers on it.
+        if isinstance(given, HttpResponse):
+            headers |= {name: value for name, value in given.headers.items() if name != "Content-Type"}
+    if isinstance(result, Status):
+        status, result = result.status_code, result.value
     if isinstance(result, Answer):
-        status, headers, result = result.status or status, result.headers, result.body
+        status, headers, result = result.status or status, {**headers, **result.headers}, result.body
     if result is None:
-        return HttpResponse(status=204, headers=dict(headers))
+        return HttpResponse(status=204, headers=headers)
     # As ninja writes what other operations return: the same object looks the same wherever it is answered.
     body = json.dumps(result.model_dump(), cls=NinjaJSONEncoder)
-    return HttpResponse(body, status=status, content_type="application/json; charset=utf-8", headers=dict(headers))
+    return HttpResponse(body, status=status, content_type="application/json; charset=utf-8", headers=headers)
 
 
 def _actor_id(principal: Principal) -> UUID:

@@ -12,6 +12,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from mirror_saas.api import api
 from mirror_saas.errors import InvalidInput
 from supervision.models import Policy, StreamKey
 from supervision.services import policies as policies_module
@@ -26,6 +27,7 @@ from tenants.services.idempotency import (
     idempotency_forget,
     idempotency_store,
 )
+from tenants.tasks import idempotency_clear
 from tests.contract.client import ask, errors
 from tests.factories import PASSWORD, Tenancy, unique
 
@@ -338,3 +340,49 @@ def test_the_lock_is_the_transactions(tenant: Tenancy) -> None:
     holder.join(30)
     with tenant.context():
         assert begin(tenant) is None
+
+
+# -- the whole API ------------------------------------------------------------------------------------------------
+
+# Sent again, these do the same again and no harm, or are told apart by ids of their own.
+WITHOUT = {
+    "/api/v1/review": "judges, and stores nothing but its usage",
+    "/api/v1/tool-gate": "judges, and stores nothing but its usage",
+    "/api/v1/calls/{call_id}/turns": "a turn_id is taken once",
+}
+
+
+def test_every_write_of_the_api_takes_a_key() -> None:
+    """Of what the API says of itself, so that an operation that is forgotten is found."""
+    without = {
+        f"{method.upper()} {path}"
+        for path, operations in api.get_openapi_schema()["paths"].items()
+        for method, operation in operations.items()
+        if method not in ("get", "head") and path not in WITHOUT
+        if "Idempotency-Key" not in [parameter["name"] for parameter in operation.get("parameters", [])]
+    }
+    assert without == set()
+
+
+def test_writes_of_people_and_keys_are_done_once_too(tenant: Tenancy) -> None:
+    body = {"name": "robot", "scopes": ["calls:read"]}
+    first = ask(tenant, "POST", "/api-keys", body, Idempotency_Key="k")
+    again = ask(tenant, "POST", "/api-keys", body, Idempotency_Key="k")
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert again.headers["Cache-Control"] == "no-store"
+    path = f"/api-keys/{first.json()['id']}"
+    assert ask(tenant, "DELETE", path, Idempotency_Key="d").status_code == 204
+    assert ask(tenant, "DELETE", path, Idempotency_Key="d").status_code == 204
+
+
+def test_the_schedule_forgets_what_nobody_asks_for_any_more(tenant: Tenancy, stranger: Tenancy) -> None:
+    for tenancy in (tenant, stranger):
+        with tenancy.context():
+            store(tenancy, "old", now=timezone.now() - KEPT)
+            store(tenancy, "new", now=timezone.now() - KEPT + timedelta(minutes=5))
+    with tenant.context():
+        idempotency_clear.apply()
+        assert list(IdempotencyKey.objects.values_list("key", flat=True)) == ["new"]
+    with stranger.context():
+        assert IdempotencyKey.objects.count() == 2

@@ -13,6 +13,7 @@ subscribe to) or TASKS (a Celery task):
   of the path's parameters: `{"member_id": …}`. Whoever asks, it is made for the tenancy that is asked about;
 - `body(tenancy, made)` gives what is sent: JSON for the API, a form's fields for pages. Name objects of `tenancy` in it
   wherever ids may stand: the stranger sends the same ids;
+- `headers` are sent with it, such as `If-Match`;
 - `answers` are the statuses of somebody who may, if they are not 200 to 204 (API) or 200 and 302 (pages).
 
 test_api_sweep.py, test_page_sweep.py, test_socket_sweep.py and test_task_sweep.py ask each row as its owner, as members
@@ -39,7 +40,9 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 from mirror_saas.api import api as ninja_api
 from mirror_saas.ids import uuid7
-from supervision.models import Call
+from supervision.models import Call, Intervention, ProviderCredential, StreamKey, Turn
+from supervision.services.credentials import credential_create
+from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
 from tenants.managers import TenantModel
 from tenants.models import User
 from tenants.roles import ROLE_CAPABILITIES, Role
@@ -66,6 +69,7 @@ class Door:
     answers: frozenset[int]
     prefix: str
     json: bool
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def parameters(self) -> list[str]:
@@ -77,6 +81,7 @@ class Door:
 
 _PARAMETER = re.compile(r"[{<](?:(\w+):)?(\w+)[}>]")
 _OK = frozenset({200, 201, 202, 203, 204})
+_ANY = {"If-Match": "*"}
 
 
 def nothing(tenancy: Tenancy) -> Made:
@@ -91,14 +96,59 @@ def call(tenancy: Tenancy) -> Made:
     return {"call_id": newest.id}
 
 
+def turn(tenancy: Tenancy) -> Made:
+    return {"turn_id": Turn.objects.order_by("id")[0].id}
+
+
+def intervention(tenancy: Tenancy) -> Made:
+    return {"intervention_id": Intervention.objects.order_by("id")[0].id}
+
+
 def api_key(tenancy: Tenancy) -> Made:
     return {"api_key_id": api_key_create(name="swept", scopes=["judge"]).api_key.id}
 
 
+def agent(tenancy: Tenancy) -> Made:
+    return {"agent_id": tenancy.agent.id}
+
+
+def stream_key(tenancy: Tenancy) -> Made:
+    return {"agent_id": tenancy.agent.id, "stream_key_id": StreamKey.objects.values_list("id", flat=True)[0]}
+
+
+def credential(tenancy: Tenancy) -> Made:
+    """One that nothing uses."""
+    made = credential_create(
+        name="swept", kind=ProviderCredential.Kind.LLM, base_url="http://127.0.0.1:1/v1", model="m", api_key="swept"
+    )
+    return {"credential_id": made.id}
+
+
+def policy(tenancy: Tenancy) -> Made:
+    """One that judges no agent, with a draft, a version that was live, and a live one."""
+    made = policy_create(name=f"swept {secrets.token_hex(4)}")
+    for _ in range(3):
+        policy_version_create(policy_id=made.id, rules=["Be kind."], llm_credential=tenancy.credential)
+    for number in (1, 2):
+        policy_version_publish(policy_id=made.id, number=number)
+    return {"policy_id": made.id, "number": 3, "other": 1}
+
+
+def policy_agent(tenancy: Tenancy) -> Made:
+    return {"policy_id": tenancy.policy.id, "agent_id": tenancy.agent.id}
+
+
 def api(
-    method: str, path: str, needs: str, made: Make = nothing, *, body: Body | None = None, answers: Iterable[int] = _OK
+    method: str,
+    path: str,
+    needs: str,
+    made: Make = nothing,
+    *,
+    body: Body | None = None,
+    answers: Iterable[int] = _OK,
+    headers: Mapping[str, str] | None = None,
 ) -> Door:
-    return Door(method, path, needs, made, body, frozenset(answers), "/api/v1", json=True)
+    return Door(method, path, needs, made, body, frozenset(answers), "/api/v1", json=True, headers=headers or {})
 
 
 def page(
@@ -127,10 +177,139 @@ API = [
     api("DELETE", "/api-keys/{uuid:api_key_id}", "admin", api_key),
     api("GET", "/tenant", "admin"),
     api("PATCH", "/tenant", "admin", body=lambda tenancy, made: {"name": "new"}),
+    api("GET", "/agents", "policies:read"),
+    api(
+        "POST",
+        "/agents",
+        "admin",
+        body=lambda tenancy, made: {
+            "name": "new",
+            "upstream_url": "ws://127.0.0.1:1/new",
+            "policy_id": tenancy.policy.id,
+            "headers": {"X-Login": "new"},
+        },
+    ),
+    api("GET", "/agents/{uuid:agent_id}", "policies:read", agent),
+    api(
+        "PATCH", "/agents/{uuid:agent_id}", "admin", agent, body=lambda tenancy, made: {"policy_id": tenancy.policy.id}
+    ),
+    api("DELETE", "/agents/{uuid:agent_id}", "admin", agent),
+    api("POST", "/agents/{uuid:agent_id}/signing-secret", "admin", agent),
+    api("POST", "/agents/{uuid:agent_id}/stream-key", "admin", agent, body=lambda tenancy, made: {"overlap_ms": 0}),
+    api("GET", "/agents/{uuid:agent_id}/stream-keys", "admin", agent),
+    api("DELETE", "/agents/{uuid:agent_id}/stream-keys/{uuid:stream_key_id}", "admin", stream_key),
+    api("POST", "/agents/{uuid:agent_id}/check", "admin", agent),
+    api("GET", "/credentials", "policies:read"),
+    api(
+        "POST",
+        "/credentials",
+        "admin",
+        body=lambda tenancy, made: {
+            "kind": "llm",
+            "name": "new",
+            "base_url": "http://127.0.0.1:1/v1",
+            "model": "m",
+            "secret": "new",
+        },
+    ),
+    api("GET", "/credentials/{uuid:credential_id}", "policies:read", credential),
+    api("PATCH", "/credentials/{uuid:credential_id}", "admin", credential, body=lambda tenancy, made: {"name": "new"}),
+    api("DELETE", "/credentials/{uuid:credential_id}", "admin", credential),
+    api("GET", "/policies", "policies:read"),
+    api("POST", "/policies", "policies:write", body=lambda tenancy, made: {"name": "new"}),
+    # Its judge does not answer.
+    api(
+        "POST",
+        "/policies/derive",
+        "policies:write",
+        body=lambda tenancy, made: {
+            "agent_prompt": "Never promise a delivery time.",
+            "llm_credential_id": tenancy.credential.id,
+            "policy_id": tenancy.policy.id,
+        },
+        answers=(502,),
+    ),
+    api("GET", "/policies/{uuid:policy_id}", "policies:read", policy),
+    api(
+        "PATCH",
+        "/policies/{uuid:policy_id}",
+        "policies:write",
+        policy,
+        body=lambda tenancy, made: {"name": "new"},
+        headers=_ANY,
+    ),
+    api("DELETE", "/policies/{uuid:policy_id}", "policies:write", policy, headers=_ANY),
+    api("GET", "/policies/{uuid:policy_id}/versions", "policies:read", policy),
+    api(
+        "POST",
+        "/policies/{uuid:policy_id}/versions",
+        "policies:write",
+        policy,
+        body=lambda tenancy, made: {"from_number": 1, "llm_credential_id": tenancy.credential.id},
+    ),
+    api("GET", "/policies/{uuid:policy_id}/versions/{int:number}", "policies:read", policy),
+    api(
+        "PATCH",
+        "/policies/{uuid:policy_id}/versions/{int:number}",
+        "policies:write",
+        policy,
+        body=lambda tenancy, made: {"llm_credential_id": tenancy.credential.id, "note": "new"},
+        headers=_ANY,
+    ),
+    api("POST", "/policies/{uuid:policy_id}/versions/{int:number}/publish", "policies:write", policy, headers=_ANY),
+    api("POST", "/policies/{uuid:policy_id}/versions/{int:number}/shadow", "policies:write", policy, headers=_ANY),
+    api("POST", "/policies/{uuid:policy_id}/rollback", "policies:write", policy, headers=_ANY),
+    api("GET", "/policies/{uuid:policy_id}/versions/{int:number}/prompt", "policies:read", policy),
+    api("GET", "/policies/{uuid:policy_id}/versions/{int:number}/diff/{int:other}", "policies:read", policy),
+    api("GET", "/policies/{uuid:policy_id}/agents", "policies:read", policy),
+    api(
+        "PUT",
+        "/policies/{uuid:policy_id}/agents/{uuid:agent_id}",
+        "policies:write",
+        policy_agent,
+        body=lambda tenancy, made: {"policy_track": "shadow"},
+    ),
+    api("DELETE", "/policies/{uuid:policy_id}/agents/{uuid:agent_id}", "policies:write", policy_agent),
+    api(
+        "POST",
+        "/review",
+        "judge",
+        body=lambda tenancy, made: {"agent_id": tenancy.agent.id, "turn_id": "t1", "text": "I have refunded it."},
+    ),
+    api(
+        "POST",
+        "/tool-gate",
+        "judge",
+        body=lambda tenancy, made: {"agent_id": tenancy.agent.id, "id": "c1", "name": "send_sms"},
+    ),
     api("GET", "/calls", "calls:read"),
     api("GET", "/calls/{uuid:call_id}", "calls:read", call),
     api("GET", "/calls/{uuid:call_id}/turns", "calls:read", call),
     api("GET", "/calls/{uuid:call_id}/timeline", "calls:read", call),
+    api("DELETE", "/calls/{uuid:call_id}", "calls:write", call),
+    # It has ended.
+    api(
+        "POST",
+        "/calls/{uuid:call_id}/turns",
+        "judge",
+        call,
+        body=lambda tenancy, made: {"turn_id": "t9", "text": "new"},
+        answers=(409,),
+    ),
+    api("GET", "/verdicts", "calls:read"),
+    api("GET", "/tool-decisions", "calls:read"),
+    api("GET", "/interventions", "calls:read"),
+    api("PUT", "/turns/{uuid:turn_id}/label", "labels:write", turn, body=lambda tenancy, made: {"label": "unsure"}),
+    api(
+        "PUT",
+        "/interventions/{uuid:intervention_id}/label",
+        "labels:write",
+        intervention,
+        body=lambda tenancy, made: {"label": "unsure"},
+    ),
+    api("GET", "/usage", "calls:read"),
+    api("GET", "/tenant/privacy", "admin"),
+    api("PUT", "/tenant/privacy", "admin", body=lambda tenancy, made: {"retention_days": 30}),
 ]
 
 PAGES = [
@@ -162,6 +341,8 @@ TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
 TASKS: dict[str, Callable[[Tenancy], tuple[Any, ...]] | None] = {
     "mirror_saas.each_tenant": None,
     "mirror_saas.sessions_clear": None,
+    "supervision.calls_prune": lambda tenancy: (),
+    "tenants.idempotency_clear": lambda tenancy: (),
 }
 
 
@@ -190,10 +371,15 @@ def urls() -> dict[str, Any]:
             else:
                 yield path, pattern.callback
 
-    operations = {re.sub(r"[{}]", "", path).replace("uuid:", "") for _, path in api_operations()}
+    operations = {re.sub(r"[{}]", "", path).replace("uuid:", "").replace("int:", "") for _, path in api_operations()}
 
     def is_operation(path: str) -> bool:
-        plain = re.sub(r"[<>]", "", path.removeprefix("api/v1")).replace("uuid:", "").replace("uuidstr:", "")
+        plain = (
+            re.sub(r"[<>]", "", path.removeprefix("api/v1"))
+            .replace("uuid:", "")
+            .replace("uuidstr:", "")
+            .replace("int:", "")
+        )
         return path.startswith("api/v1/") and plain in operations
 
     return {path: view for path, view in walk(get_resolver().url_patterns, "") if not is_operation(path)}
@@ -262,7 +448,9 @@ class Question:
         method, sent = self.door.method, self.body
         if self.door.json:
             text = "" if sent is None else json.dumps(sent, default=str)
-            return client.generic(method, self.url, text, content_type="application/json")  # type: ignore[return-value]
+            return client.generic(  # type: ignore[return-value]
+                method, self.url, text, content_type="application/json", headers=dict(self.door.headers)
+            )
         if method in ("GET", "HEAD"):
             return client.get(self.url)  # type: ignore[return-value]
         if method == "POST":
