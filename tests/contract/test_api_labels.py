@@ -105,7 +105,7 @@ def test_a_strangers_and_a_missing_one_are_alike(called: Tenancy, stranger: Tena
         ({"label": "confirmed", "note": 5}, "note"),
         ({"label": "confirmed", "note": "n" * 4001}, "note"),
         ({"label": "confirmed", "note": "a\x00b"}, "note"),
-        ([], "label"),
+        ([], "body"),
     ],
 )
 def test_a_bad_label_names_its_field(called: Tenancy, body: Any, field: str) -> None:
