@@ -25,6 +25,7 @@ from tenants import tasks
 from tenants.authentication import RECENT, recently_authenticated
 from tenants.models import AuditEvent, User
 from tenants.services.people import password_reset_mail
+from tenants.services.second_factor import totp_activate, totp_secret_new
 from tenants.services.tenants import user_create
 from tests.factories import PASSWORD, Tenancy, client_sign_in, tenancy_create, unique
 from tests.support.totp import totp
@@ -389,8 +390,6 @@ def test_a_mailed_link_gives_a_new_password_once_and_ends_all_sessions(
 
 
 def test_a_second_factor_is_asked_for_after_a_reset(client: Client, tenant: Tenancy, workers: None) -> None:
-    from tenants.services.second_factor import totp_activate, totp_secret_new
-
     alice, secret = tenant.users["alice"], totp_secret_new()
     totp_activate(user=alice, secret=secret, code=totp(secret, steps=-1))
     client.get(mailed_link(client, alice.email))
@@ -504,8 +503,6 @@ def test_confirming_with_the_password_leads_back(client: Client, tenant: Tenancy
 
 
 def test_confirming_with_a_code(client: Client, tenant: Tenancy) -> None:
-    from tenants.services.second_factor import totp_activate, totp_secret_new
-
     alice, secret = tenant.users["alice"], totp_secret_new()
     client_sign_in(client, alice, ago=timedelta(minutes=6))
     without = client.post("/account/confirm", {"by": "code", "code": "123456"})
