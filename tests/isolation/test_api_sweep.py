@@ -84,11 +84,16 @@ def test_nobody_else_reaches_anything(tenant: Tenancy, stranger: Tenancy, door: 
     # By key, by session, by a session that says it belongs to the other tenant, and by a key beside their session.
     beside = signed_in(charlie)
     beside.defaults["HTTP_AUTHORIZATION"] = f"Bearer {tenant.api_key}"
-    for client in (with_key(tenant.api_key), signed_in(alice), signed_in(alice, chosen=stranger.id), beside):
+    elsewhere = signed_in(alice, chosen=stranger.id)
+    for client in (with_key(tenant.api_key), signed_in(alice), elsewhere, beside):
         with undone():
             response = asked.ask(client)
             assert leaks(response, asked, foreign) == []
             assert rows(stranger) == before
+        if client is elsewhere and door.method != "GET":
+            # What is written for one tenant is never done in another: such a session has none (TenantMiddleware).
+            assert response.status_code == 401, response.getvalue()
+            continue
         if door.parameters:
             assert response.status_code == 404, response.getvalue()
         if nothing.text == asked.text:
