@@ -229,7 +229,7 @@ async def ask_the_console(canary: Canaries) -> None:
             async with connect(
                 f"ws://127.0.0.1:{canary.port}/ws/console",
                 origin=Fortress.ORIGIN,
-                additional_headers=headers,  # type: ignore[arg-type]
+                additional_headers=headers,
             ) as console:
                 await console.send(canary(f"a console's frame {frame}", frame))
                 async with asyncio.timeout(10):
