@@ -279,6 +279,9 @@ def test_setting_it_up_shows_a_qr_code_then_recovery_codes_once(client: Client, 
 
     answer = client.post("/account/two-factor", {"code": totp(secret)})
     assert (answer.status_code, answer["Location"]) == (302, "/account/recovery-codes")
+    twice = client.post("/account/two-factor", {"code": totp(secret)})
+    assert twice["Location"] == "/account/recovery-codes"
+    assert client.head("/account/recovery-codes").status_code == 405, "nobody would see them"
     shown = client.get("/account/recovery-codes").content.decode()
     download = re.search(r'download="mirror-recovery-codes.txt" href="data:text/plain;charset=utf-8,([^"]+)"', shown)
     assert download is not None
