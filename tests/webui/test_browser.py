@@ -166,6 +166,8 @@ def test_every_page_at_every_width_light_and_dark(
         "/calls?state=ended&outcome=failed",
         "/calls?after=2020-01-01T00:00",
         "/calls?after=never",
+        "/api-keys",
+        "/audit",
         missing,
     ]
     paths += [f"/calls/{one.call_id}" for one in (*told.values(), unbroken)]
@@ -462,3 +464,33 @@ def test_a_person_sets_up_a_second_factor_and_ends_another_session(open_page: Op
     expect(page.get_by_text("The session has ended.")).to_be_visible()
     there.open("/calls")
     expect(there.page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_new_key_is_copied_and_gone_when_one_comes_back(open_page: OpenPage, shop: Tenancy) -> None:
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.open("/api-keys/new")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_label("Name").fill("Nightly")
+    page.get_by_label("judge").check()
+    expect(page.get_by_label("On this date")).to_be_hidden()
+    page.get_by_label("It ends").select_option("date")
+    expect(page.get_by_label("On this date")).to_be_visible()
+    page.get_by_label("It ends").select_option("never")
+    page.get_by_role("button", name="Make the key").dblclick()
+    field = page.get_by_label("Copy it now")
+    expect(field).to_have_value(re.compile(r"mk_[a-z0-9]{12}_[A-Za-z0-9_-]{43}"))
+    key, there = field.input_value(), page.url
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == key
+
+    watched.open("/api-keys")
+    expect(page.get_by_role("link", name="Nightly")).to_have_count(1)
+    page.go_back()
+    page.wait_for_url(there)
+    expect(page.get_by_role("heading", name="Nightly")).to_be_visible()
+    expect(page.get_by_label("Copy it now")).to_have_count(0)
+    assert key not in page.content()
+    page.reload()
+    assert key not in page.content()
