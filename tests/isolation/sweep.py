@@ -51,7 +51,7 @@ from tenants.services.api_keys import api_key_create
 from tenants.services.invitations import invitation_create
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
-from tests.factories import Tenancy
+from tests.factories import Tenancy, call_create, tenancy_create
 
 PUBLIC, PERSON, MEMBER = "public", "person", "member"
 
@@ -307,21 +307,39 @@ def urls() -> dict[str, Any]:
 # -- who asks -----------------------------------------------------------------------------------------------------
 
 
-def with_key(key: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {key}"}, raise_request_exception=False)
+@dataclass(frozen=True)
+class Asker:
+    """Somebody with a session, a key, both or neither; each request is made by a client of its own."""
+
+    session: str | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False)
+
+    def client(self) -> Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        client = Client(headers=headers, raise_request_exception=False)
+        if self.session is not None:
+            client.cookies[settings.SESSION_COOKIE_NAME] = self.session
+        return client
 
 
-def signed_in(user: User, *, chosen: UUID | None = None) -> Client:
+NOBODY = Asker()
+
+
+def with_key(key: str) -> Asker:
+    return Asker(key=key)
+
+
+def signed_in(user: User, *, chosen: UUID | None = None, key: str | None = None) -> Asker:
     """A browser of `user`, who proved just now who they are; `chosen`: the tenant that the session says."""
-    client = Client(raise_request_exception=False)
+    client = Client()
     client.force_login(user)
-    session = client.session
-    session["account_authentication_methods"] = [{"method": "password", "at": time.time()}]
-    session["account_authentication_methods_user"] = str(user.pk)
+    state = client.session
+    state["account_authentication_methods"] = [{"method": "password", "at": time.time()}]
+    state["account_authentication_methods_user"] = str(user.pk)
     if chosen is not None:
-        session["tenant_id"] = str(chosen)
-    session.save()
-    return client
+        state["tenant_id"] = str(chosen)
+    state.save()
+    return Asker(session=state.session_key, key=key)
 
 
 def person(name: str = "dora") -> User:
@@ -336,8 +354,42 @@ def member(tenancy: Tenancy, role: Role) -> User:
     return user
 
 
-def roles_without(needs: str) -> list[Role]:
-    return [role for role in Role if needs not in ROLE_CAPABILITIES[role.value]]
+@dataclass(frozen=True)
+class World:
+    """Alice's tenant, charlie's, which is the one that is asked about, and everybody who asks."""
+
+    tenant: Tenancy
+    stranger: Tenancy
+    charlie: Asker
+    members: dict[Role, Asker]
+    alice: Asker
+    elsewhere: Asker  # alice, in a session that says it belongs to charlie's tenant
+    beside: Asker  # charlie's session with a key of alice's tenant beside it
+    wrong: Asker  # charlie's session with a wrong key
+    dora: Asker
+    dora_elsewhere: Asker
+
+    def members_without(self, needs: str) -> list[Asker]:
+        return [asker for role, asker in self.members.items() if needs not in ROLE_CAPABILITIES[role.value]]
+
+
+def world_create() -> World:
+    tenant, stranger = tenancy_create(owner="alice"), tenancy_create(owner="charlie")
+    call_create(tenant)
+    call_create(stranger, customer_text="charlie's secret question", text="charlie's secret answer")
+    alice, charlie, dora = tenant.users["alice"], stranger.users["charlie"], person()
+    return World(
+        tenant=tenant,
+        stranger=stranger,
+        charlie=signed_in(charlie),
+        members={role: signed_in(member(stranger, role)) for role in Role if role != Role.OWNER},
+        alice=signed_in(alice),
+        elsewhere=signed_in(alice, chosen=stranger.id),
+        beside=signed_in(charlie, key=tenant.api_key),
+        wrong=signed_in(charlie, key=f"{stranger.api_key[:-4]}AAAA"),
+        dora=signed_in(dora),
+        dora_elsewhere=signed_in(dora, chosen=stranger.id),
+    )
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
@@ -367,8 +419,8 @@ class Question:
     def text(self) -> str:
         return self.url + json.dumps(self.body, default=str)
 
-    def ask(self, client: Client) -> HttpResponse:
-        method, sent = self.door.method, self.body
+    def ask(self, asker: Asker) -> HttpResponse:
+        method, sent, client = self.door.method, self.body, asker.client()
         if self.door.json:
             text = "" if sent is None else json.dumps(sent, default=str)
             return client.generic(method, self.url, text, content_type="application/json")  # type: ignore[return-value]

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import pytest
-from django.test import Client
 
-from tests.factories import Tenancy, call_create
 from tests.isolation.sweep import (
     HOOKS,
+    NOBODY,
     PAGES,
     PERSON,
     PUBLIC,
     Door,
     Question,
+    World,
     answer_alike,
     leaks,
     marks,
-    member,
-    person,
     question,
-    roles_without,
     row_ids,
     rows,
-    signed_in,
     undone,
     urls,
 )
-
-# Some pages hand a mail to the workers.
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
 
 every_page = pytest.mark.parametrize("door", PAGES, ids=lambda door: f"{door.method} /{door.path}")
 
@@ -48,44 +41,41 @@ def test_pages_ask_for_what_the_table_says() -> None:
 
 
 @every_page
-def test_who_may_is_served_and_a_role_without_the_capability_is_refused(stranger: Tenancy, door: Door) -> None:
-    charlie = stranger.users["charlie"]
+def test_who_may_is_served_and_a_role_without_the_capability_is_refused(world: World, door: Door) -> None:
+    stranger = world.stranger
     with undone():
-        response = question(door, stranger).ask(signed_in(charlie))
+        response = question(door, stranger).ask(world.charlie)
         assert response.status_code in door.answers, response.getvalue()
         if door.needs != PUBLIC:
             assert response.headers.get("Location", "").partition("?")[0] not in ("/sign-in", "/account/confirm")
     if door.needs in (PUBLIC, PERSON):
         return
-    members = [signed_in(member(stranger, role)) for role in roles_without(door.needs)]
     asked = question(door, stranger)
     before = rows(stranger)
-    for client in members:
-        response = asked.ask(client)
+    for asker in world.members_without(door.needs):
+        response = asked.ask(asker)
         assert response.status_code == 403, response.getvalue()
     assert rows(stranger) == before
 
 
 @every_page
-def test_nobody_else_reaches_anything(tenant: Tenancy, stranger: Tenancy, door: Door) -> None:
+def test_nobody_else_reaches_anything(world: World, door: Door) -> None:
     """What a stranger gets for somebody's object is what they get for nothing, and nothing has changed."""
-    call_create(tenant)
-    alice = tenant.users["alice"]
+    stranger = world.stranger
     asked = question(door, stranger)
     before = rows(stranger)
     foreign = set() if door.tells else marks(stranger, before)
     nothing = asked.missing(row_ids(before) | {stranger.users["charlie"].id})
 
-    elsewhere = signed_in(alice, chosen=stranger.id)
-    for client in (signed_in(alice), elsewhere):
+    for asker in (world.alice, world.elsewhere):
         with undone():
-            response = asked.ask(client)
+            response = asked.ask(asker)
             assert leaks(response, asked, foreign) == []
             assert rows(stranger) == before
         if door.needs == PUBLIC:
             assert response.status_code in door.answers, response.getvalue()
             continue
-        if client is elsewhere and door.method != "GET" and door.needs != PERSON:
+        if asker is world.elsewhere and door.method != "GET" and door.needs != PERSON:
             # What is written for one tenant is never done in another: such a session has none (TenantMiddleware).
             assert (response.status_code, response.headers["Location"]) == (302, "/no-tenant")
             continue
@@ -94,17 +84,16 @@ def test_nobody_else_reaches_anything(tenant: Tenancy, stranger: Tenancy, door: 
             continue
         assert response.status_code == 404, response.getvalue()
         with undone():
-            assert _unnamed(nothing, answer_alike(nothing.ask(client))) == _unnamed(asked, answer_alike(response))
+            assert _unnamed(nothing, answer_alike(nothing.ask(asker))) == _unnamed(asked, answer_alike(response))
 
-    nobody, dora = Client(), person()
-    for client in (nobody, signed_in(dora), signed_in(dora, chosen=stranger.id)):
+    for asker in (NOBODY, world.dora, world.dora_elsewhere):
         with undone():
-            response = asked.ask(client)
+            response = asked.ask(asker)
             assert leaks(response, asked, foreign) == []
             assert rows(stranger) == before
         if door.needs == PUBLIC:
             assert response.status_code in door.answers, response.getvalue()
-        elif client is nobody:
+        elif asker is NOBODY:
             assert response.status_code == 302
             assert response.headers["Location"].startswith("/sign-in")
         elif door.needs == PERSON:
@@ -113,21 +102,20 @@ def test_nobody_else_reaches_anything(tenant: Tenancy, stranger: Tenancy, door: 
             assert (response.status_code, response.headers["Location"]) == (302, "/no-tenant")
 
 
-def test_a_method_without_a_row_does_nothing(stranger: Tenancy) -> None:
+def test_a_method_without_a_row_does_nothing(world: World) -> None:
     """Also for those who may do everything: what changes something has a row of its own above."""
-    client = signed_in(stranger.users["charlie"])
+    stranger = world.stranger
     known = {(door.method, door.path) for door in PAGES}
     tried = 0
     for door in {door.path: door for door in PAGES}.values():
+        asked = question(door, stranger)
+        before = rows(stranger)
         for method in ("POST", "PUT", "PATCH", "DELETE"):
             if (method, door.path) not in known:
-                with undone():
-                    asked = question(door, stranger)
-                    before = rows(stranger)
-                    unknown = Question(_with_method(door, method), asked.made, {})
-                    assert unknown.ask(client).status_code < 500, (method, door.path)
-                    assert rows(stranger) == before, (method, door.path)
-                    tried += 1
+                unknown = Question(_with_method(door, method), asked.made, {})
+                assert unknown.ask(world.charlie).status_code < 500, (method, door.path)
+                assert rows(stranger) == before, (method, door.path)
+                tried += 1
     assert tried > len(PAGES)
 
 
