@@ -6,6 +6,8 @@ import io
 import json
 import re
 import secrets
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 from urllib.parse import unquote
 
@@ -196,6 +198,29 @@ def test_new_recovery_codes_replace_the_old_ones(alice: User) -> None:
     with pytest.raises(CodeWrong):
         code_verify(user=alice, code=old[0])
     assert code_verify(user=alice, code=new[0])
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("kind", ["totp", "recovery_codes"])
+def test_a_code_that_two_nodes_get_at_once_counts_once(kind: str) -> None:
+    user = tenancy_create(owner="alice").users["alice"]
+    secret = enrolled(user)
+    codes = recovery_codes_show(user=user)
+    assert codes is not None
+    code, both = totp(secret, at=NOW) if kind == "totp" else codes[0], Barrier(2)
+
+    def verify(_: int) -> bool:
+        both.wait(10)
+        try:
+            code_verify(user=user, code=code, now=NOW)
+        except CodeWrong:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    with ThreadPoolExecutor(2) as nodes:
+        assert sorted(nodes.map(verify, range(2))) == [False, True]
 
 
 # -- how they are kept ---------------------------------------------------------------------------------------------
