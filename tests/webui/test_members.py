@@ -470,7 +470,7 @@ def test_the_mailed_link_is_the_one_that_works(client: Client, tenant: Tenancy) 
         invitation_send.apply((str(invitation.id), invitation_mark(invitation)))
     [message] = mail.outbox
     [link] = re.findall(r"http://\S+/invitation/\S+", str(message.body))
-    client.post(link.replace("http://127.0.0.1:8000", ""), {"name": "Dora", "password": GOOD})
+    client.post(link[link.index("/invitation/") :], {"name": "Dora", "password": GOOD})
     assert User.objects.filter(email="dora@x.example").exists()
 
 
