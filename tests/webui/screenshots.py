@@ -12,6 +12,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -123,6 +124,14 @@ def main(folder: Path) -> None:
                     shoot(page, f"call-failed-{end}", f"/calls/{failed.call_id}")
                     shoot(page, f"not-found-{end}", f"/calls/{tenancy.id}")
                     shoot(page, f"account-{end}", "/account")
+                    shoot(page, f"members-{end}", "/members")
+                    page.get_by_label("Email").fill(f"new-{end}@example.com")
+                    page.get_by_role("button", name="Invite", exact=True).click()
+                    page.wait_for_load_state("networkidle")
+                    page.screenshot(path=folder / f"members-invited-{end}.png", full_page=True)
+                    link = urlsplit(page.locator("#fresh-link").input_value())
+                    shoot(page, f"invitation-of-another-{end}", link.path)
+                    shoot(page, f"leave-{end}", "/members/leave")
                     shoot(page, f"password-{end}", "/account/password")
                     shoot(page, f"confirm-{end}", "/account/confirm")
                     shoot(page, f"two-factor-{end}", "/account/two-factor")
