@@ -48,7 +48,7 @@ from tenants.managers import TenantModel
 from tenants.models import User
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.api_keys import api_key_create
-from tenants.services.invitations import invitation_create
+from tenants.services.invitations import invitation_create, invitation_mark
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
 from tests.factories import Tenancy, call_create, tenancy_create
@@ -118,6 +118,12 @@ def invitation_token(tenancy: Tenancy) -> Made:
     """The secret of an invitation's link."""
     made = invitation_create(**invitee(tenancy, {}), capabilities=ROLE_CAPABILITIES["owner"])
     return {"token": made.link.rpartition("/")[2]}
+
+
+def invitation_sent(tenancy: Tenancy) -> tuple[str, str]:
+    """What the task that mails an invitation is told of it."""
+    made = invitation_create(**invitee(tenancy, {}), capabilities=ROLE_CAPABILITIES["owner"])
+    return str(made.invitation.id), invitation_mark(made.invitation)
 
 
 def session(tenancy: Tenancy) -> Made:
@@ -263,10 +269,13 @@ TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
     "call": ("calls:read", lambda tenancy: f"call:{call(tenancy)['call_id']}"),
 }
 
-# Tenant tasks with the arguments that name an object of a tenancy; None for tasks that belong to no tenant.
-TASKS: dict[str, Callable[[Tenancy], tuple[Any, ...]] | None] = {
-    "mirror_saas.each_tenant": None,
-    "mirror_saas.sessions_clear": None,
+# Arguments that name an object of a tenancy. GLOBAL tasks belong to no tenant; they write no row of any.
+GLOBAL, TENANT = "global", "tenant"
+TASKS: dict[str, tuple[str, Callable[[Tenancy], tuple[Any, ...]]]] = {
+    "mirror_saas.each_tenant": (GLOBAL, lambda tenancy: ("tenants.invitation_send",)),
+    "mirror_saas.sessions_clear": (GLOBAL, lambda tenancy: ()),
+    "tenants.password_reset_send": (GLOBAL, lambda tenancy: (next(iter(tenancy.users.values())).email,)),
+    "tenants.invitation_send": (TENANT, lambda tenancy: invitation_sent(tenancy)),
 }
 
 
