@@ -56,6 +56,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	MIRROR_ENV=development $(BIN)/python manage.py check --fail-level WARNING
+	MIRROR_ENV=production MIRROR_PUBLIC_URL=https://mirror.example.com $(BIN)/python manage.py check --deploy --fail-level WARNING
 	@# It asks a database for its history when one runs, and warns when none does; the check itself needs none.
 	MIRROR_ENV=development PYTHONWARNINGS=ignore::RuntimeWarning $(BIN)/python manage.py makemigrations --check --dry-run
 	MIRROR_ENV=development $(BIN)/python manage.py check_templates

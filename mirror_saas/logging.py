@@ -83,6 +83,20 @@ class WithoutTraces(logging.Filter):
         return True
 
 
+class WithoutBodies(logging.Filter):
+    """Cuts off what Celery's worker quotes of messages that it cannot use: their arguments may be anything."""
+
+    _QUOTED = re.compile(r"\s*The full contents of the message.*", re.DOTALL)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("celery.worker"):
+            message = record.getMessage()
+            if self._QUOTED.search(message):
+                record.msg, record.args = self._QUOTED.sub(" What it says is not shown.", message), None
+                record.exc_info = record.exc_text = None
+        return True
+
+
 class JSONFormatter(logging.Formatter):
     """One JSON object a line: `at` (UTC), `level`, `logger`, `message`, `error` (traceback) and the extra fields."""
 
@@ -114,13 +128,14 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
             "mask": {"()": "mirror_saas.logging.MaskSecrets"},
             "without_probes": {"()": "mirror_saas.logging.WithoutProbes"},
             "without_traces": {"()": "mirror_saas.logging.WithoutTraces"},
+            "without_bodies": {"()": "mirror_saas.logging.WithoutBodies"},
         },
         "formatters": {"json": {"()": "mirror_saas.logging.JSONFormatter"}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "formatter": "json",
-                "filters": ["without_traces", "mask"],
+                "filters": ["without_traces", "without_bodies", "mask"],
             }
         },
         "root": {"handlers": ["stderr"], "level": level},

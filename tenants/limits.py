@@ -13,6 +13,7 @@ from uuid import UUID
 from django.conf import settings
 
 from mirror_saas.limits import Limits
+from tenants.cache_keys import tenant_key
 from tenants.context import tenant_context
 from tenants.models import TenantLimits
 
@@ -72,4 +73,4 @@ LIMITS: Final = LimitsKnown()
 
 def calls_key(tenant_id: UUID) -> str:
     """Where the leases of the tenant's running calls stand in Valkey."""
-    return f"mirror:calls:{{{tenant_id}}}"
+    return tenant_key("calls", tenant_id)

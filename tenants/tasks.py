@@ -7,7 +7,7 @@ from smtplib import SMTPException, SMTPRecipientsRefused
 from typing import Final
 from uuid import UUID
 
-from celery import shared_task
+from celery import Task, shared_task
 
 from mirror_saas.tasks import TenantTask
 from tenants.services.idempotency import idempotency_forget
@@ -21,10 +21,19 @@ MAIL_RETRIES: Final = 5
 MAIL_RETRY_S: Final = 60
 
 
-@shared_task(name="tenants.password_reset_send")  # type: ignore[untyped-decorator]
-def password_reset_send(email: str) -> None:
+@shared_task(  # type: ignore[untyped-decorator]
+    name="tenants.password_reset_send", bind=True, max_retries=MAIL_RETRIES
+)
+def password_reset_send(task: Task, email: str) -> None:
     """Mail a link to whoever signs in with `email`; nothing happens when nobody does."""
-    password_reset_mail(email=email)
+    try:
+        password_reset_mail(email=email)
+    except SMTPRecipientsRefused:
+        logger.warning("the mail server refused the address of a password link")
+    except (SMTPException, OSError) as error:
+        logger.warning("the mail server did not take a password link: %s", type(error).__name__)
+        if task.request.retries < MAIL_RETRIES:
+            raise task.retry(exc=error, countdown=MAIL_RETRY_S * 2**task.request.retries, argsrepr="…") from error
 
 
 @shared_task(name="tenants.idempotency_clear", base=TenantTask)  # type: ignore[untyped-decorator]

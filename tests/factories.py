@@ -34,10 +34,12 @@ from supervision.services.agents import agent_create, agent_stream_key_create, a
 from supervision.services.credentials import credential_create
 from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
 from tenants.context import TenantContext, tenant_context
+from tenants.limits_refused import Refused
 from tenants.models import User
 from tenants.roles import ALL_SCOPES, Role
 from tenants.selectors.tenants import TenantRef
 from tenants.services.api_keys import api_key_create
+from tenants.services.limits import limitrefusals_add, storage_use_add
 from tenants.services.tenants import membership_create, tenant_create, user_create
 
 PASSWORD = "correct horse battery staple"
@@ -160,7 +162,8 @@ def call_create(
     outcome: str = "completed",
     agent: Agent | None = None,
 ) -> Call:
-    """A call with a row in every table of a call: a turn judged bad, corrected and noted, and a blocked tool."""
+    """A call with a row in every table of a call: a turn judged bad, corrected and noted, and a blocked tool. Another
+    one was refused that day, and what it takes is counted."""
     with tenancy.context():
         ended = state == "ended"
         call = Call.objects.create(
@@ -290,6 +293,8 @@ def call_create(
         ]
         if ended:
             kinds.append(("call.ended", {"outcome": outcome}))
+        storage_use_add(storage_bytes=sum(len(str(data)) for _, data in kinds))
+        limitrefusals_add(counts={(started_at.date(), Refused.CALLS.value): 1})
         for seq, (kind, data) in enumerate(kinds, start=1):
             CallEvent.objects.create(
                 call=call, seq=seq, at=started_at + timedelta(milliseconds=seq), kind=kind, data=data

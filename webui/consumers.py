@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -25,6 +25,8 @@ from channels.exceptions import StopConsumer
 from django.conf import settings
 from django.db import close_old_connections
 
+from supervision.recorder.announce import call_group, calls_group
+from tenants.channel_groups import TenantGroup, group_join, group_leave
 from tenants.middleware import session_tenant_id
 from webui.live import CallsTopic, CallTopic, Topic, TopicRefused, Update, Viewer, ViewerGone, viewer_check
 from webui.middleware import TIME_ZONE_COOKIE, zone_named
@@ -93,12 +95,32 @@ def origin_allowed(headers: list[tuple[bytes, bytes]]) -> bool:
     return parts.netloc.lower() == found.get(b"host", "").lower() or origin in settings.CSRF_TRUSTED_ORIGINS
 
 
+def _calls_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
+    query = request.get("query", "")
+    return None if about else (CallsTopic(query if isinstance(query, str) else ""), calls_group(tenant_id))
+
+
+def _call_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
+    call_id, after = _uuid(about), request.get("after", 0)
+    if call_id is None:
+        return None
+    return CallTopic(call_id, after if type(after) is int and after >= 0 else 0), call_group(tenant_id, call_id)
+
+
+# A topic's name is one of these, or one of these and `:` and an id; None for one that makes no topic. tests/isolation
+# asks for each of them as everybody.
+TOPICS: Final[dict[str, Callable[[UUID, str, dict[str, Any]], tuple[Topic, TenantGroup] | None]]] = {
+    "calls": _calls_topic,
+    "call": _call_topic,
+}
+
+
 class _Subscription:
     """One topic of one socket: a task that reads when something changed and sends when the browser is ready."""
 
-    def __init__(self, topic: Topic, groups: list[str]) -> None:
+    def __init__(self, topic: Topic, group: TenantGroup) -> None:
         self.topic = topic
-        self.groups = groups
+        self.group = group
         self.changed = asyncio.Event()
         self.changed.set()
         self.sent = 0
@@ -201,22 +223,17 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         if len(self.subscriptions) >= MAX_TOPICS:
             await self._send({"type": "refused", "topic": name})
             return
-        tenant = f"t.{self.viewer.tenant_id.hex}"
-        after = request.get("after", 0)
-        query = request.get("query", "")
-        topic: Topic
-        if name == "calls":
-            topic, group = CallsTopic(query if isinstance(query, str) else ""), f"{tenant}.calls"
-        elif name.startswith("call:") and (call_id := _uuid(name.removeprefix("call:"))) is not None:
-            topic = CallTopic(call_id, after if type(after) is int and after >= 0 else 0)
-            group = f"{tenant}.call.{call_id.hex}"
-        else:
+        kind, colon, about = name.partition(":")
+        known = kind in TOPICS and bool(about) == bool(colon)
+        made = TOPICS[kind](self.viewer.tenant_id, about, request) if known else None
+        if made is None:
             await self._send({"type": "refused", "topic": name})
             return
-        subscription = _Subscription(topic, [group])
+        topic, group = made
+        subscription = _Subscription(topic, group)
         self.subscriptions[name] = subscription
         # Joined before the first read: what changes in between is a hint that waits, not a gap.
-        await self.channel_layer.group_add(group, self.channel_name)
+        await group_join(self.channel_layer, group, self.channel_name)
         subscription.task = asyncio.create_task(self._guarded(lambda: self._feed(name, subscription)))
 
     async def _unsubscribe(self, name: str) -> None:
@@ -224,8 +241,7 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         if subscription is None:
             return
         await _cancel(subscription.task)
-        for group in subscription.groups:
-            await self.channel_layer.group_discard(group, self.channel_name)
+        await group_leave(self.channel_layer, subscription.group, self.channel_name)
 
     async def _feed(self, name: str, subscription: _Subscription) -> None:
         while True:

@@ -39,17 +39,21 @@ def offset(ms: int | None) -> str:
 
 
 def relative(ms: int) -> str:
-    """How far off a moment is, in ms from now: `just now`, `3 min ago`, `2 h ago`, `in 5 days`."""
-    minutes = abs(ms) // MINUTE_MS
-    if minutes == 0:
-        return "just now" if ms <= 0 else "in less than a minute"
+    """How far off a moment is, in ms from now: `just now`, `3 min ago`, `2 h ago`, `in 5 days`.
+
+    What is past is rounded down and what is to come up, so that 30 days from now are not called 29 a moment later.
+    """
+    if ms <= 0:
+        minutes = -ms // MINUTE_MS
+        return f"{_far(minutes, minutes // 60, minutes // 1440)} ago" if minutes else "just now"
+    minutes = -(-ms // MINUTE_MS)
+    return f"in {_far(minutes, -(-minutes // 60), -(-minutes // 1440))}"
+
+
+def _far(minutes: int, hours: int, days: int) -> str:
     if minutes < 60:
-        far = f"{minutes} min"
-    elif minutes < 48 * 60:
-        far = f"{minutes // 60} h"
-    else:
-        far = f"{minutes // (24 * 60)} days"
-    return f"{far} ago" if ms < 0 else f"in {far}"
+        return f"{minutes} min"
+    return f"{hours} h" if minutes < 48 * 60 else f"{days} days"
 
 
 def share(value: float | None) -> str:

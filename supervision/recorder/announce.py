@@ -13,19 +13,21 @@ from uuid import UUID
 
 from channels.layers import get_channel_layer
 
+from tenants.channel_groups import TenantGroup, group_send
+
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 2.0
 
 
-def calls_group(tenant_id: UUID) -> str:
+def calls_group(tenant_id: UUID) -> TenantGroup:
     """The channel-layer group that hears of every call of a tenant."""
-    return f"t.{tenant_id.hex}.calls"
+    return TenantGroup(tenant_id, "calls")
 
 
-def call_group(tenant_id: UUID, call_id: UUID) -> str:
+def call_group(tenant_id: UUID, call_id: UUID) -> TenantGroup:
     """The channel-layer group that hears of one call."""
-    return f"t.{tenant_id.hex}.call.{call_id.hex}"
+    return TenantGroup(tenant_id, f"call.{call_id.hex}")
 
 
 async def announce_to_channel_layer(tenant_id: UUID, call_id: UUID, seq: int) -> None:
@@ -35,5 +37,5 @@ async def announce_to_channel_layer(tenant_id: UUID, call_id: UUID, seq: int) ->
         return
     message = {"type": "call.changed", "call_id": str(call_id), "seq": seq}
     async with asyncio.timeout(_TIMEOUT_S):
-        await layer.group_send(calls_group(tenant_id), message)
-        await layer.group_send(call_group(tenant_id, call_id), message)
+        await group_send(layer, calls_group(tenant_id), message)
+        await group_send(layer, call_group(tenant_id, call_id), message)

@@ -123,7 +123,7 @@ class CallLeases:
         `call` is Plivo's id of it; while nobody knows that, it is empty, and `name` says it later. A call that has a
         lease already gets it again, whatever the limit.
         """
-        lease = CallLease(tenant_id, call or f"socket {uuid4()}", str(uuid4()))
+        lease = CallLease(tenant_id, _id(call) or f"socket {uuid4()}", str(uuid4()))
         arguments: list[Any] = [self._now(), LEASE_S, -1 if limit is None else limit, lease.call, lease.holder]
         allowed = await self._ask(lambda: self._take(keys=_keys(tenant_id), args=arguments))
         if allowed is None:
@@ -136,6 +136,7 @@ class CallLeases:
 
     async def is_free(self, tenant_id: UUID, *, limit: int | None, call: str = "") -> bool:
         """Whether `take` would have a lease for the call. Takes nothing."""
+        call = _id(call)
         own = self._held.get(tenant_id, {})
         if limit is None or call in own:
             return True
@@ -147,6 +148,7 @@ class CallLeases:
 
     async def name(self, lease: CallLease, call: str) -> None:
         """Say which call an unnamed lease is for; if that has one already, the two are one."""
+        call = _id(call)
         if lease.call == call:
             return
         unnamed = CallLease(lease.tenant_id, lease.call, lease.holder)
@@ -224,6 +226,11 @@ class CallLeases:
             self._down_until = -math.inf
             logger.warning("Valkey answers again: calls are counted over all nodes")
         return answer
+
+
+def _id(call: str) -> str:
+    """A call's id as it can be stored, whatever somebody sent as one; the ids of calls have 200 characters at most."""
+    return call[:200].encode("utf-8", "replace").decode()
 
 
 def _keys(tenant_id: UUID) -> list[Any]:

@@ -14,7 +14,8 @@ subscribe to) or TASKS (a Celery task):
 - `body(tenancy, made)` gives what is sent: JSON for the API, a form's fields for pages. Name objects of `tenancy` in it
   wherever ids may stand: the stranger sends the same ids;
 - `headers` are sent with it, such as `If-Match`;
-- `answers` are the statuses of somebody who may, if they are not 200 to 204 (API) or 200 and 302 (pages).
+- `answers` are the statuses of somebody who may, if they are not 200 to 204 (API) or 200 and 302 (pages);
+- `tells` is for a page whose path is a secret, which shows something of its tenant to whoever has that.
 
 test_api_sweep.py, test_page_sweep.py, test_socket_sweep.py and test_task_sweep.py ask each row as its owner, as members
 without the capability, as the owner of another tenant, as somebody without a tenant and as nobody.
@@ -29,10 +30,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 from uuid import UUID
 
+from allauth.usersessions.models import UserSession
 from django.apps import apps
+from django.conf import settings
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
@@ -47,8 +51,10 @@ from tenants.managers import TenantModel
 from tenants.models import User
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.api_keys import api_key_create
-from tenants.services.tenants import membership_create, user_create
-from tests.factories import Tenancy
+from tenants.services.invitations import invitation_create, invitation_mark
+from tenants.services.memberships import membership_create
+from tenants.services.tenants import user_create
+from tests.factories import Tenancy, call_create, tenancy_create
 
 PUBLIC, PERSON, MEMBER = "public", "person", "member"
 
@@ -70,6 +76,7 @@ class Door:
     prefix: str
     json: bool
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tells: bool = False
 
     @property
     def parameters(self) -> list[str]:
@@ -138,6 +145,44 @@ def policy_agent(tenancy: Tenancy) -> Made:
     return {"policy_id": tenancy.policy.id, "agent_id": tenancy.agent.id}
 
 
+def viewer(tenancy: Tenancy) -> Made:
+    """A member who looks on."""
+    user = user_create(email=f"{secrets.token_hex(6)}@{tenancy.slug}.example", password=None)
+    membership_id = membership_create(user=user, role=Role.VIEWER).id
+    return {"member_id": membership_id, "membership_id": membership_id}
+
+
+def invitation(tenancy: Tenancy) -> Made:
+    made = invitation_create(**invitee(tenancy, {}), capabilities=ROLE_CAPABILITIES["owner"])
+    return {"invitation_id": made.invitation.id}
+
+
+def invitation_token(tenancy: Tenancy) -> Made:
+    """The secret of an invitation's link."""
+    made = invitation_create(**invitee(tenancy, {}), capabilities=ROLE_CAPABILITIES["owner"])
+    return {"token": made.link.rpartition("/")[2]}
+
+
+def invitation_sent(tenancy: Tenancy) -> tuple[str, str]:
+    """What the task that mails an invitation is told of it."""
+    made = invitation_create(**invitee(tenancy, {}), capabilities=ROLE_CAPABILITIES["owner"])
+    return str(made.invitation.id), invitation_mark(made.invitation)
+
+
+def session(tenancy: Tenancy) -> Made:
+    """A browser that the tenancy's owner is signed in with."""
+    (owner, *_) = tenancy.users.values()
+    store = import_module(settings.SESSION_ENGINE).SessionStore()
+    store.save()
+    row = UserSession.objects.create(user=owner, ip="192.0.2.7", session_key=store.session_key, user_agent="Swept")
+    return {"session_id": row.pk}
+
+
+def invitee(tenancy: Tenancy, made: Made) -> dict[str, Any]:
+    """Somebody new, named after the tenancy."""
+    return {"email": f"{secrets.token_hex(6)}@{tenancy.slug}.example", "role": Role.VIEWER}
+
+
 def api(
     method: str,
     path: str,
@@ -159,8 +204,9 @@ def page(
     *,
     body: Body | None = None,
     answers: Iterable[int] = (200, 302),
+    tells: bool = False,
 ) -> Door:
-    return Door(method, path, needs, made, body, frozenset(answers), "/", json=False)
+    return Door(method, path, needs, made, body, frozenset(answers), "/", json=False, tells=tells)
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
@@ -175,6 +221,15 @@ API = [
     api("GET", "/api-keys/{uuid:api_key_id}", "admin", api_key),
     api("PATCH", "/api-keys/{uuid:api_key_id}", "admin", api_key, body=lambda tenancy, made: {"name": "new"}),
     api("DELETE", "/api-keys/{uuid:api_key_id}", "admin", api_key),
+    api("GET", "/members", "admin"),
+    api("GET", "/members/{uuid:member_id}", "admin", viewer),
+    api("PATCH", "/members/{uuid:member_id}", "admin", viewer, body=lambda tenancy, made: {"role": "editor"}),
+    api("DELETE", "/members/{uuid:member_id}", "admin", viewer),
+    api("GET", "/invitations", "admin"),
+    api("POST", "/invitations", "admin", body=invitee),
+    api("GET", "/invitations/{uuid:invitation_id}", "admin", invitation),
+    api("DELETE", "/invitations/{uuid:invitation_id}", "admin", invitation),
+    api("POST", "/invitations/{uuid:invitation_id}/resend", "admin", invitation),
     api("GET", "/tenant", "admin"),
     api("PATCH", "/tenant", "admin", body=lambda tenancy, made: {"name": "new"}),
     api("GET", "/agents", "policies:read"),
@@ -312,16 +367,72 @@ API = [
     api("PUT", "/tenant/privacy", "admin", body=lambda tenancy, made: {"retention_days": 30}),
 ]
 
+# Tries are counted by address, and every test comes from the same one.
+_COUNTED = (200, 302, 429)
+
 PAGES = [
     page("GET", "livez", PUBLIC),
     page("GET", "readyz", PUBLIC, answers=(200, 503)),
     page("GET", "api/v1/openapi.json", PUBLIC),
     page("GET", "api/v1/docs", PUBLIC),
+    page("GET", "api/v1/", PUBLIC, answers=(404,)),
     page("GET", "", PUBLIC),
     page("GET", "sign-in", PUBLIC),
-    page("POST", "sign-in", PUBLIC, body=lambda tenancy, made: {"username": "nobody@example.com", "password": "x"}),
+    page(
+        "POST",
+        "sign-in",
+        PUBLIC,
+        body=lambda tenancy, made: {"login": "nobody@example.com", "password": "x"},
+        answers=_COUNTED,
+    ),
+    page("GET", "sign-in/code", PUBLIC),
+    page("POST", "sign-in/code", PUBLIC),
     page("POST", "sign-out", PUBLIC),
+    page("GET", "forgot-password", PUBLIC),
+    page(
+        "POST", "forgot-password", PUBLIC, body=lambda tenancy, made: {"email": "nobody@example.com"}, answers=_COUNTED
+    ),
+    page("GET", "forgot-password/sent", PUBLIC),
+    page("GET", "reset-password/new", PUBLIC, answers=(200, 302, 404)),
+    page("POST", "reset-password/new", PUBLIC, answers=(200, 302, 404)),
+    page("GET", "reset-password/<str:key>", PUBLIC, lambda tenancy: {"key": "none"}, answers=(200, 302, 404)),
+    page("GET", "account", PERSON),
+    page("GET", "account/confirm", PERSON),
+    page("POST", "account/confirm", PERSON),
+    page("GET", "account/password", PERSON),
+    page("POST", "account/password", PERSON),
+    page("GET", "account/two-factor", PERSON),
+    page("POST", "account/two-factor", PERSON),
+    page("GET", "account/two-factor/off", PERSON),
+    page("POST", "account/two-factor/off", PERSON),
+    page("GET", "account/recovery-codes", PERSON),
+    page("POST", "account/recovery-codes/new", PERSON),
+    page("POST", "account/sessions/end", PERSON),
+    page("POST", "account/sessions/<int:session_id>/end", PERSON, session),
     page("GET", "no-tenant", PERSON, answers=(200, 302, 403)),
+    page("POST", "tenant/switch", PERSON, body=lambda tenancy, made: {"tenant": tenancy.id}),
+    page("GET", "members", "admin"),
+    page("POST", "members/invite", "admin", body=invitee),
+    page("GET", "members/leave", "membership"),
+    page("POST", "members/leave", "membership"),
+    page("GET", "members/<uuid:membership_id>/role", "admin", viewer),
+    page("POST", "members/<uuid:membership_id>/role", "admin", viewer, body=lambda tenancy, made: {"role": "editor"}),
+    page("GET", "members/<uuid:membership_id>/remove", "admin", viewer),
+    page("POST", "members/<uuid:membership_id>/remove", "admin", viewer),
+    page("POST", "invitations/<uuid:invitation_id>/resend", "admin", invitation),
+    page("POST", "invitations/<uuid:invitation_id>/revoke", "admin", invitation),
+    # Whoever has the link is shown whom it is for; that is what it is for.
+    page("GET", "invitation/<str:token>", PUBLIC, invitation_token, tells=True),
+    page("POST", "invitation/<str:token>", PUBLIC, invitation_token, answers=(200, 302, 403), tells=True),
+    page("GET", "api-keys", "admin"),
+    page("GET", "api-keys/new", "admin"),
+    page("POST", "api-keys/new", "admin", body=lambda tenancy, made: {"name": "new", "scopes": ["admin"]}),
+    page("GET", "api-keys/<uuid:api_key_id>", "admin", api_key),
+    page("POST", "api-keys/<uuid:api_key_id>", "admin", api_key, body=lambda tenancy, made: {"name": "new"}),
+    page("GET", "api-keys/<uuid:api_key_id>/revoke", "admin", api_key),
+    page("POST", "api-keys/<uuid:api_key_id>/revoke", "admin", api_key),
+    page("GET", "audit", "admin"),
+    page("GET", "audit/verify", "admin"),
     page("GET", "calls", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
 ]
@@ -337,12 +448,15 @@ TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
     "call": ("calls:read", lambda tenancy: f"call:{call(tenancy)['call_id']}"),
 }
 
-# Tenant tasks with the arguments that name an object of a tenancy; None for tasks that belong to no tenant.
-TASKS: dict[str, Callable[[Tenancy], tuple[Any, ...]] | None] = {
-    "mirror_saas.each_tenant": None,
-    "mirror_saas.sessions_clear": None,
-    "supervision.calls_prune": lambda tenancy: (),
-    "tenants.idempotency_clear": lambda tenancy: (),
+# Arguments that name an object of a tenancy. GLOBAL tasks belong to no tenant; they write no row of any.
+GLOBAL, TENANT = "global", "tenant"
+TASKS: dict[str, tuple[str, Callable[[Tenancy], tuple[Any, ...]]]] = {
+    "mirror_saas.each_tenant": (GLOBAL, lambda tenancy: ("tenants.invitation_send",)),
+    "mirror_saas.sessions_clear": (GLOBAL, lambda tenancy: ()),
+    "tenants.password_reset_send": (GLOBAL, lambda tenancy: (next(iter(tenancy.users.values())).email,)),
+    "tenants.invitation_send": (TENANT, lambda tenancy: invitation_sent(tenancy)),
+    "supervision.calls_prune": (TENANT, lambda tenancy: ()),
+    "tenants.idempotency_clear": (TENANT, lambda tenancy: ()),
 }
 
 
@@ -388,21 +502,39 @@ def urls() -> dict[str, Any]:
 # -- who asks -----------------------------------------------------------------------------------------------------
 
 
-def with_key(key: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {key}"}, raise_request_exception=False)
+@dataclass(frozen=True)
+class Asker:
+    """Somebody with a session, a key, both or neither; each request is made by a client of its own."""
+
+    session: str | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False)
+
+    def client(self) -> Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        client = Client(headers=headers, raise_request_exception=False)
+        if self.session is not None:
+            client.cookies[settings.SESSION_COOKIE_NAME] = self.session
+        return client
 
 
-def signed_in(user: User, *, chosen: UUID | None = None) -> Client:
+NOBODY = Asker()
+
+
+def with_key(key: str) -> Asker:
+    return Asker(key=key)
+
+
+def signed_in(user: User, *, chosen: UUID | None = None, key: str | None = None) -> Asker:
     """A browser of `user`, who proved just now who they are; `chosen`: the tenant that the session says."""
-    client = Client(raise_request_exception=False)
+    client = Client()
     client.force_login(user)
-    session = client.session
-    session["account_authentication_methods"] = [{"method": "password", "at": time.time()}]
-    session["account_authentication_methods_user"] = str(user.pk)
+    state = client.session
+    state["account_authentication_methods"] = [{"method": "password", "at": time.time()}]
+    state["account_authentication_methods_user"] = str(user.pk)
     if chosen is not None:
-        session["tenant_id"] = str(chosen)
-    session.save()
-    return client
+        state["tenant_id"] = str(chosen)
+    state.save()
+    return Asker(session=state.session_key, key=key)
 
 
 def person(name: str = "dora") -> User:
@@ -417,8 +549,42 @@ def member(tenancy: Tenancy, role: Role) -> User:
     return user
 
 
-def roles_without(needs: str) -> list[Role]:
-    return [role for role in Role if needs not in ROLE_CAPABILITIES[role.value]]
+@dataclass(frozen=True)
+class World:
+    """Alice's tenant, charlie's, which is the one that is asked about, and everybody who asks."""
+
+    tenant: Tenancy
+    stranger: Tenancy
+    charlie: Asker
+    members: dict[Role, Asker]
+    alice: Asker
+    elsewhere: Asker  # alice, in a session that says it belongs to charlie's tenant
+    beside: Asker  # charlie's session with a key of alice's tenant beside it
+    wrong: Asker  # charlie's session with a wrong key
+    dora: Asker
+    dora_elsewhere: Asker
+
+    def members_without(self, needs: str) -> list[Asker]:
+        return [asker for role, asker in self.members.items() if needs not in ROLE_CAPABILITIES[role.value]]
+
+
+def world_create() -> World:
+    tenant, stranger = tenancy_create(owner="alice"), tenancy_create(owner="charlie")
+    call_create(tenant)
+    call_create(stranger, customer_text="charlie's secret question", text="charlie's secret answer")
+    alice, charlie, dora = tenant.users["alice"], stranger.users["charlie"], person()
+    return World(
+        tenant=tenant,
+        stranger=stranger,
+        charlie=signed_in(charlie),
+        members={role: signed_in(member(stranger, role)) for role in Role if role != Role.OWNER},
+        alice=signed_in(alice),
+        elsewhere=signed_in(alice, chosen=stranger.id),
+        beside=signed_in(charlie, key=tenant.api_key),
+        wrong=signed_in(charlie, key=f"{stranger.api_key[:-4]}AAAA"),
+        dora=signed_in(dora),
+        dora_elsewhere=signed_in(dora, chosen=stranger.id),
+    )
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
@@ -437,15 +603,19 @@ class Question:
     """A door's request about one tenancy's object."""
 
     door: Door
-    url: str
+    made: Made
     body: Any
+
+    @property
+    def url(self) -> str:
+        return self.door.url(self.made)
 
     @property
     def text(self) -> str:
         return self.url + json.dumps(self.body, default=str)
 
-    def ask(self, client: Client) -> HttpResponse:
-        method, sent = self.door.method, self.body
+    def ask(self, asker: Asker) -> HttpResponse:
+        method, sent, client = self.door.method, self.body, asker.client()
         if self.door.json:
             text = "" if sent is None else json.dumps(sent, default=str)
             return client.generic(  # type: ignore[return-value]
@@ -458,15 +628,24 @@ class Question:
         return client.generic(method, self.url)  # type: ignore[return-value]
 
     def missing(self, ids: Iterable[UUID]) -> Question:
-        """The same about something that does not exist: its ids are ids of nothing, and words are nobody's."""
+        """The same about something that does not exist: every id of it is an id of nothing."""
         replaced: dict[str, str] = {str(known): str(uuid7()) for known in ids}
 
-        def replace(text: str) -> str:
-            for known, nobodys in replaced.items():
-                text = text.replace(known, nobodys)
-            return text
+        def replace(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: replace(each) for name, each in value.items()}
+            if isinstance(value, list | tuple):
+                return [replace(each) for each in value]
+            return replaced.get(str(value), value)
 
-        return Question(self.door, replace(self.url), json.loads(replace(json.dumps(self.body, default=str))))
+        made = {name: _nobodys(value) for name, value in self.made.items()}
+        return Question(self.door, made, replace(self.body))
+
+
+def _nobodys(value: Any) -> Any:
+    if isinstance(value, UUID):
+        return uuid7()
+    return 2**31 - 1 if isinstance(value, int) else secrets.token_urlsafe(32)
 
 
 def question(door: Door, tenancy: Tenancy) -> Question:
@@ -474,7 +653,7 @@ def question(door: Door, tenancy: Tenancy) -> Question:
     with tenancy.context():
         made = door.made(tenancy)
         body = None if door.body is None else door.body(tenancy, made)
-    return Question(door, door.url(made), body)
+    return Question(door, made, body)
 
 
 def answer_text(response: HttpResponse) -> str:

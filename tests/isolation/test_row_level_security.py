@@ -16,6 +16,7 @@ from mirror_saas.ids import uuid7
 from supervision.models import Call, CallEvent, Policy, StreamKey, Turn
 from supervision.services.agents import stream_key_hash
 from tenants.context import tenant_context
+from tenants.isolation import READ_ONLY
 from tenants.managers import TenantModel
 from tenants.models import ApiKey, Tenant
 from tests.factories import Tenancy, call_create
@@ -27,7 +28,8 @@ TENANT_MODELS = [model for model in apps.get_models() if issubclass(model, Tenan
 @pytest.mark.usefixtures("without_filters")
 def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: Tenancy, stranger: Tenancy) -> None:
     call_create(tenant)
-    for model in TENANT_MODELS:
+    # Rows that only the operator's command can write are looked at in tests/tenants/test_limits.py.
+    for model in [model for model in TENANT_MODELS if model._meta.db_table not in READ_ONLY]:
         with stranger.context():
             theirs = set(model._default_manager.values_list("id", flat=True))
         assert theirs, f"{model.__name__}: the factories make no row of it, so nothing would be proved"

@@ -36,6 +36,8 @@ DOTENV = {
     "MIRROR_ENCRYPTION_KEY": "ZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY=",
     "MIRROR_PUBLIC_URL": "https://mirror.example.com",
     "MIRROR_EGRESS_ALLOW": "",
+    "MIRROR_EMAIL_URL": "smtps://mirror:gggg@mail.example.com",
+    "MIRROR_EMAIL_FROM": "Mirror <mirror@example.com>",
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror_saas.env import Environment, EnvironmentInvalid, address_in_use, environment_parse
+from mirror_saas.env import Environment, EnvironmentInvalid, MailServer, address_in_use, environment_parse
 
 BASE = Path("/srv/mirror")
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -188,3 +188,65 @@ def test_commands_beside_a_running_mirror_print_its_address() -> None:
     assert address_in_use(environment, {}, read_text=read) is environment
     files[Path("/srv/mirror/.mirror/address")] = "half a li"
     assert address_in_use(environment, {}, read_text=read) is environment
+
+
+# -- mail ---------------------------------------------------------------------------------------------------------
+
+FROM = {"MIRROR_EMAIL_FROM": "Mirror <mirror@example.com>"}
+
+
+def test_without_a_mail_server_mails_are_printed() -> None:
+    assert parse({}).email is None
+    assert parse(FROM).email_from == "Mirror <mirror@example.com>"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("smtp://mail.example.com", MailServer("mail.example.com", 587, "starttls")),
+        ("smtps://mail.example.com", MailServer("mail.example.com", 465, "tls")),
+        ("smtp://localhost:1025?tls=off", MailServer("localhost", 1025, "off")),
+        ("smtp://relay?tls=off", MailServer("relay", 25, "off")),
+        ("smtp://me%40example.com:p%2Fw%3A@mail.example.com:2525", MailServer("mail.example.com", 2525, "starttls")),
+        ("smtps://[::1]:4650/", MailServer("::1", 4650, "tls")),
+    ],
+)
+def test_a_mail_server_is_one_url(url: str, expected: MailServer) -> None:
+    email = parse({"MIRROR_EMAIL_URL": url, **FROM}).email
+    assert email is not None
+    assert (email.host, email.port, email.security) == (expected.host, expected.port, expected.security)
+    if "@mail" in url:
+        assert (email.username, email.password) == ("me@example.com", "p/w:")
+    assert parse({"MIRROR_EMAIL_URL_FILE": "/run/mail", **FROM}, {"/run/mail": f"{url}\n"}).email == email
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mail.example.com:25", "does not start with smtp:// or smtps://"),
+        ("http://mail.example.com", "does not start with"),
+        ("smtp://", "names no host"),
+        ("smtp://mail:port", "is not a URL"),
+        ("smtp://mail/box", "has more than a mail server"),
+        ("smtp://mail?tls=on", "has more than a mail server"),
+        ("smtps://mail?tls=off", "has more than a mail server"),
+        ("smtp://me@mail", "a user without a password"),
+        ("smtp://me:hidden-word@mail?tls=off", "in the clear"),
+    ],
+)
+def test_a_mail_server_that_cannot_be_one_is_told_without_its_password(url: str, said: str) -> None:
+    found = problems({"MIRROR_EMAIL_URL": url, **FROM})
+    assert said in found["MIRROR_EMAIL_URL"]
+    assert "hidden-word" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "sender", ["mirror", "a@b@c", "Mirror <mirror>", "a@x.example, b@x.example", "a@x.example\x0bBcc"]
+)
+def test_mails_are_from_one_address(sender: str) -> None:
+    assert "give an address" in problems({"MIRROR_EMAIL_FROM": sender})["MIRROR_EMAIL_FROM"]
+
+
+def test_a_mail_server_needs_to_know_who_mails_are_from() -> None:
+    assert problems({"MIRROR_EMAIL_URL": "smtp://mail.example.com"}).keys() == {"MIRROR_EMAIL_FROM"}
+    assert "hidden-word" not in repr(parse({"MIRROR_EMAIL_URL": "smtp://me:hidden-word@mail", **FROM}))

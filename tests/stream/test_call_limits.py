@@ -156,6 +156,18 @@ async def test_a_call_whose_name_comes_late_is_counted_once(node: Callable[[], C
     assert calls_running(tenant_id, clock.now) == 0
 
 
+@pytest.mark.parametrize("call", ["\ud800", "x" * 100_000, "\x00", "a b\r\nc", "☎" * 300])
+async def test_whatever_is_sent_as_an_id_is_a_call(node: Callable[[], CallLeases], clock: Clock, call: str) -> None:
+    leases, tenant_id = node(), uuid7()
+    lease = await leases.take(tenant_id, limit=1, call=call)
+    assert lease is not None
+    assert await node().is_free(tenant_id, limit=1, call=call)
+    assert not await node().is_free(tenant_id, limit=1, call="another")
+    await leases.name(lease, call)
+    await leases.release(lease)
+    assert calls_running(tenant_id, clock.now) == 0
+
+
 async def test_nothing_is_left_in_valkey(node: Callable[[], CallLeases], redis_url: str) -> None:
     leases, tenant_id = node(), uuid7()
     lease = await leases.take(tenant_id, limit=1)

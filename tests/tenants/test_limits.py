@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, ProgrammingError, connection, transaction
+from django.db import DatabaseError, ProgrammingError, connection, models, transaction
 
 from mirror_saas.env import EnvironmentInvalid, environment_parse
 from mirror_saas.errors import InvalidInput
@@ -20,6 +20,7 @@ from mirror_saas.limits import Limits, limit_parse
 from tenants.context import TenantContextMissing, tenant_context
 from tenants.limits import KNOWN_FOR_S, MIB, NAMES, LimitsKnown
 from tenants.limits_refused import RefusalCounter, Refused
+from tenants.managers import TenantManager
 from tenants.models import AuditEvent, LimitRefusal, TenantLimits, TenantUse
 from tenants.selectors.limits import tenant_limits_get, tenant_use_get
 from tenants.services.limits import (
@@ -131,6 +132,22 @@ def test_the_owner_is_behind_the_wall_too(tenant: Tenancy, stranger: Tenancy) ->
         cursor.execute("UPDATE tenants_tenantlimits SET calls = 99")
         assert cursor.rowcount == 0
     assert limits(stranger).calls == 1
+
+
+@committed
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_tenant_reads_its_own_limits_only(
+    tenant: Tenancy, stranger: Tenancy, filtered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(tenant, calls=5)
+    update(stranger, calls=1)
+    if not filtered:
+        monkeypatch.setattr(TenantManager, "get_queryset", models.Manager.get_queryset)
+    for tenancy, calls in ((tenant, 5), (stranger, 1)):
+        with tenancy.context():
+            assert list(TenantLimits.objects.values_list("tenant_id", "calls")) == [(tenancy.id, calls)]
+    if not filtered:
+        assert TenantLimits.objects.count() == 0, "without a tenant"
 
 
 @committed
@@ -255,7 +272,7 @@ def test_a_flood_of_refusals_is_one_write(
     day = date(2026, 11, 22)
     assert rows == [(day, "calls", 1), (day, "requests", 1001)]
     with stranger.context():
-        assert list(LimitRefusal.objects.values_list("kind", "count")) == [("requests", 1)]
+        assert LimitRefusal.objects.get(kind="requests").count == 1
 
 
 @pytest.mark.django_db
@@ -331,7 +348,7 @@ def test_uploads_are_refused_when_storage_is_used_up(tenant: Tenancy, stranger: 
         assert tenant_use_get().storage_bytes == 5
     with stranger.context():
         storage_check()
-        assert tenant_use_get().storage_bytes == 0
+        assert 0 < tenant_use_get().storage_bytes < MIB, "what his call takes"
 
 
 @committed

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import secrets
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from allauth.mfa.models import Authenticator
 from django.core.cache import cache
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 
 from tenants.envelope import KeyRing, SealBroken
 from tenants.mfa import text_open, text_seal
 from tenants.models import AuditEvent, User
+from tenants.roles import Role
 from tenants.sealing import key_ring
+from tenants.services.memberships import membership_create
 from tenants.services.second_factor import (
     CodeWrong,
     SecondFactorOff,
@@ -32,7 +38,7 @@ from tenants.services.second_factor import (
     totp_activate,
     totp_secret_new,
 )
-from tests.factories import PASSWORD, Tenancy, client_sign_in
+from tests.factories import PASSWORD, Tenancy, client_sign_in, tenancy_create
 from tests.support.totp import totp
 
 pytestmark = pytest.mark.django_db
@@ -194,6 +200,29 @@ def test_new_recovery_codes_replace_the_old_ones(alice: User) -> None:
     assert code_verify(user=alice, code=new[0])
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("kind", ["totp", "recovery_codes"])
+def test_a_code_that_two_nodes_get_at_once_counts_once(kind: str) -> None:
+    user = tenancy_create(owner="alice").users["alice"]
+    secret = enrolled(user)
+    codes = recovery_codes_show(user=user)
+    assert codes is not None
+    code, both = totp(secret, at=NOW) if kind == "totp" else codes[0], Barrier(2)
+
+    def verify(_: int) -> bool:
+        both.wait(10)
+        try:
+            code_verify(user=user, code=code, now=NOW)
+        except CodeWrong:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    with ThreadPoolExecutor(2) as nodes:
+        assert sorted(nodes.map(verify, range(2))) == [False, True]
+
+
 # -- how they are kept ---------------------------------------------------------------------------------------------
 
 
@@ -275,6 +304,9 @@ def test_setting_it_up_shows_a_qr_code_then_recovery_codes_once(client: Client, 
 
     answer = client.post("/account/two-factor", {"code": totp(secret)})
     assert (answer.status_code, answer["Location"]) == (302, "/account/recovery-codes")
+    twice = client.post("/account/two-factor", {"code": totp(secret)})
+    assert twice["Location"] == "/account/recovery-codes"
+    assert client.head("/account/recovery-codes").status_code == 405, "nobody would see them"
     shown = client.get("/account/recovery-codes").content.decode()
     download = re.search(r'download="mirror-recovery-codes.txt" href="data:text/plain;charset=utf-8,([^"]+)"', shown)
     assert download is not None
@@ -375,13 +407,24 @@ def test_turning_it_off_takes_a_recent_sign_in_and_is_recorded(client: Client, a
 
 
 def test_every_tenant_of_the_person_hears_of_it_and_no_other(alice: User, tenant: Tenancy, stranger: Tenancy) -> None:
-    from tenants.roles import Role
-    from tenants.services.tenants import membership_create
-    from tests.factories import tenancy_create
-
     second = tenancy_create(owner="erin")
     with second.context():
         membership_create(user=alice, role=Role.VIEWER)
     enrolled(alice)
     assert len(events(tenant, "user.second_factor_on")) == len(events(second, "user.second_factor_on")) == 1
     assert events(stranger, "user.second_factor_on") == []
+
+
+# -- for an operator -----------------------------------------------------------------------------------------------
+
+
+def test_an_operator_lets_somebody_in_who_lost_everything(alice: User, tenant: Tenancy) -> None:
+    enrolled(alice)
+    call_command("second_factor_off", "--email", alice.email.upper(), stdout=io.StringIO())
+    assert not second_factor_is_on(user=alice)
+    [event] = events(tenant, "user.second_factor_off")
+    assert event.actor_kind == "system"
+    with pytest.raises(CommandError, match="has no second factor"):
+        call_command("second_factor_off", "--email", alice.email)
+    with pytest.raises(CommandError, match="nobody signs in with"):
+        call_command("second_factor_off", "--email", "nobody@x.example")

@@ -25,6 +25,7 @@ from tenants import tasks
 from tenants.authentication import RECENT, recently_authenticated
 from tenants.models import AuditEvent, User
 from tenants.services.people import password_reset_mail
+from tenants.services.second_factor import totp_activate, totp_secret_new
 from tenants.services.tenants import user_create
 from tests.factories import PASSWORD, Tenancy, client_sign_in, tenancy_create, unique
 from tests.support.totp import totp
@@ -388,9 +389,33 @@ def test_a_mailed_link_gives_a_new_password_once_and_ends_all_sessions(
     assert not EmailAddress.objects.filter(user=alice).exists(), "people's addresses stand in one place"
 
 
-def test_a_second_factor_is_asked_for_after_a_reset(client: Client, tenant: Tenancy, workers: None) -> None:
-    from tenants.services.second_factor import totp_activate, totp_secret_new
+def test_whoever_is_signed_in_may_use_the_link_and_signs_in_anew(
+    client: Client, tenant: Tenancy, workers: None
+) -> None:
+    sign_in(client, tenant.users["alice"])
+    client.get(mailed_link(client, tenant.users["alice"].email))
+    done = client.post("/reset-password/new", {"password1": NEW_PASSWORD, "password2": NEW_PASSWORD})
+    assert (done.status_code, done["Location"]) == (302, "/sign-in")
+    assert "Your password is changed" in client.get("/sign-in").content.decode()
+    assert not is_signed_in(client)
 
+
+def test_a_mail_server_that_is_down_is_tried_again(
+    tenant: Tenancy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    def refuse(*, email: str) -> bool:
+        tries.append(email)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(tasks, "password_reset_mail", refuse)
+    tasks.password_reset_send.apply(args=(tenant.users["alice"].email,))
+    assert len(tries) == 1 + tasks.MAIL_RETRIES
+    assert tenant.users["alice"].email not in caplog.text
+
+
+def test_a_second_factor_is_asked_for_after_a_reset(client: Client, tenant: Tenancy, workers: None) -> None:
     alice, secret = tenant.users["alice"], totp_secret_new()
     totp_activate(user=alice, secret=secret, code=totp(secret, steps=-1))
     client.get(mailed_link(client, alice.email))
@@ -504,8 +529,6 @@ def test_confirming_with_the_password_leads_back(client: Client, tenant: Tenancy
 
 
 def test_confirming_with_a_code(client: Client, tenant: Tenancy) -> None:
-    from tenants.services.second_factor import totp_activate, totp_secret_new
-
     alice, secret = tenant.users["alice"], totp_secret_new()
     client_sign_in(client, alice, ago=timedelta(minutes=6))
     without = client.post("/account/confirm", {"by": "code", "code": "123456"})

@@ -12,6 +12,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -30,6 +31,7 @@ def main(folder: Path) -> None:
     from mirror_saas.databases import database_settings
     from tests.factories import PASSWORD, tenancy_create
     from tests.support import servers as support
+    from tests.support.totp import totp
     from tests.webui import story
     from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, free_port, let_sign_in
 
@@ -121,7 +123,28 @@ def main(folder: Path) -> None:
                     shoot(page, f"call-silent-{end}", f"/calls/{quiet.call_id}")
                     shoot(page, f"call-failed-{end}", f"/calls/{failed.call_id}")
                     shoot(page, f"not-found-{end}", f"/calls/{tenancy.id}")
+                    shoot(page, f"account-{end}", "/account")
+                    shoot(page, f"members-{end}", "/members")
+                    page.get_by_label("Email").fill(f"new-{end}@example.com")
+                    page.get_by_role("button", name="Invite", exact=True).click()
+                    page.wait_for_load_state("networkidle")
+                    page.screenshot(path=folder / f"members-invited-{end}.png", full_page=True)
+                    link = urlsplit(page.locator("#fresh-link").input_value())
+                    shoot(page, f"invitation-of-another-{end}", link.path)
+                    shoot(page, f"leave-{end}", "/members/leave")
+                    shoot(page, f"password-{end}", "/account/password")
+                    shoot(page, f"confirm-{end}", "/account/confirm")
+                    shoot(page, f"two-factor-{end}", "/account/two-factor")
+                    page.get_by_label("Code that the app shows").fill(totp(page.locator("code.secret").inner_text()))
+                    page.get_by_role("button", name="Turn it on").click()
+                    page.wait_for_url("**/recovery-codes")
+                    page.screenshot(path=folder / f"recovery-codes-{end}.png", full_page=True)
+                    shoot(page, f"account-two-factor-{end}", "/account")
+                    shoot(page, f"two-factor-off-{end}", "/account/two-factor/off")
+                    page.get_by_role("button", name="Turn it off").click()
+                    page.wait_for_url("**/account")
                     view.clear_cookies()
+                    shoot(page, f"forgot-password-{end}", "/forgot-password")
                     sign_in(page, empty.users["erin"].email)
                     shoot(page, f"calls-empty-{end}", "/calls")
                     page.get_by_label("Your account").click()

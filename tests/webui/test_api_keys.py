@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import http.client
 import re
 from datetime import timedelta
 from typing import Any
@@ -20,7 +21,8 @@ from tenants.services import api_keys as services
 from tenants.services.api_keys import api_key_authenticate, api_key_create, api_key_revoke
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
-from tests.factories import PASSWORD, Tenancy, client_sign_in, unique
+from tests.factories import PASSWORD, Tenancy, client_sign_in, tenancy_create, unique
+from tests.webui.conftest import Console
 from webui.formats import relative
 
 pytestmark = pytest.mark.django_db
@@ -216,7 +218,7 @@ def test_the_list_says_what_each_key_may_and_when_it_was_used(
         "unused": (">never", "Active"),
         "gone": ("Revoked", "just now"),
         "over": ("Expired", "2 days ago"),
-        "nearly over": ("Ends soon", "in 47 h"),
+        "nearly over": ("Ends soon", "in 2 days"),
     }.items():
         for text in told:
             assert text in rows[name], (name, text)
@@ -279,6 +281,27 @@ def test_a_tenant_without_keys_is_told_what_to_do(alice: Client, tenant: Tenancy
     assert "No API key yet" in page_of(alice, "/api-keys")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_key_revoked_by_one_process_is_refused_by_another_at_once(console: Console) -> None:
+    tenant, stranger = tenancy_create(owner="alice"), tenancy_create(owner="charlie")
+    connection = http.client.HTTPConnection("127.0.0.1", console.port, timeout=30)
+
+    def asked(key: str) -> int:
+        headers = {"Host": f"127.0.0.1:{console.port}", "Authorization": f"Bearer {key}"}
+        connection.request("GET", "/api/v1/me", headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    assert [asked(tenant.api_key) for _ in range(3)] == [200, 200, 200]
+    with tenant.context():
+        api_key_revoke(api_key_id=ApiKey.objects.get().id)
+    # The same connection, and the very next request.
+    assert asked(tenant.api_key) == 401
+    assert asked(stranger.api_key) == 200
+    connection.close()
+
+
 # -- who may -------------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +333,9 @@ def test_only_who_administers_sees_keys(client: Client, tenant: Tenancy) -> None
     [
         (0, "just now"),
         (-59.9, "just now"),
-        (59.9, "in less than a minute"),
+        (59.9, "in 1 min"),
+        (61, "in 2 min"),
+        (30 * 86400 - 1, "in 30 days"),
         (-60, "1 min ago"),
         (3600, "in 1 h"),
         (-47.9 * 3600, "47 h ago"),

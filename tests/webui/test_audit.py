@@ -276,7 +276,9 @@ def test_the_log_is_read_only(alice: Client) -> None:
     ("before", "after", "changes"),
     [
         (None, {"a": 1}, [Change("a", None, "1")]),
-        ({"a": None}, None, [Change("a", "null", None)]),
+        ({"a": None, "b": 0}, None, [Change("b", "0", None)]),
+        ({"a": None}, {"a": 1}, [Change("a", "null", "1")]),
+        ({"a": ["x"]}, {"a": ["x", "y"]}, [Change("a", "x", "x\ny")]),
         (None, None, []),
         ({"a": {"b": {"c": 1, "d": 2}}}, {"a": {"b": {"c": 3, "d": 2}}}, [Change("a.b.c", "1", "3")]),
         (None, {"a": {"b": "x"}}, [Change("a.b", None, "x")]),

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, Request, Response, expect, sync_p
 from pytest_django import DjangoDbBlocker
 
 from tests.factories import PASSWORD, Tenancy, tenancy_create
+from tests.support.totp import totp
 from tests.webui import story
 from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, in_thread, let_sign_in
 
@@ -165,6 +166,8 @@ def test_every_page_at_every_width_light_and_dark(
         "/calls?state=ended&outcome=failed",
         "/calls?after=2020-01-01T00:00",
         "/calls?after=never",
+        "/api-keys",
+        "/audit",
         missing,
     ]
     paths += [f"/calls/{one.call_id}" for one in (*told.values(), unbroken)]
@@ -410,3 +413,84 @@ def test_times_are_the_viewers_from_the_first_page_on(
     # This page was written in UTC; the browser makes it right.
     assert watched.page.evaluate("document.documentElement.dataset.zone") == "UTC"
     expect(watched.page.locator("tbody time").first).to_contain_text("21:00:00")
+
+
+def test_a_person_sets_up_a_second_factor_and_ends_another_session(open_page: OpenPage, shop: Tenancy) -> None:
+    here, there = open_page(width=390, scheme="dark"), open_page()
+    here.sign_in(shop)
+    page = here.page
+    page.get_by_label("Your account").click()
+    page.get_by_role("link", name="Your account").click()
+    expect(page.get_by_role("heading", name="Your account")).to_be_visible()
+    assert overflow_of(page) == []
+    page.get_by_role("link", name="Set it up").click()
+    assert overflow_of(page) == []
+    assert page.evaluate("document.querySelector('.qr').naturalWidth") > 0, "the policy lets the QR code show"
+    secret = page.locator("code.secret").inner_text()
+    page.get_by_label("Code that the app shows").fill("000000")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("This code is wrong")).to_be_visible()
+    assert page.locator("code.secret").inner_text() == secret
+    page.get_by_label("Code that the app shows").fill(totp(secret))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Recovery codes")).to_be_visible()
+    assert overflow_of(page) == []
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download as text").click()
+    assert download.value.suggested_filename == "mirror-recovery-codes.txt"
+    codes = re.findall(r"\d{10}", download.value.path().read_text())
+    assert len(codes) == 10
+    page.reload()
+    expect(page.get_by_text("are not shown again")).to_be_visible()
+
+    page.get_by_label("Your account").click()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page).to_have_url(re.compile("/sign-in$"))
+    for watched, code in ((here, totp(secret, steps=1)), (there, codes[0])):
+        watched.open("/sign-in")
+        watched.page.get_by_label("Email").fill(shop.users["alice"].email)
+        watched.page.get_by_label("Password").fill(PASSWORD)
+        watched.page.keyboard.press("Enter")
+        watched.page.get_by_label("Code").fill(code)
+        assert overflow_of(watched.page) == []
+        watched.page.keyboard.press("Enter")
+        watched.page.wait_for_url("**/calls")
+
+    here.open("/account")
+    assert overflow_of(page) == []
+    expect(page.get_by_text("9 left")).to_be_visible()
+    expect(page.get_by_text("This one", exact=True).last).to_be_visible()
+    page.get_by_role("button", name="End the session of").click()
+    expect(page.get_by_text("The session has ended.")).to_be_visible()
+    there.open("/calls")
+    expect(there.page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_new_key_is_copied_and_gone_when_one_comes_back(open_page: OpenPage, shop: Tenancy) -> None:
+    watched = open_page()
+    watched.sign_in(shop)
+    page = watched.open("/api-keys/new")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_label("Name").fill("Nightly")
+    page.get_by_label("judge").check()
+    expect(page.get_by_label("On this date")).to_be_hidden()
+    page.get_by_label("It ends").select_option("date")
+    expect(page.get_by_label("On this date")).to_be_visible()
+    page.get_by_label("It ends").select_option("never")
+    page.get_by_role("button", name="Make the key").dblclick()
+    field = page.get_by_label("Copy it now")
+    expect(field).to_have_value(re.compile(r"mk_[a-z0-9]{12}_[A-Za-z0-9_-]{43}"))
+    key, there = field.input_value(), page.url
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == key
+
+    watched.open("/api-keys")
+    expect(page.get_by_role("link", name="Nightly")).to_have_count(1)
+    page.go_back()
+    page.wait_for_url(there)
+    expect(page.get_by_role("heading", name="Nightly")).to_be_visible()
+    expect(page.get_by_label("Copy it now")).to_have_count(0)
+    assert key not in page.content()
+    page.reload()
+    assert key not in page.content()

@@ -18,9 +18,11 @@ from tenants.models import AuditEvent, Invitation, Membership, User
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.invitations import invitation_create, invitation_link, invitation_mark, invitation_revoke
 from tenants.services.memberships import membership_create
+from tenants.services.second_factor import totp_activate, totp_secret_new
 from tenants.services.tenants import user_create
 from tenants.tasks import invitation_send
 from tests.factories import PASSWORD, Tenancy, call_create, unique
+from tests.support.totp import totp
 
 pytestmark = pytest.mark.django_db
 
@@ -416,6 +418,22 @@ def test_somebody_with_an_account_signs_in_first(client: Client, tenant: Tenancy
     assert client.post(path).status_code == 404
 
 
+def test_a_second_factor_comes_before_accepting(client: Client, tenant: Tenancy, stranger: Tenancy) -> None:
+    charlie = stranger.users["charlie"]
+    secret = totp_secret_new()
+    totp_activate(user=charlie, secret=secret, code=totp(secret, steps=-1))
+    path = path_of(invited(tenant, charlie.email))
+    half = client.post("/sign-in", {"login": charlie.email, "password": PASSWORD, "next": path})
+    assert half.headers["Location"].startswith("/sign-in/code")
+    assert "Sign in" in text(client.post(path))
+    with tenant.context():
+        assert Invitation.objects.get().accepted_at is None
+    assert client.post(half.headers["Location"], {"code": totp(secret)}).headers["Location"] == path
+    assert client.post(path).headers["Location"] == "/"
+    with tenant.context():
+        assert Membership.objects.filter(user=charlie).exists()
+
+
 def test_signed_in_as_somebody_else(tenant: Tenancy, stranger: Tenancy) -> None:
     invitation = invited(tenant, "dora@x.example")
     path = path_of(invitation)
@@ -470,7 +488,7 @@ def test_the_mailed_link_is_the_one_that_works(client: Client, tenant: Tenancy) 
         invitation_send.apply((str(invitation.id), invitation_mark(invitation)))
     [message] = mail.outbox
     [link] = re.findall(r"http://\S+/invitation/\S+", str(message.body))
-    client.post(link.replace("http://127.0.0.1:8000", ""), {"name": "Dora", "password": GOOD})
+    client.post(link[link.index("/invitation/") :], {"name": "Dora", "password": GOOD})
     assert User.objects.filter(email="dora@x.example").exists()
 
 

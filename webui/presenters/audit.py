@@ -63,7 +63,12 @@ def changes_between(before: Any, after: Any) -> tuple[Change, ...]:
     if not isinstance(before, Mapping | None) or not isinstance(after, Mapping | None):
         # Nothing of ours; shown as it stands.
         return (Change("", _text(before), _text(after)),)
-    return tuple(_changes(before or {}, after or {}, "", DEPTH))
+    if before is None or after is None:
+        # Of something that was made or removed, what it did not have says nothing.
+        before, after = (
+            {name: value for name, value in (side or {}).items() if value is not None} for side in (before, after)
+        )
+    return tuple(_changes(before, after, "", DEPTH))
 
 
 _MISSING = object()
@@ -93,6 +98,8 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return "\n".join(value)
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 

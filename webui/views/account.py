@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
 from tenants.envelope import SealBroken
 from tenants.mfa import text_open, text_seal
@@ -151,7 +151,8 @@ def two_factor(request: PersonRequest) -> HttpResponse:
     """Set up an authenticator app: scan, then type its code."""
     user = request.user
     if second_factor_is_on(user=user):
-        return redirect("webui:account")
+        # A form that was sent twice goes on to what the first one leads to.
+        return redirect("webui:recovery_codes" if request.method == "POST" else "webui:account")
     secret = _pending_secret(request)
     form = EnrolForm(request.POST or None, request=request, user=user)
     if request.method == "POST" and form.is_valid():
@@ -161,7 +162,7 @@ def two_factor(request: PersonRequest) -> HttpResponse:
             form.add_error("code", str(error))
             form.mark_errors()
         except SecondFactorOn:
-            return redirect("webui:account")
+            return redirect("webui:recovery_codes")
         else:
             form.attempt_succeeded()
             request.session.pop(_PENDING, None)
@@ -199,7 +200,7 @@ def two_factor_off(request: PersonRequest) -> HttpResponse:
 
 
 @never_cache
-@require_safe
+@require_GET
 @person_view
 @reauthenticated
 def recovery_codes(request: PersonRequest) -> HttpResponse:

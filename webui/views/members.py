@@ -223,6 +223,7 @@ def _page(request: MemberRequest, form: InviteForm, status: HTTPStatus = HTTPSta
             "invitations": [
                 {"view": view, "mine": role_grantable(capabilities, view.invitation.role)} for view in invitations.items
             ],
+            "more_invitations": invitations.next is not None,
             "fresh": fresh,
             "mail_server": settings.MIRROR.email is not None,
             "role_words": [(choice.label, ROLE_WORDS[choice]) for choice in Role],

@@ -11,6 +11,7 @@ from allauth.core import ratelimit
 from allauth.mfa.base.internal.flows import post_authentication
 from allauth.mfa.base.views import AuthenticateView
 from django.contrib import messages
+from django.contrib.auth import logout
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
@@ -129,7 +130,8 @@ def reset_password_new(request: HttpRequest) -> HttpResponse:
             if refused is not None:
                 return refused
             password_reset(key=key, password=form.cleaned_data["password1"])
-            del request.session[_RESET_KEY]
+            # Also for somebody who was signed in here: their session has just ended with the others.
+            logout(request)
             messages.success(request, "Your password is changed, and all sessions have ended. Sign in with it.")
             return redirect("webui:sign_in")
     except ResetLinkInvalid as error:
