@@ -14,7 +14,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock bench-engine bench-judge bench-relay bench-replay bench-pregate screenshots clean preflight
+.PHONY: help run test coverage check fmt lock bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
+	@echo "make bench-api    the API's lists, filters and search over 1,000,000 turns of 20 tenants (TURNS=… for fewer)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
 	@echo "make clean        remove .venv and caches; the data in .mirror stays"
 
@@ -79,6 +80,9 @@ bench-replay: $(VENV)/.dev
 
 bench-pregate: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_pregate --data "$(DATA)"
+
+bench-api: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_api $(if $(TURNS),--turns $(TURNS))
 
 screenshots: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m tests.webui.screenshots

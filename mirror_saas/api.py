@@ -22,6 +22,7 @@ from supervision.api.credentials import router as credentials_router
 from supervision.api.decisions import router as decisions_router
 from supervision.api.judge import router as judge_router
 from supervision.api.policies import router as policies_router
+from supervision.api.privacy import router as privacy_router
 from supervision.api.usage import router as usage_router
 from supervision.errors import InvalidInput, NotFound
 from supervision.stream.mailbox import CallSilent
@@ -78,6 +79,7 @@ api.add_router("", credentials_router)
 api.add_router("", calls_router)
 api.add_router("", decisions_router)
 api.add_router("", judge_router)
+api.add_router("", privacy_router)
 api.add_router("", usage_router)
 api.add_router("", audit_router)
 api.add_router("", api_keys_router)

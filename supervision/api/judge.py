@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue
 from mirror_saas.errors import Conflict, InvalidInput
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out
+from supervision.api.calls import router as calls_router
 from supervision.engine.context import HistoryEntry, ToolCallIntent, ToolVerdict, TurnPayload, Verdict
 from supervision.selectors.calls import call_get
 from supervision.services.judging import Judge, judge_of_agent, review_count, tool_review, turn_review
@@ -234,7 +235,8 @@ def tool_gate(request: HttpRequest, body: ToolGateIn) -> JudgedToolOut:
     return JudgedToolOut.of_verdict(verdict, judge)
 
 
-@router.post(
+# Of one path, all methods belong to one router.
+@calls_router.post(
     "/calls/{uuid:call_id}/turns",
     response={200: ReportedTurnOut, 202: ReportedTurnOut, **TURN_ERRORS},
     operation_id="call_turn_report",
@@ -256,7 +258,7 @@ def report_turn(request: HttpRequest, call_id: UUID, body: ReportedTurnIn) -> St
             message={"turn": turn, "wait_ms": body.wait_ms},
             wait_s=body.wait_ms / 1000,
         )
-    except NobodyThere:
+    except (NobodyThere, CallSilent):
         with tenant_context(tenant.id):
             call = call_get(call_id=call_id)
         if call.state == call.State.ENDED:

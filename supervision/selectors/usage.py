@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -99,13 +99,20 @@ def usage_list(*, first: date, last: date, now: datetime) -> list[UsageRow]:
     return sorted(rows, key=lambda row: (-row.day.toordinal(), row.source, row.model))
 
 
-def usage_counted(*, first: date, last: date, call_id: UUID | None = None) -> dict[tuple[date, str], UsageFigures]:
-    """The figures by day and model, from the calls that started on these UTC days (or from one call only)."""
+def usage_counted(
+    *, first: date, last: date, call_ids: Sequence[UUID] | None = None
+) -> dict[tuple[date, str], UsageFigures]:
+    """The figures by day and model, from the calls that started on these UTC days (or from some of them only)."""
     if last < first:
         return {}
     begins = datetime.combine(first, time(), UTC)
     ends = datetime.combine(last + timedelta(days=1), time(), UTC)
-    parameters: dict[str, Any] = {"tenant": tenant_id_required("Usage"), "begins": begins, "ends": ends, "call": call_id}
+    parameters: dict[str, Any] = {
+        "tenant": tenant_id_required("Usage"),
+        "begins": begins,
+        "ends": ends,
+        "calls": None if call_ids is None else list(call_ids),
+    }
     with connection.cursor() as cursor:
         cursor.execute(_COUNTED, parameters)
         rows = cursor.fetchall()
@@ -156,7 +163,7 @@ WITH day_call AS MATERIALIZED (
       LEFT JOIN supervision_policyversion AS v ON v.tenant_id = c.tenant_id AND v.id = c.policy_version_id
       LEFT JOIN supervision_providercredential AS l ON l.tenant_id = c.tenant_id AND l.id = v.llm_credential_id
      WHERE c.tenant_id = %(tenant)s AND c.started_at >= %(begins)s AND c.started_at < %(ends)s
-       AND (%(call)s::uuid IS NULL OR c.id = %(call)s)),
+       AND (%(calls)s::uuid[] IS NULL OR c.id = ANY(%(calls)s::uuid[]))),
 asked AS (
     SELECT call_id, 0 AS decisions, 0 AS blocked, prompt_tokens, completion_tokens FROM supervision_verdict
      WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)

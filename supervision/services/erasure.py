@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, timedelta
 from typing import Final
 from uuid import UUID
@@ -41,7 +42,7 @@ def call_erase(*, call_id: UUID) -> None:
         now = timezone.now()
         if call.state == Call.State.LIVE and now - call.started_at < LONGEST_CALL:
             raise CallRunning
-        _keep_counted(call)
+        usage_keep(calls=[call])
         stored = calls_storage_bytes(call_ids=[call_id])
         # Rows that point at the call go with it, by the foreign keys.
         Call.objects.filter(id=call_id).delete()
@@ -56,9 +57,12 @@ def call_erase(*, call_id: UUID) -> None:
         )
 
 
-def _keep_counted(call: Call) -> None:
-    day = call.started_at.astimezone(UTC).date()
-    if usage_day_is_closed(day=day):
+def usage_keep(*, calls: Sequence[Call]) -> None:
+    """Keep the figures of calls that are about to go, as far as their days are not stored yet."""
+    open_calls = [call for call in calls if not usage_day_is_closed(day=call.started_at.astimezone(UTC).date())]
+    if not open_calls:
         return
-    for (_, model), figures in usage_counted(first=day, last=day, call_id=call.id).items():
+    days = [call.started_at.astimezone(UTC).date() for call in open_calls]
+    ids = [call.id for call in open_calls]
+    for (day, model), figures in usage_counted(first=min(days), last=max(days), call_ids=ids).items():
         usage_add(day=day, source="erased", model=model, figures=figures)

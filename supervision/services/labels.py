@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from mirror_saas.errors import NotFound
 from supervision.models import Intervention, Label, Turn
+from supervision.services.privacy import redactor_of_tenant
 from tenants.actors import actor_current
 from tenants.services.audit import auditevent_record
 
@@ -80,6 +81,8 @@ def _check(value: str, note: str) -> None:
 
 
 def _write(label: Label, value: str, note: str, action: str, object_id: UUID) -> Label:
+    # A note may quote the caller.
+    note = redactor_of_tenant().text(note)
     before = None if label._state.adding else {"label": label.value, "labelled_by": label.labelled_by}
     changed = label._state.adding or (label.value, label.note) != (value, note)
     label.value, label.note = value, note

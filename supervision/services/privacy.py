@@ -1,0 +1,128 @@
+"""What a tenant keeps of its calls: redaction, and retention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from supervision.models import Call, PrivacySettings
+from supervision.redaction import (
+    KINDS,
+    MAX_NAME_CHARS,
+    MAX_PATTERN_CHARS,
+    MAX_PATTERNS,
+    REGIONS,
+    OwnPattern,
+    PatternInvalid,
+    RedactionSettings,
+    Redactor,
+    pattern_compile,
+)
+from supervision.services.erasure import LONGEST_CALL, usage_keep
+from supervision.services.storage import calls_storage_bytes, storage_release
+from supervision.services.usage import usage_days_close
+from tenants.services.audit import auditevent_record, changes, snapshot
+
+MAX_RETENTION_DAYS: Final = 3_650
+_BATCH: Final = 500
+
+
+def privacy_update(
+    *,
+    retention_days: int | None,
+    redact: Sequence[str],
+    phone_region: str,
+    patterns: Sequence[Mapping[str, str]],
+) -> PrivacySettings:
+    """Replace what the current tenant wants: calls that begin from now on are redacted so, and calls that ended more
+    than `retention_days` ago are deleted by the next run of the schedule (None: never).
+
+    Raises ValidationError naming the field.
+    """
+    messages: dict[str, list[str]] = {}
+    if retention_days is not None and not 1 <= retention_days <= MAX_RETENTION_DAYS:
+        messages["retention_days"] = [f"Give 1 to {MAX_RETENTION_DAYS} days, or null to keep calls."]
+    if unknown := sorted(set(redact) - set(KINDS)):
+        messages["redact"] = [f"{unknown[0]!r} is not known; use {', '.join(KINDS)}."]
+    if phone_region not in REGIONS:
+        messages["phone_region"] = ["Give a country as two capital letters, such as US or DE."]
+    if problems := _pattern_problems(patterns):
+        messages["patterns"] = problems
+    if messages:
+        raise ValidationError(messages)
+    with transaction.atomic():
+        PrivacySettings.objects.bulk_create([PrivacySettings()], ignore_conflicts=True)
+        row = PrivacySettings.objects.select_for_update(no_key=True).get()
+        was = snapshot(row)
+        row.retention_days = retention_days
+        row.redact = sorted(set(redact), key=KINDS.index)
+        row.phone_region = phone_region
+        row.patterns = [{"name": pattern["name"], "pattern": pattern["pattern"]} for pattern in patterns]
+        row.updated_at = timezone.now()
+        row.save()
+        before, after = changes(was, snapshot(row))
+        if after:
+            auditevent_record(action="privacy.update", row=row, object_label="privacy", before=before, after=after)
+        return row
+
+
+def _pattern_problems(patterns: Sequence[Mapping[str, str]]) -> list[str]:
+    problems = []
+    if len(patterns) > MAX_PATTERNS:
+        problems.append(f"Give at most {MAX_PATTERNS} patterns.")
+    names = set()
+    for number, pattern in enumerate(patterns[:MAX_PATTERNS], start=1):
+        name, expression = pattern["name"], pattern["pattern"]
+        if not name.strip() or len(name) > MAX_NAME_CHARS or not name.isprintable() or set(name) & set("[]"):
+            problems.append(f"Pattern {number}: its name needs 1 to {MAX_NAME_CHARS} characters, without brackets.")
+        elif name in names:
+            problems.append(f"Pattern {number}: there is another one called {name}.")
+        names.add(name)
+        if len(expression) > MAX_PATTERN_CHARS or "\x00" in expression:
+            problems.append(f"Pattern {number}: at most {MAX_PATTERN_CHARS} characters, without U+0000.")
+            continue
+        try:
+            pattern_compile(expression)
+        except PatternInvalid as problem:
+            problems.append(f"Pattern {number}: {problem}.")
+    return problems
+
+
+def redactor_of_tenant() -> Redactor:
+    """What takes out of the current tenant's texts what it does not want stored."""
+    row = PrivacySettings.objects.first()
+    if row is None:
+        return Redactor(RedactionSettings())
+    own = tuple(OwnPattern(pattern["name"], pattern["pattern"]) for pattern in row.patterns)
+    return Redactor(RedactionSettings(frozenset(row.redact), row.phone_region, own))
+
+
+def calls_prune(*, now: datetime) -> int:
+    """Store the usage of days that are over, then delete the current tenant's calls that are older than it keeps them;
+    returns how many. Each batch is a transaction of its own, or a savepoint inside another one."""
+    usage_days_close(now=now)
+    row = PrivacySettings.objects.first()
+    if row is None or row.retention_days is None:
+        return 0
+    before = now.astimezone(UTC) - timedelta(days=row.retention_days)
+    pruned = 0
+    while True:
+        with transaction.atomic():
+            old = Call.objects.filter(started_at__lt=before).order_by("started_at", "id")
+            ended = old.filter(state=Call.State.ENDED, ended_at__lt=before)
+            # A call that never ended lost its process.
+            lost = old.filter(state=Call.State.LIVE, started_at__lt=before - LONGEST_CALL)
+            calls = [*ended.select_for_update(no_key=True)[:_BATCH], *lost.select_for_update(no_key=True)[:_BATCH]]
+            if not calls:
+                return pruned
+            ids = [call.id for call in calls]
+            usage_keep(calls=calls)
+            stored = calls_storage_bytes(call_ids=ids)
+            Call.objects.filter(id__in=ids).delete()
+            storage_release(storage_bytes=stored)
+            pruned += len(ids)
