@@ -1,7 +1,8 @@
 """`/credentials`: access to models that judge, voices, Plivo accounts and forges. Secrets go in and never come out."""
 
 from datetime import datetime
-from typing import Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from django.http import HttpRequest
@@ -19,6 +20,10 @@ from tenants.roles import Scope
 
 router = Router(tags=["credentials"])
 
+Price = Annotated[
+    Decimal | None,
+    Field(ge=0, max_digits=12, decimal_places=6, description="US dollars per million tokens; for what usage cost."),
+]
 KindName = Literal["llm", "tts", "plivo", "forge"]
 READ_ERRORS = problem_responses(401, 403, 404)
 
@@ -54,6 +59,8 @@ class CredentialIn(In):
     model: str | None = Field(None, max_length=200)
     account: str | None = Field(None, max_length=40)
     provider: Literal["github", "gitlab"] | None = None
+    prompt_price: Price = None
+    completion_price: Price = None
 
 
 class CredentialPatch(In):
@@ -65,6 +72,8 @@ class CredentialPatch(In):
     secret: str = unset(max_length=4000, description="Has to be given when `base_url` names another server.")
     base_url: str = unset(max_length=2000)
     model: str = unset(max_length=200)
+    prompt_price: Price = None
+    completion_price: Price = None
 
 
 class CredentialOut(Out):
@@ -77,6 +86,8 @@ class CredentialOut(Out):
     model: str
     account: str
     provider: str
+    prompt_price: float | None
+    completion_price: float | None
     created_at: datetime
     updated_at: datetime
     """When it was changed last; for a Plivo account the newest one signs first."""
@@ -118,6 +129,8 @@ def credential_post(request: HttpRequest, body: CredentialIn) -> Answer:
         model=body.model,
         account=body.account,
         provider=ProviderCredential.Provider(body.provider) if body.provider else None,
+        prompt_price=body.prompt_price,
+        completion_price=body.completion_price,
     )
     return Answer(CredentialOut.model_validate(made), headers={"Location": f"/api/v1/credentials/{made.id}"})
 
@@ -144,7 +157,7 @@ def credential(request: HttpRequest, credential_id: UUID) -> CredentialOut:
 def credential_patch(request: HttpRequest, credential_id: UUID, body: CredentialPatch) -> CredentialOut:
     """New calls use it at once. A stored secret is never sent to another server than it was given for."""
     credential_get(credential_id=credential_id)
-    given = body.given()
+    given: Any = body.given()
     if "secret" in given:
         given["api_key"] = given.pop("secret")
     with secret_named():

@@ -13,6 +13,7 @@ from supervision.models import PrivacySettings
 from supervision.redaction import DEFAULT_REGION, KINDS, MAX_NAME_CHARS, MAX_PATTERN_CHARS, MAX_PATTERNS
 from supervision.services.privacy import MAX_RETENTION_DAYS, privacy_update
 from tenants.api.auth import requires
+from tenants.api.writes import writes
 from tenants.roles import Scope
 
 router = Router(tags=["tenant"])
@@ -90,7 +91,7 @@ def privacy(request: HttpRequest) -> PrivacyOut:
     operation_id="privacy_update",
     summary="Change redaction and retention",
 )
-@requires(Scope.ADMIN, recent=True)
+@writes(Scope.ADMIN, recent=True)
 def privacy_put(request: HttpRequest, body: PrivacyIn) -> PrivacyOut:
     """Replace both. Calls that begin from now on are redacted so; what is stored already stays as it is. Calls that are
     older than `retention_days` are deleted within the hour, and nothing brings them back."""

@@ -54,7 +54,8 @@ class ProviderCredential(TenantModel):
     account = word_column(40)
     # Of a forge; empty for others.
     provider = word_column(16)
-    # The API key, Plivo's auth token or a forge's access token; sealed with field `supervision_providercredential.api_key_sealed:<id>`.
+    # The API key, Plivo's auth token or a forge's access token; sealed with field
+    # `supervision_providercredential.api_key_sealed:<id>`.
     api_key_sealed = SealedField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)

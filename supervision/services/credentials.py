@@ -6,8 +6,9 @@ Plivo accounts are in `supervision.services.plivo_accounts`. Secrets are write-o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Final, TypedDict, Unpack
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -33,6 +34,11 @@ FORGE_APIS: Final = {
 _API_KEY: Final = re.compile(r"[!-~]{1,4000}")
 
 
+class _Prices(TypedDict, total=False):
+    prompt_price: Decimal | None
+    completion_price: Decimal | None
+
+
 class CredentialFields(TypedDict, total=False):
     """What of a credential is to change. `api_key` is the secret, whatever the provider calls it."""
 
@@ -40,17 +46,26 @@ class CredentialFields(TypedDict, total=False):
     base_url: str
     model: str
     api_key: str
+    prompt_price: Decimal | None
+    completion_price: Decimal | None
 
 
 def credential_create(
-    *, name: str, kind: ProviderCredential.Kind, base_url: str, model: str, api_key: str
+    *,
+    name: str,
+    kind: ProviderCredential.Kind,
+    base_url: str,
+    model: str,
+    api_key: str,
+    **prices: Unpack[_Prices],
 ) -> ProviderCredential:
     """Access of the current tenant to an OpenAI-compatible server at `base_url`. The key is sealed, never shown again.
 
-    Raises ValidationError naming `name`, `base_url`, `model` or `api_key`.
+    `prompt_price` and `completion_price` are US dollars per million tokens of a language model, for what usage cost.
+    Raises ValidationError naming the field.
     """
     credential = ProviderCredential(id=uuid7(), kind=kind.value)
-    return _made(credential, name=name, base_url=base_url, model=model, api_key=api_key)
+    return _made(credential, name=name, base_url=base_url, model=model, api_key=api_key, **prices)
 
 
 def forge_credential_create(
@@ -74,6 +89,8 @@ def credential_add(
     model: str | None = None,
     account: str | None = None,
     provider: ProviderCredential.Provider | None = None,
+    prompt_price: Decimal | None = None,
+    completion_price: Decimal | None = None,
 ) -> ProviderCredential:
     """A credential of any kind; fields that another kind has must not be given. Raises ValidationError naming the
     field."""
@@ -81,11 +98,19 @@ def credential_add(
         ProviderCredential.Kind.PLIVO: {"account"},
         ProviderCredential.Kind.FORGE: {"provider", "base_url"},
     }.get(kind, {"base_url", "model"})
-    given = {"base_url": base_url, "model": model, "account": account, "provider": provider}
+    may = {"prompt_price", "completion_price"} if kind == ProviderCredential.Kind.LLM else set()
+    given = {
+        "base_url": base_url,
+        "model": model,
+        "account": account,
+        "provider": provider,
+        "prompt_price": prompt_price,
+        "completion_price": completion_price,
+    }
     messages = {
         field: f"A credential of the kind `{kind.value}` has none; leave it out."
         for field, value in given.items()
-        if value is not None and field not in wanted
+        if value is not None and field not in wanted | may
     }
     missing = {field for field in wanted if given[field] is None} - ({"base_url"} if "provider" in wanted else set())
     messages |= {field: f"A credential of the kind `{kind.value}` needs it." for field in missing}
@@ -96,7 +121,15 @@ def credential_add(
             return plivo_account_save(auth_id=account, auth_token=secret, name=name, replace=False)
         if provider is not None:
             return forge_credential_create(name=name, provider=provider, api_key=secret, base_url=base_url)
-        return credential_create(name=name, kind=kind, base_url=base_url or "", model=model or "", api_key=secret)
+        return credential_create(
+            name=name,
+            kind=kind,
+            base_url=base_url or "",
+            model=model or "",
+            api_key=secret,
+            prompt_price=prompt_price,
+            completion_price=completion_price,
+        )
 
 
 @contextmanager
@@ -204,8 +237,11 @@ def _made(credential: ProviderCredential, **fields: Unpack[CredentialFields]) ->
 def _fill(credential: ProviderCredential, **fields: Unpack[CredentialFields]) -> None:
     is_server = credential.kind in (ProviderCredential.Kind.LLM, ProviderCredential.Kind.TTS)
     is_account = credential.kind == ProviderCredential.Kind.PLIVO
-    for name, fits in (("model", is_server), ("base_url", not is_account)):
-        if name in fields and not fits:
+    is_model = credential.kind == ProviderCredential.Kind.LLM
+    fitting = {"model": is_server, "base_url": not is_account, "prompt_price": is_model, "completion_price": is_model}
+    given: Mapping[str, object] = fields
+    for name, fits in fitting.items():
+        if given.get(name) is not None and not fits:
             raise ValidationError({name: f"A credential of the kind `{credential.kind}` has none; leave it out."})
     if "name" in fields:
         credential.name = fields["name"].strip()
@@ -213,6 +249,10 @@ def _fill(credential: ProviderCredential, **fields: Unpack[CredentialFields]) ->
         credential.base_url = base_url_clean(fields["base_url"])
     if "model" in fields:
         credential.model = fields["model"].strip()
+    if "prompt_price" in fields:
+        credential.prompt_price = fields["prompt_price"]
+    if "completion_price" in fields:
+        credential.completion_price = fields["completion_price"]
     if is_server and not credential.model:
         raise ValidationError({"model": "Name the model to ask there."})
     if "api_key" in fields:

@@ -322,18 +322,14 @@ def overrides_checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What an agent overrides, as it is stored. Raises ValidationError naming the field."""
     unknown = sorted(set(overrides) - OVERRIDABLE)
     if unknown:
-        raise ValidationError(
-            {f"policy_overrides.{name}": f"An agent can override {_listed(OVERRIDABLE)}, nothing else." for name in unknown}
-        )
+        message = f"An agent can override {', '.join(sorted(OVERRIDABLE))}, nothing else."
+        raise ValidationError(dict.fromkeys((f"policy_overrides.{name}" for name in unknown), message))
     try:
         _, stored = _checked(["-"], overrides)
     except ValidationError as error:
-        raise ValidationError({f"policy_overrides.{name}": texts for name, texts in error.message_dict.items()}) from error
+        messages = {f"policy_overrides.{name}": texts for name, texts in error.message_dict.items()}
+        raise ValidationError(messages) from error
     return stored
-
-
-def _listed(names: frozenset[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 def _rename(policy: Policy, name: str) -> None:

@@ -186,7 +186,7 @@ class AgentLeg:
             asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.disconnect, False)
 
     def cut(self) -> None:
-        """End the connection at once, after :meth:`close`: for a loop that ends with it and cannot wait for the peer."""
+        """End the connection at once, after :meth:`close`: for a loop that ends too and cannot wait for the peer."""
         if self._transport is not None:
             self._transport.disconnect(False)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
@@ -180,6 +181,9 @@ def _plain(value: Any, name: str) -> Any:
             return value.astimezone(UTC).isoformat()
         case UUID():
             return str(value)
+        case Decimal():
+            # As a text: JSON's numbers are no decimals. 0.150000, as the database gives it, is 0.15.
+            return format(value.normalize(), "f")
         case Enum():
             return value.value
         case str():

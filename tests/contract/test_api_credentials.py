@@ -109,6 +109,11 @@ def test_every_kind_is_stored_shown_without_its_secret_changed_and_forgotten(
         ({**PLIVO, "secret": "short"}, "secret"),
         ({**PLIVO, "base_url": "https://evil.example"}, "base_url"),
         ({"kind": "plivo", "secret": "x" * 20}, "account"),
+        ({**LLM, "prompt_price": -1}, "prompt_price"),
+        ({**LLM, "prompt_price": 0.1234567}, "prompt_price"),
+        ({**LLM, "completion_price": "NaN"}, "completion_price"),
+        ({**LLM, "completion_price": 1e9}, "completion_price"),
+        ({**TTS, "prompt_price": 1}, "prompt_price"),
         ({**FORGE, "provider": "sourceforge"}, "provider"),
         ({**FORGE, "model": "m"}, "model"),
         ({"kind": "forge", "name": "n", "secret": "x"}, "provider"),
@@ -151,6 +156,15 @@ def test_a_private_address_is_refused_when_it_is_entered(
 def test_what_an_operator_allows_can_be_entered(tenant: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(egress, "rules", lambda: (("10.0.0.0/8",), False))
     assert ask(tenant, "POST", "/credentials", {**LLM, "base_url": "http://10.1.2.3:8000/v1"}).status_code == 201
+
+
+def test_a_model_has_prices(tenant: Tenancy) -> None:
+    made = ask(tenant, "POST", "/credentials", {**LLM, "prompt_price": 0.15, "completion_price": "0.6"}).json()
+    assert (made["prompt_price"], made["completion_price"]) == (0.15, 0.6)
+    path = f"/credentials/{made['id']}"
+    changed = ask(tenant, "PATCH", path, {"prompt_price": 2, "completion_price": None}).json()
+    assert (changed["prompt_price"], changed["completion_price"]) == (2.0, None)
+    assert ask(tenant, "GET", path).json() == changed
 
 
 def test_a_stored_secret_is_never_sent_to_another_server(tenant: Tenancy) -> None:

@@ -370,7 +370,7 @@ def at_once(*actions: Any) -> list[Any]:
 
 @pytest.mark.django_db(transaction=True)
 def test_of_those_who_publish_at_once_one_does(tenant: Tenancy) -> None:
-    for _ in range(5):
+    for _ in range(3):
         versions = [draft(tenant) for _ in range(4)]
         versions = [read(tenant, version["number"]) for version in versions]
         answers = at_once(*(lambda version=version: act(tenant, version, "publish") for version in versions))
@@ -382,7 +382,7 @@ def test_of_those_who_publish_at_once_one_does(tenant: Tenancy) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_publishing_rolling_back_and_editing_at_once_end_in_one_order(tenant: Tenancy) -> None:
-    for _ in range(5):
+    for _ in range(3):
         version = draft(tenant)
         path = f"/policies/{tenant.policy.id}/versions/{version['number']}"
         answers = at_once(
