@@ -24,6 +24,7 @@ from supervision.selectors.search import MAX_QUERY_CHARS
 from supervision.services.erasure import call_erase
 from tenants.api.auth import requires
 from tenants.api.writes import writes
+from tenants.api.writes import writes
 from tenants.roles import Scope
 
 router = Router(tags=["calls"])

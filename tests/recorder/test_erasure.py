@@ -1,4 +1,4 @@
-"""Erasing a call reaches the journals too: what comes late is dropped, what was set aside is scrubbed."""
+"""What must not be kept: of an erased call nothing comes back from a journal, and what is redacted never gets there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from supervision.models import ErasedCall
 from supervision.recorder import drain, store
 from supervision.recorder.journal import Journal, row_of
 from supervision.recorder.recorder import Recorder
+from supervision.redaction import OwnPattern, Redaction, RedactionSettings
 from supervision.services.erasure import call_erase
 from tests.factories import Tenancy
 from tests.recorder.calls import TABLES, call_log, ended, reported, rows, started, whole_call
@@ -149,3 +150,17 @@ def test_scrubbing_empties_the_write_ahead_log(tenants: Tenants, tmp_path: Path)
     assert journal.scrub([]) == 0
     assert not lingers()
     journal.close(remove=True)
+
+
+async def test_what_is_redacted_never_reaches_the_journal(tenants: Tenants, make_recorder: Any, tmp_path: Path) -> None:
+    redaction = Redaction()
+    redaction.learn(tenants.alice.id, RedactionSettings(patterns=(OwnPattern("member", r"M-\d+"),)))
+    # Nothing listens there, so that all of it stays in the journal.
+    recorder = make_recorder(redact=redaction.event, dsn="postgresql://mirror_app@127.0.0.1:1/mirror")
+    log = call_log(recorder.record, tenants.alice)
+    log.add(started(tenants.alice))
+    log.add(reported(uuid7(), text="M-77, card 4111 1111 1111 1111, ann@example.com?"))
+    await recorder.commit()
+    written = b"".join(path.read_bytes() for path in (tmp_path / "journal").iterdir())
+    assert b"[member], card [card number], [e-mail address]?" in written
+    assert not [word for word in (b"M-77", b"4111", b"ann@example") if word in written]

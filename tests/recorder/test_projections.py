@@ -8,7 +8,7 @@ from supervision.recorder.projections import COLUMNS, Patch
 from tests.support.servers import DatabaseUrls
 
 # Filled by PostgreSQL or by the statement itself.
-NOT_PATCHED = {"tenant_id"}
+NOT_PATCHED = {"tenant_id", "search"}
 MADE_WITH = {
     projections.CALL: {"agent_id", "started_at"},
     projections.CALL_EVENT: set(COLUMNS[projections.CALL_EVENT]) - {"id"},
