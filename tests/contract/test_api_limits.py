@@ -154,6 +154,26 @@ def test_a_key_can_have_a_lower_limit_of_its_own_and_not_a_higher_one(tenant: Te
     assert [ask(high).status_code for _ in range(4)] == [200, 200, 200, 429]
 
 
+def test_a_key_gets_its_own_limit_when_it_is_made(tenant: Tenancy, limits: Any) -> None:
+    limits(key_requests_per_minute=50)
+
+    def make(value: Any) -> Any:
+        return Client().post(
+            "/api/v1/api-keys",
+            {"name": unique("key"), "scopes": ["judge"], "requests_per_minute": value},
+            content_type="application/json",
+            headers={"Authorization": f"Bearer {tenant.api_key}"},
+        )
+
+    made = make(2)
+    assert (made.status_code, made.json()["requests_per_minute"]) == (201, 2)
+    assert [ask(made.json()["key"]).status_code for _ in range(3)] == [200, 200, 429]
+    assert make(None).json()["requests_per_minute"] is None
+    for wrong in (0, -1, 10**9, "many", 1.5, True):
+        refused = make(wrong)
+        assert (refused.status_code, list(refused.json()["errors"])) == (422, ["requests_per_minute"]), wrong
+
+
 def test_a_person_has_a_limit_like_a_key(tenant: Tenancy, limits: Any) -> None:
     limits(requests_per_minute=50, key_requests_per_minute=2)
     client = Client()
