@@ -325,7 +325,7 @@ def test_signed_out_elsewhere_is_said_plainly(open_page: OpenPage, shop: Tenancy
     other.get_by_role("button", name="Sign out").click()
     told = story.Story(shop, story.now())
     recorded(told.start())
-    expect(page.get_by_text("You are signed out or no member of this tenant any more")).to_be_visible()
+    expect(page.get_by_text("You are signed out, no member of this tenant any more")).to_be_visible()
 
 
 def test_the_theme_is_chosen_and_kept(open_page: OpenPage, shop: Tenancy) -> None:
