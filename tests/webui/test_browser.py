@@ -481,6 +481,8 @@ def test_a_new_key_is_copied_and_gone_when_one_comes_back(open_page: OpenPage, s
     field = page.get_by_label("Copy it now")
     expect(field).to_have_value(re.compile(r"mk_[a-z0-9]{12}_[A-Za-z0-9_-]{43}"))
     key, there = field.input_value(), page.url
+    # The second click may take the place of what the first one sent.
+    watched.complaints = [text for text in watched.complaints if "/api-keys/new net::ERR_ABORTED" not in text]
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_text("Copied.")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == key
