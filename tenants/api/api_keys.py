@@ -13,6 +13,7 @@ from mirror_saas.limits import MOST
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Moment, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, requires
+from tenants.authentication import RecentAuthenticationMissing, recently_authenticated
 from tenants.models import ApiKey
 from tenants.names import NAME_CHARS
 from tenants.roles import ALL_SCOPES, Scope
@@ -146,7 +147,12 @@ def api_key(request: HttpRequest, api_key_id: UUID) -> ApiKeyInfoOut:
 )
 @requires(Scope.ADMIN)
 def api_key_patch(request: HttpRequest, api_key_id: UUID, key: ApiKeyPatchIn) -> ApiKeyInfoOut:
-    """Scopes cannot change, and the end cannot move away: whoever holds an old key gains nothing."""
+    """Scopes cannot change, and the end cannot move away: whoever holds an old key gains nothing.
+
+    From the console's session another end needs a recent sign-in, as revoking does.
+    """
+    if key.expires_at is not None and principal_of(request).kind == "session" and not recently_authenticated(request):
+        raise RecentAuthenticationMissing
     return ApiKeyInfoOut.of(api_key_update(api_key_id=api_key_id, **key.model_dump(exclude_unset=True)))
 
 
