@@ -64,7 +64,7 @@ BODIES: tuple[tuple[str, bytes], ...] = (
     ("multipart/form-data", b"--x\r\n"),
     ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n\x00\xff"),
     ("multipart/form-data; boundary=" + "x" * 300, b"--x--"),
-    ("text/xml", b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///secret">]><a>&b;</a>'),
+    ("text/xml", b'<!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]><a>&b;</a>'),
 )  # fmt: skip
 addresses = itertools.count(1)
 
