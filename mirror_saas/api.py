@@ -47,7 +47,18 @@ INVALID = "Some fields cannot be used; `errors` says which and why."
 class MirrorAPI(NinjaAPI):
     """NinjaAPI whose document says that errors are problem+json, and that every operation has a limit."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._schemas: dict[str, OpenAPISchema] = {}
+
     def get_openapi_schema(self, **kwargs: Any) -> OpenAPISchema:
+        # Made once: anybody may ask for it, and making it is the most expensive thing that nobody needs a key for.
+        key = repr(sorted(kwargs.items()))
+        if key not in self._schemas:
+            self._schemas[key] = self._schema(**kwargs)
+        return self._schemas[key]
+
+    def _schema(self, **kwargs: Any) -> OpenAPISchema:
         schema = super().get_openapi_schema(**kwargs)
         for operations in schema["paths"].values():
             for operation in operations.values():

@@ -253,7 +253,10 @@ def agent_stream_key_rotate(*, agent_id: UUID, overlap: timedelta = ROTATION_OVE
 
 
 def agent_stream_key_revoke(*, stream_key_id: UUID) -> None:
-    """Switch a stream key off for good: no new call passes with it. Raises StreamKey.DoesNotExist."""
+    """Switch a stream key off for good: no new call passes with it, and calls that came in with it end within 5 s.
+
+    Raises StreamKey.DoesNotExist.
+    """
     stream_key = StreamKey.objects.get(id=stream_key_id)
     if stream_key.revoked_at is None:
         was = snapshot(stream_key)

@@ -9,10 +9,12 @@ from django.utils import timezone
 from ninja import Query, Router, Status
 from pydantic import Field
 
+from mirror_saas.limits import MOST
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Moment, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import writes
+from tenants.authentication import RecentAuthenticationMissing, recently_authenticated
 from tenants.models import ApiKey
 from tenants.names import NAME_CHARS
 from tenants.roles import ALL_SCOPES, Scope
@@ -47,6 +49,8 @@ class ApiKeyInfoOut(Out):
     """Noted at most once a minute."""
     last_used_ip: str
     """Where that use came from."""
+    requests_per_minute: int | None
+    """Null: as many as each of the tenant's keys."""
 
     @classmethod
     def of(cls, api_key: ApiKey) -> "ApiKeyInfoOut":
@@ -67,6 +71,9 @@ class ApiKeyIn(In):
         min_length=1, max_length=len(ALL_SCOPES), description="What it may do; no more than you may."
     )
     expires_at: Moment | None = Field(None, description="When it ends, at most ten years ahead; null: never.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MOST, strict=True, description="Fewer than each of the tenant's keys may make; null: as many."
+    )
 
 
 class ApiKeyPatchIn(In):
@@ -111,7 +118,11 @@ def api_keys(request: HttpRequest, query: Query[ApiKeysQuery]) -> PageOut[ApiKey
 def api_key_post(request: HttpRequest, response: HttpResponse, key: ApiKeyIn) -> Status[ApiKeyCreatedOut]:
     """Keep `key` of the answer: it is not shown again. From the console's session this needs a recent sign-in."""
     made = api_key_create(
-        name=key.name, scopes=key.scopes, expires_at=key.expires_at, held=principal_of(request).scopes
+        name=key.name,
+        scopes=key.scopes,
+        expires_at=key.expires_at,
+        requests_per_minute=key.requests_per_minute,
+        held=principal_of(request).scopes,
     )
     response.headers["Cache-Control"] = "no-store"
     return Status(201, ApiKeyCreatedOut(**_fields(made.api_key), key=made.key))
@@ -137,7 +148,12 @@ def api_key(request: HttpRequest, api_key_id: UUID) -> ApiKeyInfoOut:
 )
 @writes(Scope.ADMIN)
 def api_key_patch(request: HttpRequest, api_key_id: UUID, key: ApiKeyPatchIn) -> ApiKeyInfoOut:
-    """Scopes cannot change, and the end cannot move away: whoever holds an old key gains nothing."""
+    """Scopes cannot change, and the end cannot move away: whoever holds an old key gains nothing.
+
+    From the console's session another end needs a recent sign-in, as revoking does.
+    """
+    if key.expires_at is not None and principal_of(request).kind == "session" and not recently_authenticated(request):
+        raise RecentAuthenticationMissing
     return ApiKeyInfoOut.of(api_key_update(api_key_id=api_key_id, **key.model_dump(exclude_unset=True)))
 
 
@@ -157,7 +173,7 @@ def api_key_delete(request: HttpRequest, api_key_id: UUID) -> Status[None]:
 def _fields(api_key: ApiKey) -> dict[str, Any]:
     names = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at", "last_used_ip")
     return {
-        **{name: getattr(api_key, name) for name in names},
+        **{name: getattr(api_key, name) for name in (*names, "requests_per_minute")},
         "state": api_key_state(api_key, now=timezone.now()),
         "created_by": CreatedByOut(
             kind=api_key.created_by_kind, id=api_key.created_by_id, label=api_key.created_by_label

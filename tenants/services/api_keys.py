@@ -17,6 +17,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from mirror_saas.ids import uuid7
+from mirror_saas.limits import MOST
 from mirror_saas.logging import mask_secrets
 from tenants.actors import actor_current
 from tenants.context import tenant_context
@@ -39,7 +40,7 @@ MAX_LIFETIME: Final = timedelta(days=3660)
 
 _PREFIX_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _KEY = re.compile(rf"mk_([a-z0-9]{{{PREFIX_CHARS}}})_([A-Za-z0-9_-]{{43}})")
-_AUDITED = ("name", "prefix", "scopes", "expires_at", "revoked_at")
+_AUDITED = ("name", "prefix", "scopes", "expires_at", "revoked_at", "requests_per_minute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,14 @@ def api_key_create(
     name: str,
     scopes: Iterable[str],
     expires_at: datetime | None = None,
+    requests_per_minute: int | None = None,
     held: Collection[str] | None = None,
     api_key_id: UUID | None = None,
     now: datetime | None = None,
 ) -> NewApiKey:
     """A new key of the current tenant, until `expires_at` (None: until it is revoked).
+
+    `requests_per_minute` holds where it is lower than what each of the tenant's keys may make (None: that).
 
     `held` are the scopes of whoever asks: nobody gives a key more than they have. Without it, only the system itself
     (a command) may make one. `api_key_id`, one that we made, lets the same form be sent twice. `now` is the database's
@@ -111,6 +115,8 @@ def api_key_create(
         raise ValidationError({"scopes": f"{what} of {', '.join(sorted(ALL_SCOPES))}."})
     if held is not None and (missing := set(wanted) - set(held)):
         raise ScopesNotHeld(missing)
+    if requests_per_minute is not None and not 1 <= requests_per_minute <= MOST:
+        raise ValidationError({"requests_per_minute": f"Give a number from 1 to {MOST}, or none."})
     with transaction.atomic():
         # Keys of a tenant are made one after the other, so that two at once cannot pass the limit together.
         Tenant.objects.select_for_update(no_key=True).get()
@@ -133,6 +139,7 @@ def api_key_create(
             scopes=wanted,
             created_at=now,
             expires_at=expires_at,
+            requests_per_minute=requests_per_minute,
             created_by_kind=actor.kind,
             created_by_id=actor.id,
             created_by_label=actor.label[:300],

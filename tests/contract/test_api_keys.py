@@ -63,6 +63,7 @@ def test_a_key_is_made_shown_once_used_and_revoked(tenant: Tenancy, stranger: Te
         "revoked_at": None,
         "last_used_at": None,
         "last_used_ip": "",
+        "requests_per_minute": None,
     }
     assert datetime.fromisoformat(body["expires_at"]) == datetime.fromisoformat(SOON)
     assert me(key).json()["scopes"] == ["calls:read", "judge"]
@@ -155,6 +156,7 @@ def test_a_person_makes_and_revokes_keys_with_a_recent_sign_in(tenant: Tenancy, 
     for refused in (
         stale.post("/api/v1/api-keys", body, content_type="application/json"),
         stale.delete(f"/api/v1/api-keys/{made.json()['id']}"),
+        stale.patch(f"/api/v1/api-keys/{made.json()['id']}", {"expires_at": SOON}, content_type="application/json"),
     ):
         assert refused.status_code == 403
         assert "recent sign-in" in refused.json()["detail"]

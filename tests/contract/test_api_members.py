@@ -18,10 +18,16 @@ from tenants.services.api_keys import api_key_create
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
 from tests.factories import PASSWORD, Tenancy, unique
+from tests.support.mails import mails_count_anew
 
 pytestmark = pytest.mark.django_db
 
 API = "/api/v1"
+
+
+@pytest.fixture(autouse=True)
+def mails(monkeypatch: pytest.MonkeyPatch) -> None:
+    mails_count_anew(monkeypatch)
 
 
 def with_key(tenancy: Tenancy, *scopes: str) -> Client:

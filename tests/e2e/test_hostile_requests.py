@@ -21,7 +21,10 @@ from tests.support.routes import HTTPRoute, http_routes
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
 
 CSRF = "c" * 32
-ROUTES = http_routes()
+# One of each path: the API has a line for every name of an operation.
+ROUTES = list({route.template: route for route in http_routes()}.values())
+# They look at nothing that is sent.
+READS_NO_BODY = ("/livez", "/readyz", "/api/v1/openapi.json", "/api/v1/docs")
 # They would end the session that the others need; test_people asks them.
 ENDS_THE_SESSION = ("/sign-out", "/account/sessions")
 
@@ -35,12 +38,11 @@ VALUES = (
     "%F0%9F%92%A9",
 )
 QUERIES = (
-    "%00=%00&q=%00&page=%00&next=%00&cursor=%00&agent=%00&since=%00&from=%00&to=%00&tenant=%00",
-    "limit=99999999999999999999999&cursor=%ff%fe&after=-1&n=1e400&since=99999-99-99&until=0000-00-00T00:00:00Z",
+    "%00=%00&q=%00&page=%00&next=%00&cursor=%00&agent=%00&since=%00&limit=99999999999999999999&after=-1&to=%ff",
+    "cursor=WyIiLCIiXQ&limit=0&limit=x&next=//evil.example&since=99999-99-99&n=1e400&&===%%%?%u0000;a=b;+",
     "&".join(f"a{n}=" for n in range(1001)),
-    "cursor=W10&cursor=eyJhIjoxfQ&cursor=WyIiLCIiXQ&limit=0&limit=x&next=//evil.example&next=javascript:alert(1)",
-    "&&&===%%%?%u0000;a=b;+",
 )
+METHODS = ("HEAD", "OPTIONS", "TRACE", "BREW")
 FIELDS = (
     "email", "login", "password", "old_password", "password1", "password2", "code", "name", "role", "scopes", "next",
     "tenant", "tenant_id", "expires", "expires_at", "expires_in", "id", "key", "token", "label",
@@ -48,9 +50,7 @@ FIELDS = (
 BODIES: tuple[tuple[str, bytes], ...] = (
     ("application/json", b"{"),
     ("application/json", b"[" * 100_000),
-    ("application/json", b'{"a":' * 50_000),
     ("application/json", json.dumps(dict.fromkeys(FIELDS, "\x00")).encode()),
-    ("application/json", json.dumps(dict.fromkeys(FIELDS, "\ud800")).encode()),
     ("application/json", json.dumps({name: ["\x00", {"\ud800": None}] for name in FIELDS}).encode()),
     ("application/json", json.dumps(dict.fromkeys(FIELDS, 10**400)).encode()),
     ("application/json", b'{"name": NaN, "limit": Infinity, "role": 1e999}'),
@@ -64,7 +64,7 @@ BODIES: tuple[tuple[str, bytes], ...] = (
     ("multipart/form-data", b"--x\r\n"),
     ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n\x00\xff"),
     ("multipart/form-data; boundary=" + "x" * 300, b"--x--"),
-    ("text/xml", b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>'),
+    ("text/xml", b'<!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]><a>&b;</a>'),
 )  # fmt: skip
 addresses = itertools.count(1)
 
@@ -135,23 +135,20 @@ def test_hostile_paths_queries_and_methods_fail_nothing(attacker: Attacker, part
             attacker.ask("GET", route.path(value))
         for query in QUERIES:
             attacker.ask("GET", f"{route.path()}?{query}")
-        for method in ("HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "BREW"):
-            attacker.ask(method, route.path())
-    assert attacker.asked > 12 * len(routes_of(part)) > 0
+        attacker.ask(METHODS[attacker.asked % len(METHODS)], route.path())
+    assert attacker.asked > 3 * len(routes_of(part)) > 0
 
 
 @pytest.mark.parametrize("part", ["api", "pages", "plivo"])
 def test_hostile_bodies_fail_nothing(attacker: Attacker, part: str) -> None:
     for route in routes_of(part):
         path = route.path()
-        if path.startswith(ENDS_THE_SESSION):
+        if path.startswith(ENDS_THE_SESSION + READS_NO_BODY):
             continue
-        for kind, body in BODIES:
-            attacker.ask("POST", path, kind=kind, body=body)
-        if part == "api":
-            for kind, body in BODIES[:4]:
-                attacker.ask("PATCH", path, kind=kind, body=body)
-                attacker.ask("PUT", path, kind=kind, body=body)
+        for method in ("POST", "PUT", "PATCH", "DELETE") if part == "api" else ("POST",):
+            for kind, body in BODIES:
+                if attacker.ask(method, path, kind=kind, body=body).status == 405:
+                    break  # nothing there reads it
     assert attacker.asked > 0
 
 

@@ -83,6 +83,10 @@ def paths(party: Party, other: Party) -> list[tuple[str, int]]:
         ("/api/v1/audit-events", 200),
         ("/api/v1/audit-events/export", 200),
         ("/api/v1/me", 200),
+        ("/api/v1/tenant", 200),
+        ("/api/v1/members", 200),
+        ("/api/v1/invitations", 200),
+        ("/api/v1/api-keys", 200),
         (f"/api/v1/calls/{other.call.id}", 404),
         (f"/api/v1/calls/{other.call.id}/turns", 404),
         (f"/api/v1/calls?agent_id={other.tenancy.agent.id}", 200),
@@ -304,14 +308,14 @@ async def test_sockets_that_share_a_process_get_their_own_rows(alice: Party, cha
                 (b"cookie", f"sessionid={cookie}".encode()),
             ],
         )
-        connected, _ = await wire.connect(timeout=10)
+        connected, _ = await wire.connect(timeout=30)
         assert connected
         heard = []
         try:
             for topic in ("calls", f"call:{party.call.id}", f"call:{other.call.id}"):
                 await wire.send_to(text_data=json.dumps({"type": "subscribe", "topic": topic}))
                 while True:
-                    text = await wire.receive_from(timeout=10)
+                    text = await wire.receive_from(timeout=30)
                     message = json.loads(text)
                     if message["type"] == "update":
                         await wire.send_to(

@@ -19,6 +19,8 @@ from tenants.context import tenant_context
 from tenants.isolation import READ_ONLY
 from tenants.managers import TenantModel
 from tenants.models import ApiKey, Tenant
+from tenants.roles import ROLE_CAPABILITIES, Role
+from tenants.services.invitations import invitation_create
 from tests.factories import Tenancy, call_create
 
 TENANT_MODELS = [model for model in apps.get_models() if issubclass(model, TenantModel)]
@@ -28,6 +30,11 @@ TENANT_MODELS = [model for model in apps.get_models() if issubclass(model, Tenan
 @pytest.mark.usefixtures("without_filters")
 def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: Tenancy, stranger: Tenancy) -> None:
     call_create(tenant)
+    for tenancy in (tenant, stranger):
+        with tenancy.context():
+            invitation_create(
+                email=f"dora@{tenancy.slug}.example", role=Role.VIEWER, capabilities=ROLE_CAPABILITIES[Role.OWNER]
+            )
     # Rows that only the operator's command can write are looked at in tests/tenants/test_limits.py.
     for model in [model for model in TENANT_MODELS if model._meta.db_table not in READ_ONLY]:
         with stranger.context():

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from celery import Celery
+from celery.beat import Scheduler
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Reject
 from django.contrib.sessions.models import Session
@@ -291,6 +292,22 @@ def test_every_entry_of_the_schedule_can_run() -> None:
         assert not isinstance(app.tasks[entry["task"]], TenantTask), name
         if entry["task"] == "mirror_saas.each_tenant":
             assert isinstance(app.tasks[entry["args"][0]], TenantTask), name
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_beat_sends_is_done_by_a_worker(worker: Celery, tenant: Tenancy) -> None:
+    app.loader.import_default_modules()
+    key = uuid7().hex
+    Session.objects.create(session_key=key, session_data="", expire_date=timezone.now() - timedelta(hours=1))
+    beat = Scheduler(app, lazy=True)
+    beat.setup_schedule()
+    for entry in beat.schedule.values():
+        # Raises SchedulingError for an entry that cannot be sent.
+        beat.apply_async(entry, advance=False)
+    with tenant.context():
+        looks.delay("after it")
+    assert seen().arguments == ("after it",)
+    assert not Session.objects.filter(session_key=key).exists()
 
 
 @pytest.mark.django_db

@@ -626,17 +626,17 @@ async def test_the_channel_layer_tells_the_tenants_screens_and_not_the_strangers
     recorder = make_recorder(announce=announce_to_channel_layer)
     log = call_log(recorder.record, tenants.alice)
     alices_list, alices_page, charlies = [await layer.new_channel() for _ in range(3)]
-    await layer.group_add(calls_group(tenants.alice.id), alices_list)
-    await layer.group_add(call_group(tenants.alice.id, log.call_id), alices_page)
-    await layer.group_add(calls_group(tenants.charlie.id), charlies)
-    await layer.group_add(call_group(tenants.charlie.id, log.call_id), charlies)
+    await layer.group_add(calls_group(tenants.alice.id).name, alices_list)
+    await layer.group_add(call_group(tenants.alice.id, log.call_id).name, alices_page)
+    await layer.group_add(calls_group(tenants.charlie.id).name, charlies)
+    await layer.group_add(call_group(tenants.charlie.id, log.call_id).name, charlies)
     log.add(started(tenants.alice))
     expected = {"type": "call.changed", "call_id": str(log.call_id), "seq": 1}
     async with asyncio.timeout(PATIENCE_S):
         assert await layer.receive(alices_list) == expected
         assert await layer.receive(alices_page) == expected
     # Both hints are out; had charlie's groups been told, it would have been before or with them.
-    await layer.group_send(calls_group(tenants.charlie.id), {"type": "the.end"})
+    await layer.group_send(calls_group(tenants.charlie.id).name, {"type": "the.end"})
     async with asyncio.timeout(PATIENCE_S):
         assert await layer.receive(charlies) == {"type": "the.end"}
 

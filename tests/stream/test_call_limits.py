@@ -204,16 +204,14 @@ def silent_server() -> Iterator[str]:
 
 
 async def test_a_valkey_that_does_not_answer_costs_a_quarter_of_a_second_once(
-    silent_server: str, node: Callable[..., CallLeases]
+    silent_server: str, node: Callable[..., CallLeases], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leases, tenant_id, loop = node(silent_server, ANSWER_WITHIN_S), uuid7(), asyncio.get_running_loop()
     began = loop.time()
     assert await leases.take(tenant_id, limit=1) is not None
-    waited = loop.time() - began
-    assert waited >= ANSWER_WITHIN_S * 0.9
-    began = loop.time()
+    assert loop.time() - began >= ANSWER_WITHIN_S * 0.9
+    monkeypatch.setattr(leases, "_take", None)  # is not asked
     assert await leases.take(tenant_id, limit=9) is not None
-    assert loop.time() - began < waited / 2
 
 
 async def test_leases_come_to_valkey_when_it_is_back(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection
 from django.utils import timezone as django_timezone
+from pytest_django import DjangoAssertNumQueries
 
 from mirror_saas.ids import uuid7
 from mirror_saas.pages import BadCursor, cursor_encode
@@ -107,16 +107,14 @@ def test_a_secret_of_a_stranger_fits_no_prefix_of_ours(tenant: Tenancy, stranger
     assert api_key_authenticate(key=f"mk_{prefix}_{secret}") is None
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["", "mk_", "mk__", "mk_" + "a" * 12, "sk_x", "mk_\x00_\x00", "mk_" + "é" * 12 + "_" + "é" * 43, "\ud800" * 59]
-    + ["mk_" + "a" * 12 + "_" + "A" * 44, "mk_" + "a" * 12 + "_" + "A" * 100_000],
-)
 def test_what_is_no_key_is_refused_without_a_question_to_the_database(
-    key: str, django_assert_num_queries: Callable[..., object]
+    django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:
-    with django_assert_num_queries(0):  # type: ignore[attr-defined]
-        assert api_key_authenticate(key=key) is None
+    prefix = "mk_" + "a" * 12 + "_"
+    keys = ["", "mk_", "mk__", prefix, "sk_x", "mk_\x00_\x00", "\ud800" * 59, "mk_" + "é" * 12 + "_" + "é" * 43]
+    keys += [prefix + "A" * 42, prefix + "A" * 44, prefix + "A" * 100_000, prefix + "A" * 43 + "\n"]
+    with django_assert_num_queries(0):
+        assert [key for key in keys if api_key_authenticate(key=key) is not None] == []
 
 
 # -- its end -------------------------------------------------------------------------------------------------------
@@ -148,23 +146,18 @@ def test_a_key_begins_to_be_expired_at_its_very_end(tenant: Tenancy) -> None:
         assert api_key_state(key, now=NOW) == "revoked"
 
 
-@pytest.mark.parametrize(
-    ("expires_at", "told"),
-    [
+def test_an_end_has_to_be_ahead_by_the_databases_clock_or_the_one_given(tenant: Tenancy) -> None:
+    for expires_at, told in (
         (NOW, "still to come"),
         (NOW - timedelta(days=1), "still to come"),
         (datetime.min.replace(tzinfo=timezone(timedelta(hours=14))), "still to come"),
         (NOW + MAX_LIFETIME + timedelta(seconds=1), "next ten years"),
         (datetime.max.replace(tzinfo=timezone(-timedelta(hours=23))), "next ten years"),
         (NOW.replace(tzinfo=None) + timedelta(days=1), "zone"),
-    ],
-)
-def test_an_end_has_to_be_ahead_by_the_databases_clock_or_the_one_given(
-    tenant: Tenancy, expires_at: datetime, told: str
-) -> None:
-    with tenant.context(), pytest.raises(ValidationError) as error:
-        api_key_create(name="x", scopes=["judge"], expires_at=expires_at, now=NOW)
-    assert told in error.value.message_dict["expires_at"][0]
+    ):
+        with tenant.context(), pytest.raises(ValidationError) as error:
+            api_key_create(name="x", scopes=["judge"], expires_at=expires_at, now=NOW)
+        assert told in error.value.message_dict["expires_at"][0], expires_at
 
 
 def test_without_a_clock_the_databases_counts(tenant: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,28 +321,26 @@ def test_a_key_says_who_made_it_and_goes_on_when_they_leave(tenant: Tenancy, str
 # -- names, renaming, an earlier end -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("", "Give a name."),
-        (" \t\n ", "Give a name."),
-        ("x" * 201, "at most 200 characters"),
-        ("a\x00b", "control characters"),
-        ("a\nb", "one line"),
-        ("a\u2028b", "one line"),
-        ("a\ud800b", "control characters"),
-        ("mk_abcdefghijkl_" + "s" * 43, "looks like a secret"),
-        ("sk_" + "s" * 43, "looks like a secret"),
-    ],
-)
-def test_a_name_that_cannot_be_used_is_refused(tenant: Tenancy, name: str, told: str) -> None:
+def test_a_name_that_cannot_be_used_is_refused(tenant: Tenancy) -> None:
+    names = {
+        "": "Give a name.",
+        " \t\n ": "Give a name.",
+        "x" * 201: "at most 200 characters",
+        "a\x00b": "control characters",
+        "a\nb": "one line",
+        "a\u2028b": "one line",
+        "a\ud800b": "control characters",
+        "mk_abcdefghijkl_" + "s" * 43: "looks like a secret",
+        "sk_" + "s" * 43: "looks like a secret",
+    }
     with tenant.context():
-        with pytest.raises(ValidationError) as error:
-            api_key_create(name=name, scopes=["judge"])
-        assert told in error.value.message_dict["name"][0]
-        with pytest.raises(ValidationError) as error:
-            api_key_update(api_key_id=the_key(tenant).id, name=name)
-        assert told in error.value.message_dict["name"][0]
+        for name, told in names.items():
+            with pytest.raises(ValidationError) as error:
+                api_key_create(name=name, scopes=["judge"])
+            assert told in error.value.message_dict["name"][0], name
+            with pytest.raises(ValidationError) as error:
+                api_key_update(api_key_id=the_key(tenant).id, name=name)
+            assert told in error.value.message_dict["name"][0], name
         assert ApiKey.objects.count() == 1
 
 
@@ -394,7 +385,7 @@ def test_a_tenant_has_so_many_keys_that_work_and_no_more(
     monkeypatch.setattr(services, "MAX_ACTIVE", 3)
     with tenant.context():
         keys = [api_key_create(name=str(n), scopes=["judge"]).api_key for n in range(2)]
-        with pytest.raises(ValidationError, match="3 API keys that work.*revoke one"):
+        with pytest.raises(ValidationError, match=r"3 API keys that work.*revoke one"):
             api_key_create(name="4", scopes=["judge"])
         api_key_revoke(api_key_id=keys[0].id)
         api_key_create(name="5", scopes=["judge"])

@@ -27,7 +27,7 @@ from supervision.services.agents import (
 )
 from supervision.services.credentials import credential_update
 from supervision.services.plivo_accounts import plivo_account_remove, plivo_account_save
-from supervision.services.policies import policy_version_create, policy_version_publish
+from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
 from tenants.actors import Actor, actor_context
 from tenants.audit_chain import ChainPoint, canonical, export_header, export_line, export_verify
 from tenants.context import TenantContextMissing, tenant_context
@@ -507,7 +507,7 @@ def test_a_writer_waits_for_the_one_before_and_follows_it() -> None:
         ),
         (
             lambda t: membership_create(user=t.users["bob"], role=Role.EDITOR),
-            lambda t: membership_create(user=t.users["alice"], role=Role.ADMIN),
+            lambda t: policy_create(name="first"),
         ),
     ],
     ids=["plivo", "api key", "publish", "rotate", "member"],

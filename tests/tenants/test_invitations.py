@@ -18,7 +18,7 @@ from mirror_saas.env import MailServer
 from mirror_saas.errors import Conflict, InvalidInput
 from mirror_saas.ids import uuid7
 from tenants.actors import Actor, actor_context
-from tenants.mail_limits import ADDRESS_OF_TENANT, TooManyMails, mail_take
+from tenants.mail_limits import ADDRESS, ADDRESS_OF_TENANT, TooManyMails, mail_take
 from tenants.models import ApiKey, AuditEvent, Invitation, Membership, User
 from tenants.roles import ALL_SCOPES, ROLE_CAPABILITIES, CapabilityMissing, Role
 from tenants.selectors.invitations import (
@@ -215,6 +215,33 @@ def test_mails_to_one_address_are_few(tenant: Tenancy, stranger: Tenancy) -> Non
         # The link that was mailed last still works.
         assert bytes(Invitation.objects.get(id=made.invitation.id).token_nonce) == nonce
     mail_take(tenant_id=stranger.id, email=made.invitation.email)
+
+
+@pytest.mark.django_db
+def test_mails_are_counted_over_all_nodes_and_here_while_valkey_is_down(
+    redis_url: str, tenant: Tenancy, stranger: Tenancy, settings: Any
+) -> None:
+    email = address()
+    for _ in range(ADDRESS_OF_TENANT.amount):
+        mail_take(tenant_id=tenant.id, email=email)
+    with pytest.raises(TooManyMails):
+        mail_take(tenant_id=tenant.id, email=email.upper())
+    mail_take(tenant_id=stranger.id, email=email)
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    for _ in range(ADDRESS_OF_TENANT.amount):
+        mail_take(tenant_id=tenant.id, email=email)
+    with pytest.raises(TooManyMails):
+        mail_take(tenant_id=tenant.id, email=email)
+
+
+@pytest.mark.django_db
+def test_nobodys_mailbox_is_flooded_by_many_tenants() -> None:
+    email = address()
+    for _ in range(ADDRESS.amount):
+        mail_take(tenant_id=uuid7(), email=email)
+    with pytest.raises(TooManyMails, match="many mails today"):
+        mail_take(tenant_id=uuid7(), email=email)
+    mail_take(tenant_id=uuid7(), email=address())
 
 
 # -- accepting ------------------------------------------------------------------------------------------------------

@@ -10,8 +10,14 @@ from django.core.management import CommandError, call_command
 from tenants.models import AuditEvent, Invitation, Membership
 from tenants.selectors.invitations import invitation_open
 from tests.factories import Tenancy
+from tests.support.mails import mails_count_anew
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def mails(monkeypatch: pytest.MonkeyPatch) -> None:
+    mails_count_anew(monkeypatch)
 
 
 def member(what: str, tenancy: Tenancy, *more: str) -> str:

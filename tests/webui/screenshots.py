@@ -123,6 +123,13 @@ def main(folder: Path) -> None:
                     shoot(page, f"call-silent-{end}", f"/calls/{quiet.call_id}")
                     shoot(page, f"call-failed-{end}", f"/calls/{failed.call_id}")
                     shoot(page, f"not-found-{end}", f"/calls/{tenancy.id}")
+                    for name, path in (
+                        ("api-keys", "/api-keys"),
+                        ("api-key-new", "/api-keys/new"),
+                        ("audit", "/audit"),
+                        ("audit-verify", "/audit/verify"),
+                    ):
+                        shoot(page, f"{name}-{end}", path)
                     shoot(page, f"account-{end}", "/account")
                     shoot(page, f"members-{end}", "/members")
                     page.get_by_label("Email").fill(f"new-{end}@example.com")

@@ -182,10 +182,13 @@ def test_making_and_revoking_need_a_recent_sign_in_and_keep_what_was_typed(tenan
     client_sign_in(client, tenant.users["alice"], ago=timedelta(minutes=6))
     for method, path in (("get", "/api-keys/new"), ("post", f"/api-keys/{the_id(tenant)}/revoke")):
         assert getattr(client, method)(path)["Location"].startswith("/account/confirm?next=")
+    soon = (timezone.now() + timedelta(minutes=2)).strftime("%Y-%m-%dT%H:%M")
+    ended = client.post(f"/api-keys/{the_id(tenant)}", {"name": "tests", "until": soon})
+    assert ended["Location"].startswith("/account/confirm?next=%2Fapi-keys%2F")
     asked = client.post("/api-keys/new", form)
     assert asked["Location"] == "/account/confirm?next=%2Fapi-keys%2Fnew"
     with tenant.context():
-        assert [(key.name, key.revoked_at) for key in ApiKey.objects.all()] == [("tests", None)]
+        assert list(ApiKey.objects.values_list("name", "revoked_at", "expires_at")) == [("tests", None, None)]
     confirmed = client.post(asked["Location"], {"by": "password", "password": PASSWORD, "next": "/api-keys/new"})
     assert confirmed["Location"] == "/api-keys/new"
     page = page_of(client, "/api-keys/new")

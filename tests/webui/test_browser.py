@@ -325,7 +325,7 @@ def test_signed_out_elsewhere_is_said_plainly(open_page: OpenPage, shop: Tenancy
     other.get_by_role("button", name="Sign out").click()
     told = story.Story(shop, story.now())
     recorded(told.start())
-    expect(page.get_by_text("You are signed out or no member of this tenant any more")).to_be_visible()
+    expect(page.get_by_text("You are signed out, no member of this tenant any more")).to_be_visible()
 
 
 def test_the_theme_is_chosen_and_kept(open_page: OpenPage, shop: Tenancy) -> None:
@@ -481,6 +481,8 @@ def test_a_new_key_is_copied_and_gone_when_one_comes_back(open_page: OpenPage, s
     field = page.get_by_label("Copy it now")
     expect(field).to_have_value(re.compile(r"mk_[a-z0-9]{12}_[A-Za-z0-9_-]{43}"))
     key, there = field.input_value(), page.url
+    # The second click may take the place of what the first one sent.
+    watched.complaints = [text for text in watched.complaints if "/api-keys/new net::ERR_ABORTED" not in text]
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_text("Copied.")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == key

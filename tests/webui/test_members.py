@@ -22,12 +22,18 @@ from tenants.services.second_factor import totp_activate, totp_secret_new
 from tenants.services.tenants import user_create
 from tenants.tasks import invitation_send
 from tests.factories import PASSWORD, Tenancy, call_create, unique
+from tests.support.mails import mails_count_anew
 from tests.support.totp import totp
 
 pytestmark = pytest.mark.django_db
 
 GOOD = "correct horse battery"
 OWNER = ROLE_CAPABILITIES["owner"]
+
+
+@pytest.fixture(autouse=True)
+def mails(monkeypatch: pytest.MonkeyPatch) -> None:
+    mails_count_anew(monkeypatch)
 
 
 def signed_in(user: User, *, recently: bool = True, client: Client | None = None) -> Client:

@@ -129,6 +129,10 @@ def api_key(request: MemberRequest, api_key_id: UUID) -> HttpResponse:
     if request.method == "POST":
         form = ApiKeyEditForm(request.POST)
         if form.is_valid():
+            if form.cleaned_data["until"] is not None and not recently_authenticated(request):
+                # An end a minute ahead is a revocation.
+                here = reverse("webui:api_key", kwargs={"api_key_id": api_key_id})
+                return redirect(f"{reverse('webui:confirm')}?{urlencode({'next': here})}")
             try:
                 api_key_update(
                     api_key_id=api_key_id, name=form.cleaned_data["name"], expires_at=form.cleaned_data["until"]

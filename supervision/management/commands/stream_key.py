@@ -36,7 +36,7 @@ class Command(BaseCommand):
         parser.add_argument("--agent", required=True, metavar="ID", type=UUID, help="the agent's id")
         what = parser.add_mutually_exclusive_group()
         what.add_argument("--rotate", action="store_true", help="make a new key")
-        what.add_argument("--revoke", metavar="KEY_ID", type=UUID, help="end this key now, for good")
+        what.add_argument("--revoke", metavar="KEY_ID", type=UUID, help="end this key and its calls now, for good")
         parser.add_argument(
             "--overlap-h",
             type=float,
@@ -86,7 +86,7 @@ class Command(BaseCommand):
         if key_id not in {key.id for key in keys}:
             raise StreamKey.DoesNotExist
         agent_stream_key_revoke(stream_key_id=key_id)
-        self.stdout.write(f"{key_id} is revoked.")
+        self.stdout.write(f"{key_id} is revoked. Calls that came in with it end within five seconds.")
 
     def _list(self, keys: list[StreamKeyRef], as_json: bool) -> None:
         rows = [
