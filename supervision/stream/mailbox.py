@@ -21,6 +21,8 @@ from redis import Redis, RedisError
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.client import PubSub
 
+from tenants.cache_keys import tenant_key
+
 logger = logging.getLogger(__name__)
 
 # What a call does with a message, and answers: both JSON objects.
@@ -43,7 +45,7 @@ class CallSilent(Exception):
 
 def call_channel(tenant_id: UUID, call_id: UUID) -> str:
     """The channel on which a call hears from outside."""
-    return f"mirror:t.{tenant_id.hex}.call.{call_id.hex}.outside"
+    return f"{tenant_key('calls-outside', tenant_id)}:{call_id}"
 
 
 def call_post(
@@ -55,7 +57,7 @@ def call_post(
     """
     if url is None:
         raise CallSilent
-    reply = f"mirror:t.{tenant_id.hex}.reply.{uuid4().hex}"
+    reply = f"{tenant_key('calls-replies', tenant_id)}:{uuid4()}"
     within_s = ANSWER_WITHIN_S + wait_s
     try:
         with Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=within_s + CONNECT_S) as redis:

@@ -29,6 +29,7 @@ VALKEY = {
     "mirror_saas/health.py",
     "supervision/engine/state/redis.py",
     "supervision/stream/limits.py",
+    "supervision/stream/mailbox.py",
     "tenants/limits_redis.py",
     "tenants/mail_limits.py",
 }
