@@ -6,10 +6,10 @@ from uuid import UUID
 from django.http import HttpRequest
 from ninja import Query, Router
 from ninja.responses import Status
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from mirror_saas.problems import problem_responses
-from mirror_saas.schemas import PageOut, PageQuery
+from mirror_saas.schemas import Moment, PageOut, PageQuery, Text
 from supervision.api.schemas import CallDetailOut, CallEventOut, CallOut, TurnDetailOut
 from supervision.selectors.calls import (
     CallFilters,
@@ -24,7 +24,6 @@ from supervision.selectors.search import MAX_QUERY_CHARS
 from supervision.services.erasure import call_erase
 from tenants.api.auth import requires
 from tenants.api.writes import writes
-from tenants.api.writes import writes
 from tenants.roles import Scope
 
 router = Router(tags=["calls"])
@@ -35,7 +34,7 @@ class CallsQuery(PageQuery):
 
     agent_id: UUID | None = None
     state: Literal["live", "ended"] | None = None
-    outcome: str | None = Field(None, max_length=16)
+    outcome: Text | None = Field(None, max_length=16)
     coverage: Literal["full", "partial", "none"] | None = Field(None, description="How much of the call was judged.")
     interventions: bool | None = Field(None, description="Whether Mirror stepped in.")
     text: str | None = Field(
@@ -44,8 +43,8 @@ class CallsQuery(PageQuery):
         max_length=MAX_QUERY_CHARS,
         description='What the caller or the agent said in one turn: words in any order, `"a phrase"`, `or`, `-word`.',
     )
-    started_from: AwareDatetime | None = Field(None, alias="from", description="Started at or after, RFC 3339.")
-    started_to: AwareDatetime | None = Field(None, alias="to", description="Started before, RFC 3339.")
+    started_from: Moment | None = Field(None, alias="from", description="Started at or after, RFC 3339.")
+    started_to: Moment | None = Field(None, alias="to", description="Started before, RFC 3339.")
 
 
 LIST_ERRORS = problem_responses(401, 403, 422)

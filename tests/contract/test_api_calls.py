@@ -340,6 +340,7 @@ def test_filters_of_coverage_interventions_and_text(tenant: Tenancy, stranger: T
     [
         ({"coverage": "most"}, "coverage"),
         ({"interventions": "several"}, "interventions"),
+        ({"outcome": "a\x00"}, "outcome"),
         ({"text": ""}, "text"),
         ({"text": "x" * 201}, "text"),
         ({"text": "a\x00"}, "text"),
