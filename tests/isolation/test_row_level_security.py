@@ -13,7 +13,7 @@ from django.apps import apps
 from django.db import DatabaseError, IntegrityError, ProgrammingError, connection, models, transaction
 
 from mirror_saas.ids import uuid7
-from supervision.models import Call, CallEvent, Policy, StreamKey, Turn
+from supervision.models import Call, CallEvent, ErasedCall, Label, Policy, PrivacySettings, StreamKey, Turn, UsageDay
 from supervision.services.agents import stream_key_hash
 from tenants.context import tenant_context
 from tenants.isolation import READ_ONLY
@@ -22,7 +22,7 @@ from tenants.models import ApiKey, Tenant
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.idempotency import StoredAnswer, idempotency_store
 from tenants.services.invitations import invitation_create
-from tests.factories import Tenancy, call_create
+from tests.factories import CALL_START, Tenancy, call_create
 
 TENANT_MODELS = [model for model in apps.get_models() if issubclass(model, TenantModel)]
 
@@ -38,6 +38,11 @@ def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: T
             )
             answer = StoredAnswer(status=201, headers={}, body="{}")
             idempotency_store(key="k", actor_id=tenancy.id, fingerprint=bytes(32), answer=answer)
+            turn = Turn.objects.all()[0]
+            Label.objects.create(call_id=turn.call_id, turn=turn, value="unsure", labelled_by="tests")
+            PrivacySettings.objects.create()
+            UsageDay.objects.create(day=CALL_START.date())
+            ErasedCall.objects.create(erased_at=CALL_START)
     # Rows that only the operator's command can write are looked at in tests/tenants/test_limits.py.
     for model in [model for model in TENANT_MODELS if model._meta.db_table not in READ_ONLY]:
         with stranger.context():
