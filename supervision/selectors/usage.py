@@ -84,16 +84,13 @@ def usage_list(*, first: date, last: date, now: datetime) -> list[UsageRow]:
     if (last - first).days >= MAX_DAYS:
         raise InvalidInput("from", f"Ask for at most {MAX_DAYS} days at a time.")
     sums: dict[Key, UsageFigures] = {}
-    closed: set[date] = set()
     for row in UsageDay.objects.filter(day__gte=first, day__lte=last):
-        if row.source == "calls":
-            closed.add(row.day)
         key = (row.day, "api" if row.source == "api" else "calls", row.model)
         sums[key] = sums.get(key, UsageFigures()) + figures_of(row)
-    for (day, model), figures in usage_counted(first=first, last=min(last, now.astimezone(UTC).date())).items():
-        if day not in closed:
-            key = (day, "calls", model)
-            sums[key] = sums.get(key, UsageFigures()) + figures
+    counted = usage_counted(first=max(first, _first_open(first)), last=min(last, now.astimezone(UTC).date()))
+    for (day, model), figures in counted.items():
+        key = (day, "calls", model)
+        sums[key] = sums.get(key, UsageFigures()) + figures
     prices = model_prices(models={model for _, _, model in sums})
     rows = [_row(key, figures, prices.get(key[2])) for key, figures in sums.items()]
     return sorted(rows, key=lambda row: (-row.day.toordinal(), row.source, row.model))
@@ -117,6 +114,12 @@ def usage_counted(
         cursor.execute(_COUNTED, parameters)
         rows = cursor.fetchall()
     return {(day, model): UsageFigures(*map(int, sums)) for day, model, *sums in rows}
+
+
+def _first_open(first: date) -> date:
+    """The first day that is not stored: days are stored in order."""
+    stored = UsageDay.objects.filter(source="calls").order_by("-day").values_list("day", flat=True).first()
+    return first if stored is None else stored + timedelta(days=1)
 
 
 def figures_of(row: UsageDay) -> UsageFigures:

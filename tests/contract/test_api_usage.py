@@ -152,5 +152,5 @@ def test_the_number_of_queries_does_not_grow_with_the_days(tenant: Tenancy, djan
         call_create(tenant, started_at=CALL_START + timedelta(days=days))
     # The key's first request notes its use and reads the tenant's limits.
     usage(tenant)
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(15):
         assert len(usage(tenant, to="2026-04-01")["days"]) == 5
