@@ -24,6 +24,8 @@ from tests.factories import PASSWORD, Tenancy, unique
 pytestmark = pytest.mark.django_db
 
 ME = "/api/v1/me"
+# Not 127.0.0.1, from where the tests before these may just have sent wrong keys.
+ELSEWHERE = "192.0.2.77"
 LIMIT, REMAINING, RESET = "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"
 
 
@@ -159,7 +161,7 @@ def test_a_key_gets_its_own_limit_when_it_is_made(tenant: Tenancy, limits: Any) 
     limits(key_requests_per_minute=50)
 
     def make(value: Any) -> Any:
-        return Client().post(
+        return Client(REMOTE_ADDR=ELSEWHERE).post(
             "/api/v1/api-keys",
             {"name": unique("key"), "scopes": ["judge"], "requests_per_minute": value},
             content_type="application/json",
@@ -380,7 +382,7 @@ def test_a_tenant_sees_its_limits_and_its_use(tenant: Tenancy, stranger: Tenancy
 @pytest.mark.parametrize("field", ["limits", "calls", "storage_mib", "use"])
 def test_a_tenant_cannot_raise_its_limits(tenant: Tenancy, limits: Any, field: str) -> None:
     limits(calls=7)
-    answer = Client().patch(
+    answer = Client(REMOTE_ADDR=ELSEWHERE).patch(
         "/api/v1/tenant",
         {field: {"calls": 1000} if field in ("limits", "use") else 1000},
         content_type="application/json",
