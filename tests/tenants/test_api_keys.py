@@ -464,6 +464,7 @@ def test_pages_show_every_key_once_although_keys_are_made_meanwhile(tenant: Tena
         cursor_encode("9999-12-31T23:59:59-23:59", str(uuid7())),
         cursor_encode("2026-03-04T12:00:00Z", "\x00"),
     ],
+    ids=["no cursor", "a number", "no time zone", "no time of any zone", "no id"],
 )
 def test_a_cursor_of_nowhere_is_refused(tenant: Tenancy, cursor: str) -> None:
     with tenant.context(), pytest.raises(BadCursor):

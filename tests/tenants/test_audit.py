@@ -576,8 +576,7 @@ def export_of(tenancy: Tenancy, *, after_seq: int = 0) -> list[str]:
             tenant_id=str(tenancy.id), after_seq=after_seq, last=head, exported_at="2026-11-22T00:00:00+00:00"
         )
         return [header] + [
-            export_line(auditevent_fields(event), bytes(event.hash))
-            for event in auditevent_page(after_seq=after_seq)
+            export_line(auditevent_fields(event), bytes(event.hash)) for event in auditevent_page(after_seq=after_seq)
         ]
 
 
