@@ -30,7 +30,6 @@ from supervision.selectors.decisions import (
 from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import writes
-from tenants.api.writes import writes
 from tenants.context import tenant_context
 from tenants.roles import Scope
 
