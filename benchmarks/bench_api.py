@@ -2,9 +2,9 @@
 
 Loads turns of 20 tenants (20 turns a call, each with its verdict; every tenth with a tool decision, every twentieth
 with an intervention) into a PostgreSQL of its own with one statement a table and tenant, closes the days of usage as
-the schedule does, and starts `manage.py serve`. Then it asks lists, filters and search at a steady rate, each request for
-another tenant in turn, on connections that are kept open; a request's time runs from when it was due, so that one that
-waits for its turn counts as slow. The bar is 100 ms at the 95th percentile for each kind.
+the schedule does, and starts `manage.py serve`. Then it asks lists, filters and search at a steady rate, each request
+for another tenant in turn, on connections that are kept open; a request's time runs from when it was due, so that one
+that waits for its turn counts as slow. The bar is 100 ms at the 95th percentile for each kind.
 """
 
 from __future__ import annotations
