@@ -24,6 +24,7 @@ from supervision.api.judge import router as judge_router
 from supervision.api.policies import router as policies_router
 from supervision.api.privacy import router as privacy_router
 from supervision.api.usage import router as usage_router
+from supervision.api.webhooks import router as webhooks_router
 from supervision.errors import InvalidInput, NotFound
 from supervision.stream.mailbox import CallSilent
 from tenants.api.api_keys import router as api_keys_router
@@ -92,6 +93,7 @@ api.add_router("", decisions_router)
 api.add_router("", judge_router)
 api.add_router("", privacy_router)
 api.add_router("", usage_router)
+api.add_router("", webhooks_router)
 api.add_router("", audit_router)
 api.add_router("", api_keys_router)
 api.add_router("", tenant_router)

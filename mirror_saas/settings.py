@@ -99,6 +99,17 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": timedelta(hours=1),
         "options": {"expires": 3600},
     },
+    "webhooks-sweep": {
+        "task": "supervision.webhooks_sweep",
+        "schedule": timedelta(seconds=5),
+        "options": {"expires": 5},
+    },
+    "webhooks-prune": {
+        "task": "mirror_saas.each_tenant",
+        "args": ("supervision.webhooks_prune",),
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
+    },
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(MIRROR.home / "celerybeat-schedule")
 

@@ -12,6 +12,7 @@ from supervision.models.labels import Label
 from supervision.models.policies import Policy, PolicyVersion
 from supervision.models.privacy import PrivacySettings
 from supervision.models.usage import ErasedCall, UsageDay
+from supervision.models.webhooks import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "Agent",
@@ -32,4 +33,7 @@ __all__ = [
     "Turn",
     "UsageDay",
     "Verdict",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
 ]

@@ -18,6 +18,7 @@ from psycopg import errors
 from mirror_saas.ids import uuid7
 from supervision.recorder import projections
 from supervision.recorder.events import RecordEvent
+from supervision.recorder.outbox import outbox_write
 from supervision.recorder.projections import Unprojectable, project
 
 CONNECT_TIMEOUT_S: Final = 5
@@ -119,6 +120,7 @@ async def store_events(
         if new:
             first = _first_of_each(events, new)
             await _project(cursor, tenant_id, first, without_links, new_id)
+            await outbox_write(cursor, tenant_id, first, new_id)
             stored = insert if len(first) == len(events) else projections.call_events(first)
             await cursor.execute(projections.STORAGE, (new_id(), tenant_id, len(stored.rows)))
         if any(event.kind == "call.started" for event in events):

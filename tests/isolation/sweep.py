@@ -48,6 +48,7 @@ from mirror_saas.ids import uuid7
 from supervision.models import Call, Intervention, ProviderCredential, StreamKey, Turn
 from supervision.services.credentials import credential_create
 from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
+from supervision.services.webhooks import webhook_create, webhook_test
 from tenants.managers import TenantModel
 from tenants.models import User
 from tenants.roles import ROLE_CAPABILITIES, Role
@@ -130,6 +131,12 @@ def credential(tenancy: Tenancy) -> Made:
         name="swept", kind=ProviderCredential.Kind.LLM, base_url="http://127.0.0.1:1/v1", model="m", api_key="swept"
     )
     return {"credential_id": made.id}
+
+
+def webhook(tenancy: Tenancy) -> Made:
+    """An endpoint that nobody listens at, and something on its way to it."""
+    made = webhook_create(url="http://127.0.0.1:1/swept", event_types=["call.ended"]).endpoint
+    return {"webhook_id": made.id, "delivery_id": webhook_test(webhook_id=made.id).id}
 
 
 def policy(tenancy: Tenancy) -> Made:
@@ -271,6 +278,21 @@ API = [
     api("GET", "/credentials/{uuid:credential_id}", "policies:read", credential),
     api("PATCH", "/credentials/{uuid:credential_id}", "admin", credential, body=lambda tenancy, made: {"name": "new"}),
     api("DELETE", "/credentials/{uuid:credential_id}", "admin", credential),
+    api("GET", "/webhooks", "admin"),
+    api(
+        "POST",
+        "/webhooks",
+        "admin",
+        body=lambda tenancy, made: {"url": "http://127.0.0.1:1/new", "event_types": ["call.ended"]},
+    ),
+    api("GET", "/webhooks/{uuid:webhook_id}", "admin", webhook),
+    api("PATCH", "/webhooks/{uuid:webhook_id}", "admin", webhook, body=lambda tenancy, made: {"description": "new"}),
+    api("DELETE", "/webhooks/{uuid:webhook_id}", "admin", webhook),
+    api("POST", "/webhooks/{uuid:webhook_id}/rotate-secret", "admin", webhook, body=lambda tenancy, made: {}),
+    api("POST", "/webhooks/{uuid:webhook_id}/test", "admin", webhook),
+    api("GET", "/webhooks/{uuid:webhook_id}/deliveries", "admin", webhook),
+    api("GET", "/webhooks/{uuid:webhook_id}/deliveries/{uuid:delivery_id}", "admin", webhook),
+    api("POST", "/webhooks/{uuid:webhook_id}/deliveries/{uuid:delivery_id}/redeliver", "admin", webhook),
     api("GET", "/policies", "policies:read"),
     api("POST", "/policies", "policies:write", body=lambda tenancy, made: {"name": "new"}),
     # Its judge does not answer.
@@ -457,6 +479,9 @@ TASKS: dict[str, tuple[str, Callable[[Tenancy], tuple[Any, ...]]]] = {
     "tenants.password_reset_send": (GLOBAL, lambda tenancy: (next(iter(tenancy.users.values())).email,)),
     "tenants.invitation_send": (TENANT, lambda tenancy: invitation_sent(tenancy)),
     "supervision.calls_prune": (TENANT, lambda tenancy: ()),
+    "supervision.webhooks_sweep": (GLOBAL, lambda tenancy: ()),
+    "supervision.webhooks_send": (TENANT, lambda tenancy: ()),
+    "supervision.webhooks_prune": (TENANT, lambda tenancy: ()),
     "tenants.idempotency_clear": (TENANT, lambda tenancy: ()),
 }
 

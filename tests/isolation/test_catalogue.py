@@ -66,6 +66,7 @@ def test_look_ups_across_tenants_are_few() -> None:
         "tenant_ids_list",
         "tenant_lookup",
         "turn_search",
+        "webhook_tenants_due",
     }
 
 
@@ -79,6 +80,9 @@ def test_the_look_ups_owner_reads_no_secret() -> None:
         "tenants_datakey.wrapped",
         "supervision_agent.signing_secret_sealed",
         "supervision_providercredential.api_key_sealed",
+        "supervision_webhookendpoint.url",
+        "supervision_webhookendpoint.secret_sealed",
+        "supervision_webhookdelivery.data",
         "supervision_call.from_number",
     }
     assert not secrets & {name for (name,) in readable}

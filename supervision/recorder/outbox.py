@@ -1,0 +1,177 @@
+"""What happened in calls, for the webhooks that want to hear of it: rows of supervision_webhookdelivery.
+
+They are written in the transaction of the rows that they tell of, so there is one if and only if there is the other.
+What they tell are ids and facts: nothing that was said, no number of a caller, no argument of a tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import psycopg
+
+from supervision.recorder.events import RecordEvent
+from supervision.webhooks import event_id
+
+# Parameters: the tenant. The endpoints stay until this transaction has ended: deleting one waits for it.
+_ENDPOINTS: Final = (
+    b"SELECT id, event_types FROM supervision_webhookendpoint"
+    b" WHERE tenant_id = %s AND enabled ORDER BY id FOR KEY SHARE"
+)
+_CALL_FACTS: Final = (
+    "id",
+    "agent_id",
+    "policy_id",
+    "policy_version",
+    "mode",
+    "outcome",
+    "ended_by",
+    "duration_ms",
+    "coverage_state",
+    "coverage_reason",
+    "coverage",
+    "turn_count",
+    "judged_count",
+    "skipped_count",
+    "timed_out_count",
+    "failed_count",
+    "shed_count",
+    "intervention_count",
+    "tools_blocked_count",
+)
+_CALLS: Final = (
+    f"SELECT {', '.join(_CALL_FACTS)} FROM supervision_call WHERE tenant_id = %s AND id = ANY(%s)".encode()  # noqa: S608
+)
+_INSERT: Final = b"""
+INSERT INTO supervision_webhookdelivery
+       (id, tenant_id, endpoint_id, event_id, type, occurred_at, data, next_attempt_at, created_at)
+SELECT r.id, %s, r.endpoint_id, r.event_id, r.type, r.occurred_at, r.data, statement_timestamp(), statement_timestamp()
+  FROM json_to_recordset(%s)
+    AS r(id uuid, endpoint_id uuid, event_id uuid, type text, occurred_at timestamptz, data jsonb)
+    ON CONFLICT (tenant_id, endpoint_id, event_id) DO NOTHING
+"""
+_COUNTS: Final = ("turn_count", "judged_count", "skipped_count", "timed_out_count", "failed_count", "shed_count")
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event as webhooks tell it; `subject` is what it happened to."""
+
+    type: str
+    subject: UUID
+    occurred_at: datetime
+    data: dict[str, Any]
+
+
+def is_told(event: RecordEvent) -> bool:
+    """Whether webhooks may tell of an event."""
+    return event.kind in _TOLD and (event.kind != "tool.decided" or not event.data.get("allow"))
+
+
+async def outbox_write(
+    cursor: psycopg.AsyncCursor[tuple[Any, ...]],
+    tenant_id: UUID,
+    events: Sequence[RecordEvent],
+    new_id: Callable[[], UUID],
+) -> None:
+    """Put `events`, whose rows this transaction has written, into the outbox of each endpoint that wants them."""
+    told = [event for event in events if is_told(event)]
+    if not told:
+        return
+    await cursor.execute(_ENDPOINTS, (tenant_id,))
+    endpoints = await cursor.fetchall()
+    if not endpoints:
+        return
+    await cursor.execute(_CALLS, (tenant_id, list({event.call_id for event in told})))
+    calls = {row[0]: dict(zip(_CALL_FACTS, row, strict=True)) for row in await cursor.fetchall()}
+    rows = [
+        {
+            "id": new_id(),
+            "endpoint_id": endpoint_id,
+            "event_id": event_id(each.type, each.subject),
+            "type": each.type,
+            "occurred_at": each.occurred_at,
+            "data": each.data,
+        }
+        for event in told
+        # An event whose call never reached the record: it is kept as an event, and there is nothing to tell yet.
+        if event.call_id in calls
+        for each in _TOLD[event.kind](event, calls[event.call_id])
+        for endpoint_id, types in endpoints
+        if each.type in types
+    ]
+    if rows:
+        await cursor.execute(_INSERT, (tenant_id, orjson.dumps(rows).decode()))
+
+
+def _call_started(event: RecordEvent, call: Facts) -> list[Told]:
+    data = {
+        **_ids(call),
+        "policy_id": call["policy_id"],
+        "policy_version": call["policy_version"],
+        "mode": call["mode"],
+    }
+    return [Told("call.started", event.call_id, event.at, data)]
+
+
+def _call_ended(event: RecordEvent, call: Facts) -> list[Told]:
+    # From the call's row: it has what ended the call first, and the counts of a call whose process died.
+    coverage = {name: call[name] for name in ("coverage_state", "coverage_reason", "coverage", *_COUNTS)}
+    names = ("outcome", "ended_by", "duration_ms", "intervention_count", "tools_blocked_count")
+    ended = Told(
+        "call.ended", event.call_id, event.at, {**_ids(call), **{name: call[name] for name in names}, **coverage}
+    )
+    if call["coverage_state"] == "full":
+        return [ended]
+    return [ended, Told("coverage.alarm", event.call_id, event.at, {**_ids(call), **coverage})]
+
+
+def _intervention_started(event: RecordEvent, call: Facts) -> list[Told]:
+    names = ("intervention_id", "turn_id", "verdict_id", "plan", "at_ms")
+    return [_of(event, call, "intervention.started", "intervention_id", names)]
+
+
+def _intervention_ended(event: RecordEvent, call: Facts) -> list[Told]:
+    names = (
+        "intervention_id",
+        "outcome",
+        "heard_ms",
+        "violation_heard_ms",
+        "gap_ms_cut_to_buffer",
+        "gap_ms_buffer_to_correction",
+        "at_ms",
+    )
+    return [_of(event, call, "intervention.ended", "intervention_id", names)]
+
+
+def _tool_blocked(event: RecordEvent, call: Facts) -> list[Told]:
+    names = ("decision_id", "turn_id", "name", "irreversible", "code", "at_ms")
+    told = _of(event, call, "tool.blocked", "decision_id", names)
+    # As in lists of tool decisions.
+    told.data["name"] = str(told.data["name"])[:200]
+    return [told]
+
+
+def _of(event: RecordEvent, call: Facts, event_type: str, subject: str, names: Sequence[str]) -> Told:
+    data = {**_ids(call), **{name: event.data[name] for name in names}}
+    return Told(event_type, UUID(event.data[subject]), event.at, data)
+
+
+def _ids(call: Facts) -> dict[str, Any]:
+    return {"call_id": call["id"], "agent_id": call["agent_id"]}
+
+
+_TOLD: Final[dict[str, Callable[[RecordEvent, Facts], list[Told]]]] = {
+    "call.started": _call_started,
+    "call.ended": _call_ended,
+    "intervention.started": _intervention_started,
+    "intervention.ended": _intervention_ended,
+    "tool.decided": _tool_blocked,
+}
