@@ -14,7 +14,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api screenshots clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -24,6 +24,8 @@ help:
 	@echo "make check        lint, types, import contracts, migrations, templates"
 	@echo "make fmt          format the code"
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
+	@echo "make openapi      write docs/openapi.json, the API's contract as reviews see it"
+	@echo "make fuzz-api     send the API many thousand requests, right and wrong ones (EXAMPLES=… for each operation)"
 	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
 	@echo "make bench-judge  both ways of scoring with a real model: OPENAI_*, else the local one (DATA=folder of labelled calls)"
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
@@ -94,6 +96,13 @@ lock: $(VENV)/.dev
 	$(LOCK) --extra server --extra demo -o requirements/run.txt
 	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
 	$(LOCK) --extra local-llm --constraints requirements/run.txt -o requirements/local-llm.txt
+
+openapi: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python manage.py openapi >docs/openapi.json.new
+	@mv docs/openapi.json.new docs/openapi.json
+
+fuzz-api: $(VENV)/.dev
+	@FUZZ_EXAMPLES=$(or $(EXAMPLES),100) FUZZ_BOUNDS=all $(PYTEST) -n 1 tests/e2e/test_api_schema.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

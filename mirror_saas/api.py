@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import http
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.exceptions import ObjectDoesNotExist, RequestDataTooBig, SuspiciousOperation
@@ -12,10 +12,10 @@ from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
-from ninja.openapi.schema import OpenAPISchema
 
+from mirror_saas import openapi
 from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequired, UpstreamFailed
-from mirror_saas.problems import CONTENT_TYPE, problem, request_id_of
+from mirror_saas.problems import problem, request_id_of
 from supervision.api.agents import router as agents_router
 from supervision.api.calls import router as calls_router
 from supervision.api.credentials import router as credentials_router
@@ -31,7 +31,7 @@ from tenants.api.api_keys import router as api_keys_router
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, SessionMember
 from tenants.api.invitations import router as invitations_router
-from tenants.api.limits import RATE_HEADERS, RETRY_AFTER, RateLimited
+from tenants.api.limits import RateLimited
 from tenants.api.me import router as me_router
 from tenants.api.members import router as members_router
 from tenants.api.tenant import router as tenant_router
@@ -46,41 +46,34 @@ INVALID = "Some fields cannot be used; `errors` says which and why."
 
 
 class MirrorAPI(NinjaAPI):
-    """NinjaAPI whose document says that errors are problem+json, and that every operation has a limit."""
+    """NinjaAPI whose document says what is true of every operation (`mirror_saas.openapi`)."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._schemas: dict[str, OpenAPISchema] = {}
+        self._schemas: dict[str, Any] = {}
 
-    def get_openapi_schema(self, **kwargs: Any) -> OpenAPISchema:
+    def get_openapi_schema(self, **kwargs: Any) -> Any:
         # Made once: anybody may ask for it, and making it is the most expensive thing that nobody needs a key for.
         key = repr(sorted(kwargs.items()))
         if key not in self._schemas:
             self._schemas[key] = self._schema(**kwargs)
         return self._schemas[key]
 
-    def _schema(self, **kwargs: Any) -> OpenAPISchema:
-        schema = super().get_openapi_schema(**kwargs)
-        for operations in schema["paths"].values():
-            for operation in operations.values():
-                for status, response in operation["responses"].items():
-                    content = response.get("content")
-                    if int(status) >= 400 and content and "application/json" in content:
-                        content[CONTENT_TYPE] = content.pop("application/json")
-                    if int(status) < 400:
-                        response["headers"] = {**RATE_HEADERS, **response.get("headers", {})}
-                operation["responses"][429] = {
-                    "description": http.HTTPStatus.TOO_MANY_REQUESTS.phrase,
-                    "headers": {**RATE_HEADERS, **RETRY_AFTER},
-                    "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-                }
-        return schema
+    def _schema(self, **kwargs: Any) -> dict[str, Any]:
+        return openapi.document(super().get_openapi_schema(**kwargs), dict(self._capabilities()))
+
+    def _capabilities(self) -> Iterator[tuple[str, str | None]]:
+        for _, router in self._routers:
+            for view in router.path_operations.values():
+                for operation in view.operations:
+                    capability = getattr(operation.view_func, "capability", None)
+                    yield operation.operation_id or "", capability and str(capability)
 
 
 api = MirrorAPI(
     title="Mirror",
     version="1",
-    description="Supervises Plivo voice agents while they talk. Errors are problem+json; lists are cursor pages.",
+    description=openapi.DESCRIPTION,
     urls_namespace="api",
     auth=[BearerKey(), SessionMember()],
 )

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from datetime import UTC, date, datetime
+from types import UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 from ninja import Schema
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from mirror_saas.pages import DEFAULT_LIMIT, MAX_LIMIT
 
@@ -15,6 +25,7 @@ Item = TypeVar("Item")
 
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def _storable(text: str) -> str:
@@ -34,6 +45,12 @@ def _written(value: Any) -> Any:
     raise ValueError("Give a time as RFC 3339 has it, such as 2026-03-04T12:00:00Z.")
 
 
+def _written_day(value: Any) -> Any:
+    if isinstance(value, date) or (isinstance(value, str) and _DAY.fullmatch(value)):
+        return value
+    raise ValueError("Give a day such as 2026-03-04.")
+
+
 def _in_utc(moment: datetime) -> datetime:
     # PostgreSQL knows fewer offsets than Python, and the years end for both.
     try:
@@ -49,13 +66,17 @@ Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_
 """A time as RFC 3339 has it, with its zone; in UTC from here on."""
 
 
+Day = Annotated[date, BeforeValidator(_written_day)]
+"""A day as RFC 3339 has it."""
+
+
 class Out(BaseModel):
     """An answer, read from the attributes of a model's row.
 
     Not ninja's Schema: that one reads attributes again while it sends, when the tenant's context is gone.
     """
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
 
 
 class In(BaseModel):
@@ -66,6 +87,17 @@ class In(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_json_has_it(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would take "5" and false for numbers, and 0 for false.
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if bool in kinds and not isinstance(value, bool | None):
+            raise ValueError("Give true or false.")
+        if kinds & {int, float} and (isinstance(value, bool) or (isinstance(value, str) and str not in kinds)):
+            raise ValueError("Give a number.")
+        return value
+
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_stored(cls, value: Any) -> Any:
@@ -75,6 +107,11 @@ class In(BaseModel):
     def given(self) -> dict[str, Any]:
         """The fields that the body named; a PATCH changes these and no others."""
         return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What an annotation allows, its parts if it is a union."""
+    return set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
 
 
 def unset(**kwargs: Any) -> Any:

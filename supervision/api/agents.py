@@ -165,6 +165,10 @@ class AgentCreatedOut(AgentOut):
 class SigningSecretIn(In):
     """The secret to sign with from now on."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"signing_secret": "a-secret-that-the-agent-knows-already"}]}
+    )
+
     signing_secret: str | None = Field(None, max_length=SECRET_CHARS, description="Left out, one is made.")
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from django.db.models import QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Query, Router
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mirror_saas.exports import ExportQuery, Format, export_content, export_format, export_response
 from mirror_saas.problems import problem_responses
@@ -85,6 +85,12 @@ class InterventionsQuery(MadeQuery):
 
 class LabelIn(In):
     """What a reviewer says."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"label": "false_alarm", "note": "The caller asked for the policy, not for money."}]
+        }
+    )
 
     label: LabelName
     note: str = Field("", max_length=MAX_NOTE_CHARS)

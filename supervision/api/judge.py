@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from ninja import Router
 from ninja.responses import Status
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from mirror_saas.errors import Conflict, InvalidInput
 from mirror_saas.problems import problem_responses
@@ -63,6 +63,25 @@ class TurnIn(In):
 class ReviewIn(TurnIn):
     """A turn to judge on its own, in the policy of an agent."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "agent_id": "0199d1a2-7c3e-7b1a-9f00-3d2c1b0a9e8d",
+                    "turn_id": "t7",
+                    "customer_text": "Can I have my money back?",
+                    "text": "I have refunded it.",
+                    "tool_calls": [{"id": "c1", "name": "refund", "args": {"order_id": "4711"}, "irreversible": True}],
+                    "language": "en",
+                    "history": [
+                        {"role": "customer", "text": "My pizza was cold."},
+                        {"role": "agent", "text": "I am sorry to hear that."},
+                    ],
+                }
+            ]
+        }
+    )
+
     agent_id: UUID
     history: list[HistoryIn] = Field(
         default_factory=list, max_length=MAX_HISTORY, description="What was said before it, oldest first."
@@ -71,6 +90,26 @@ class ReviewIn(TurnIn):
 
 class ToolGateIn(ToolCallIn):
     """A pending tool call, as in `mirror.tool`, to judge in the policy of an agent."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "agent_id": "0199d1a2-7c3e-7b1a-9f00-3d2c1b0a9e8d",
+                    "id": "c1",
+                    "name": "refund",
+                    "args": {"order_id": "4711"},
+                    "irreversible": True,
+                    "customer_text": "Can I have my money back?",
+                    "text": "One moment, please.",
+                    "history": [
+                        {"role": "customer", "text": "My pizza was cold."},
+                        {"role": "agent", "text": "I am sorry to hear that."},
+                    ],
+                }
+            ]
+        }
+    )
 
     agent_id: UUID
     turn_id: str | None = Field(None, max_length=frames.MAX_ID)
@@ -84,6 +123,19 @@ class ToolGateIn(ToolCallIn):
 
 class ReportedTurnIn(TurnIn):
     """A turn of a call that runs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "turn_id": "t7",
+                    "customer_text": "Can I have my money back?",
+                    "text": "I have refunded it.",
+                    "wait_ms": 3000,
+                }
+            ]
+        }
+    )
 
     wait_ms: int = Field(
         0, ge=0, le=MAX_WAIT_MS, description="How long to wait for the verdict; without it the answer is 202 at once."

@@ -208,6 +208,8 @@ class VersionsQuery(PageQuery):
 class RollbackIn(In):
     """Where to return to."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"number": 2}]})
+
     number: int | None = Field(None, ge=1, lt=2**31, description="Left out: the version that was live before.")
 
 

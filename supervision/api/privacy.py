@@ -5,7 +5,7 @@ from typing import Literal
 
 from django.http import HttpRequest
 from ninja import Router
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out
@@ -37,6 +37,19 @@ class PatternOut(Out):
 
 class PrivacyIn(In):
     """All of it: what is left out gets its default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "retention_days": 90,
+                    "redact": ["card", "email", "phone"],
+                    "phone_region": "DE",
+                    "patterns": [{"name": "member number", "pattern": "M-[0-9]{6}"}],
+                }
+            ]
+        }
+    )
 
     retention_days: int | None = Field(
         None, ge=1, le=MAX_RETENTION_DAYS, description="Calls that ended longer ago are deleted; null keeps them."

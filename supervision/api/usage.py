@@ -9,7 +9,7 @@ from ninja import Query, Router, Schema
 from pydantic import Field
 
 from mirror_saas.problems import problem_responses
-from mirror_saas.schemas import Out
+from mirror_saas.schemas import Day, Out
 from supervision.selectors.usage import UsageFigures, UsageRow, usage_list
 from tenants.api.auth import requires
 from tenants.roles import Scope
@@ -22,8 +22,8 @@ DEFAULT_DAYS = 30
 class UsageQuery(Schema):
     """Which days."""
 
-    first: date | None = Field(None, alias="from", description="First UTC day; 29 days before the last by default.")
-    last: date | None = Field(None, alias="to", description="Last UTC day, included; today by default.")
+    first: Day | None = Field(None, alias="from", description="First UTC day; 29 days before the last by default.")
+    last: Day | None = Field(None, alias="to", description="Last UTC day, included; today by default.")
 
 
 class UsageFiguresOut(Out):

@@ -7,7 +7,7 @@ from uuid import UUID
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from ninja import Query, Router, Status
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mirror_saas.limits import MOST
 from mirror_saas.problems import problem_responses
@@ -66,6 +66,12 @@ class ApiKeyCreatedOut(ApiKeyInfoOut):
 class ApiKeyIn(In):
     """A key to make."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "Reporting", "scopes": ["calls:read"], "expires_at": "2027-03-04T12:00:00Z"}]
+        }
+    )
+
     name: Text = Field(max_length=NAME_CHARS, description="What it is for.")
     scopes: list[Text] = Field(
         min_length=1, max_length=len(ALL_SCOPES), description="What it may do; no more than you may."
@@ -78,6 +84,10 @@ class ApiKeyIn(In):
 
 class ApiKeyPatchIn(In):
     """What changes of a key; leave out what does not."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "Reporting (old)", "expires_at": "2026-12-31T00:00:00Z"}]}
+    )
 
     # None stands for left out; null is refused.
     name: Text = Field(None, max_length=NAME_CHARS)  # type: ignore[assignment]
@@ -125,6 +135,7 @@ def api_key_post(request: HttpRequest, response: HttpResponse, key: ApiKeyIn) ->
         held=principal_of(request).scopes,
     )
     response.headers["Cache-Control"] = "no-store"
+    response.headers["Location"] = f"/api/v1/api-keys/{made.api_key.id}"
     return Status(201, ApiKeyCreatedOut(**_fields(made.api_key), key=made.key))
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
 from ninja import Query, Router, Status
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery, Text
@@ -66,6 +66,8 @@ class InvitationCreatedOut(InvitationOut):
 class InvitationIn(In):
     """Whom to invite."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "alice@example.com", "role": "viewer"}]})
+
     email: Text = Field(max_length=EMAIL_CHARS)
     role: Role = Field(description="No more than you may give: only owners make owners.")
 
@@ -108,6 +110,7 @@ def invitation_post(
     made = invitation_create(
         email=invitation.email, role=invitation.role, capabilities=principal_of(request).capabilities
     )
+    response.headers["Location"] = f"/api/v1/invitations/{made.invitation.id}"
     return Status(201, _created(made, response))
 
 

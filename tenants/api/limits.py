@@ -6,7 +6,6 @@ draft-ietf-httpapi-ratelimit-headers up to its sixth version, of the limit that 
 
 from __future__ import annotations
 
-from typing import Any, Final
 from uuid import UUID
 
 from django.http import HttpRequest
@@ -18,17 +17,6 @@ from tenants.limits import LIMITS
 from tenants.limits_redis import Rate, Window, rates, tenant_window, wrong_keys
 from tenants.limits_refused import Refused, refused
 from tenants.services.api_keys import ApiKeyPrincipal, api_key_authenticate
-
-_INTEGER: Final = {"schema": {"type": "integer"}}
-RATE_HEADERS: Final[dict[str, dict[str, Any]]] = {
-    "RateLimit-Limit": {"description": "Requests that fit into a minute.", **_INTEGER},
-    "RateLimit-Remaining": {"description": "How many of them are left.", **_INTEGER},
-    "RateLimit-Reset": {"description": "Seconds until there are more again.", **_INTEGER},
-}
-"""The headers of every answer to somebody who is known, as OpenAPI describes them."""
-RETRY_AFTER: Final[dict[str, dict[str, Any]]] = {
-    "Retry-After": {"description": "Seconds to wait before the next request.", **_INTEGER}
-}
 
 
 class RateLimited(Exception):

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from django.http import HttpRequest
 from ninja import Query, Router, Status
+from pydantic import ConfigDict
 
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery
@@ -42,6 +43,8 @@ class MemberOut(Out):
 
 class MemberPatchIn(In):
     """What changes of a member."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"role": "editor"}]})
 
     role: Role
 

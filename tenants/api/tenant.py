@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.http import HttpRequest
 from ninja import Router
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, Text
@@ -69,6 +69,8 @@ class TenantSettingsOut(Out):
 
 class TenantPatchIn(In):
     """What changes; leave out what does not."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "Pizzeria"}]})
 
     # None stands for left out; null is refused.
     name: Text = Field(None, max_length=NAME_CHARS, description="How pages and mails call the tenant.")  # type: ignore[assignment]

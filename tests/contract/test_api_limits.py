@@ -327,12 +327,13 @@ def test_a_request_is_one_round_trip(tenant: Tenancy, limits: Any, monkeypatch: 
 
 def test_the_document_says_so_of_every_operation() -> None:
     from mirror_saas.api import api
+    from mirror_saas.openapi import resolved
 
     schema = json.loads(json.dumps(api.get_openapi_schema()))
     operations = [op for path in schema["paths"].values() for op in path.values()]
     assert operations
     for operation in operations:
-        limited = operation["responses"]["429"]
+        limited = resolved(schema, operation["responses"]["429"])
         assert "Retry-After" in limited["headers"]
         assert limited["content"]["application/problem+json"]["schema"]["$ref"].endswith("/Problem")
         good = [response for status, response in operation["responses"].items() if int(status) < 400]
