@@ -23,6 +23,7 @@ _AUTHORIZATION = re.compile(r"(\b(?:Bearer|Basic)\s+)(?!mk_)[^\s\"',;]{8,}", re.
 _PROVIDER_KEY = re.compile(r"\b(sk-)[A-Za-z0-9_-]{16,}")
 _CALL_TOKEN = re.compile(r"([?&]mt=)[^&\s\"'#]+")
 _STREAM_KEY = re.compile(r"\bsk_[A-Za-z0-9_-]{16,}")
+_WEBHOOK_SECRET = re.compile(r"\b(whsec_)[A-Za-z0-9+/=_-]+")
 _API_KEY = re.compile(r"\b(mk_[A-Za-z0-9]+_)[A-Za-z0-9_-]+")
 _URL_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^:/@\s]*:)[^@/\s]+(@)")
 
@@ -38,6 +39,7 @@ def mask_secrets(text: str) -> str:
     text = _PROVIDER_KEY.sub(rf"\1{MASK}", text)
     text = _CALL_TOKEN.sub(rf"\1{MASK}", text)
     text = _STREAM_KEY.sub(MASK, text)
+    text = _WEBHOOK_SECRET.sub(rf"\1{MASK}", text)
     text = _API_KEY.sub(rf"\1{MASK}", text)
     return _URL_PASSWORD.sub(rf"\1{MASK}\2", text)
 

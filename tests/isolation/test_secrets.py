@@ -7,12 +7,14 @@ import base64
 import pytest
 from django.apps import apps
 from django.test import Client
+from django.utils import timezone
 
 from mirror_saas.api import api
-from supervision.models import Agent, ProviderCredential, StreamKey
+from supervision.models import Agent, ProviderCredential, StreamKey, WebhookEndpoint
 from supervision.services.agents import agent_headers_update, agent_stream_key_create
 from supervision.services.credentials import credential_create
 from supervision.services.plivo_accounts import plivo_account_save
+from supervision.services.webhooks import webhook_create, webhook_secret_rotate, webhook_secrets
 from tenants.models import ApiKey, DataKey
 from tenants.sealing import SealedField
 from tests.factories import PASSWORD, Tenancy, call_create
@@ -32,6 +34,8 @@ def secretive(tenant: Tenancy) -> Tenancy:
         for kind in (ProviderCredential.Kind.LLM, ProviderCredential.Kind.TTS):
             credential_create(name="n", kind=kind, base_url="https://x.example", model="m", api_key=f"{CANARY}-3")
         plivo_account_save(auth_id="MA" + "X" * 18, auth_token=f"{CANARY}-4")
+        made = webhook_create(url="http://127.0.0.1:1/x", event_types=["call.ended"]).endpoint
+        webhook_secret_rotate(webhook_id=made.id)
     call_create(tenant)
     return tenant
 
@@ -46,11 +50,17 @@ def forbidden(tenancy: Tenancy) -> list[str]:
                 (ProviderCredential, ("api_key_sealed",)),
                 (StreamKey, ("key_hash",)),
                 (ApiKey, ("secret_hash",)),
+                (WebhookEndpoint, ("secret_sealed", "previous_secret_sealed")),
                 (DataKey, ("wrapped",)),
             )
             for row in model._default_manager.values_list(*columns)
             for value in row
             if value is not None
+        ]
+        signing = [
+            secret
+            for endpoint in WebhookEndpoint.objects.all()
+            for secret in webhook_secrets(endpoint=endpoint, now=timezone.now())
         ]
     spelled = [text for value in stored for text in (value.hex(), base64.b64encode(value).decode(), repr(value)[2:-1])]
     return [
@@ -59,6 +69,7 @@ def forbidden(tenancy: Tenancy) -> list[str]:
         tenancy.stream_key,
         tenancy.api_key.split("_", 2)[2],
         "llm-secret",
+        *signing,
         *spelled,
     ]
 
@@ -110,6 +121,7 @@ def test_no_object_shows_a_secret_as_text(secretive: Tenancy) -> None:
             *ProviderCredential.objects.all(),
             *StreamKey.objects.all(),
             *DataKey.objects.all(),
+            *WebhookEndpoint.objects.all(),
         ]
         texts = "".join(f"{row!r} {row} {row.__dict__['_state']!r}" for row in rows)
     assert [secret for secret in forbidden(secretive) if secret in texts] == []

@@ -32,6 +32,7 @@ KEY = "sk_" + "Ab1-_" * 9
         ("Authorization: Bearer abcdefgh1234", "Authorization: Bearer ***"),
         ("b'authorization', b'Basic dXNlcjpwYXNz'", "b'authorization', b'Basic ***'"),
         ("Incorrect API key provided: sk-proj-abcdefghijklmnop.", "Incorrect API key provided: sk-***."),
+        ("signed with whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw/+=.", "signed with whsec_***."),
         ("/invitations/0193 and /invitation", "/invitations/0193 and /invitation"),
         ("/calls/0193/turns at 10:20:30", "/calls/0193/turns at 10:20:30"),
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/"),
