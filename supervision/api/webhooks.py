@@ -93,7 +93,8 @@ class WebhookOut(Out):
     event_types: list[str]
     enabled: bool
     off_reason: str
-    """`gone`: the receiver answered 410 Gone, so Mirror switched it off. Empty otherwise."""
+    """Why Mirror switched it off: `gone`, the receiver answered 410 Gone; `failing`, it took nothing for three days.
+    Empty otherwise."""
     failures: int
     """Attempts that failed in a row, of all its deliveries."""
     paused_until: datetime | None

@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
                 ('description', models.TextField(blank=True, db_default='', default='')),
                 ('event_types', models.JSONField(db_default=models.Value([], models.JSONField()), default=list)),
                 ('enabled', models.BooleanField(db_default=True, default=True)),
-                ('off_reason', models.CharField(blank=True, choices=[('gone', 'The receiver answered 410 Gone')], db_default='', default='', max_length=16)),
+                ('off_reason', models.CharField(blank=True, choices=[('gone', 'The receiver answered 410 Gone'), ('failing', 'The receiver took nothing for days')], db_default='', default='', max_length=16)),
                 ('secret_sealed', models.BinaryField()),
                 ('previous_secret_sealed', models.BinaryField(blank=True, null=True)),
                 ('previous_secret_until', models.DateTimeField(blank=True, null=True)),

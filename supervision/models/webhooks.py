@@ -17,6 +17,7 @@ class WebhookEndpoint(TenantModel):
 
     class OffReason(models.TextChoices):
         GONE = "gone", "The receiver answered 410 Gone"
+        FAILING = "failing", "The receiver took nothing for days"
 
     url = models.TextField()
     description = text_column()

@@ -23,7 +23,7 @@ from mirror_saas.egress import EgressRefused
 from mirror_saas.egress_http import EgressClient, EgressFailed
 from mirror_saas.logging import mask_secrets
 from supervision.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
-from supervision.services.webhooks import SWITCHED_OFF, webhook_gone, webhook_secrets
+from supervision.services.webhooks import SWITCHED_OFF, deliveries_give_up, webhook_secrets, webhook_switch_off
 from supervision.webhooks import (
     BREAKER_FAILURES,
     MAX_ATTEMPTS,
@@ -43,7 +43,7 @@ LEASE: Final = timedelta(seconds=60)
 MAX_ANSWER_BYTES: Final = 64 * 1024
 EXCERPT_CHARS: Final = 200
 KEPT: Final = timedelta(days=30)
-# What has been due for so long, because its endpoint is down, is given up.
+# Endpoints that have had something due for so long, and take nothing, are switched off.
 OVERDUE: Final = timedelta(days=3)
 # At once to one endpoint; to one that is being tried again, one.
 _AT_ONCE: Final = 8
@@ -166,14 +166,17 @@ def delivery_settle(*, claimed: Claimed, outcome: Outcome, now: datetime, random
 
 
 def deliveries_prune(*, now: datetime) -> int:
-    """Give up what has been due for 3 days; forget what is over and older than 30 days, and say how many that were."""
-    given_up = {"state": WebhookDelivery.State.FAILED, "next_attempt_at": None}
-    pending = WebhookDelivery.objects.filter(next_attempt_at__isnull=False)
-    pending.filter(next_attempt_at__lt=now - OVERDUE).update(
-        **given_up, error=f"the endpoint took nothing for {OVERDUE.days} days"
-    )
+    """Switch off endpoints that are paused and have had something due for 3 days; forget what is over and older than 30
+    days, and say how many that were."""
+    overdue = WebhookDelivery.objects.filter(next_attempt_at__lt=now - OVERDUE)
+    # Failures in a row: after an outage of our own, too, much has been due for long, and nobody is to blame but us.
+    down = WebhookEndpoint.objects.filter(enabled=True, failures__gte=BREAKER_FAILURES)
+    down = down.filter(id__in=overdue.values("endpoint_id"))
+    for endpoint in down.order_by("id").select_for_update(no_key=True):
+        webhook_switch_off(endpoint=endpoint, reason=WebhookEndpoint.OffReason.FAILING, now=now)
     # Written while the endpoint was being switched off.
-    pending.filter(endpoint__enabled=False).update(**given_up, error=SWITCHED_OFF)
+    for endpoint in WebhookEndpoint.objects.filter(enabled=False):
+        deliveries_give_up(endpoint=endpoint, error=SWITCHED_OFF)
     over = WebhookDelivery.objects.filter(created_at__lt=now - KEPT, next_attempt_at__isnull=True)
     pruned = 0
     while ids := list(over.order_by("created_at").values_list("id", flat=True)[:_PRUNE_BATCH]):
@@ -198,7 +201,7 @@ def _endpoint_follow(
     endpoint: WebhookEndpoint, claimed: Claimed, outcome: Outcome, now: datetime, random: Random
 ) -> None:
     if outcome.status == 410:
-        webhook_gone(endpoint=endpoint, now=now)
+        webhook_switch_off(endpoint=endpoint, reason=WebhookEndpoint.OffReason.GONE, now=now)
         return
     if not outcome.error:
         failures, paused_until = 0, None

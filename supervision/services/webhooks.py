@@ -219,15 +219,17 @@ def webhook_locked(*, webhook_id: UUID) -> WebhookEndpoint:
     return endpoint
 
 
-def webhook_gone(*, endpoint: WebhookEndpoint, now: datetime) -> None:
-    """Switch an endpoint off whose receiver says that it wants nothing any more; it is locked by the caller."""
+def webhook_switch_off(*, endpoint: WebhookEndpoint, reason: WebhookEndpoint.OffReason, now: datetime) -> None:
+    """Switch an endpoint off for what its receiver does, and give up what is on its way; the caller has locked it."""
     was = snapshot(endpoint, only=_AUDITED)
-    endpoint.enabled, endpoint.off_reason = False, WebhookEndpoint.OffReason.GONE
+    endpoint.enabled, endpoint.off_reason = False, reason
     endpoint.failures, endpoint.paused_until, endpoint.updated_at = 0, None, now
     endpoint.save()
-    deliveries_give_up(endpoint=endpoint, error="the receiver answered 410 Gone, so the endpoint was switched off")
+    deliveries_give_up(endpoint=endpoint, error=f"{reason.label[0].lower()}{reason.label[1:]}; {SWITCHED_OFF}")
     before, after = changes(was, snapshot(endpoint, only=_AUDITED))
-    auditevent_record(action="webhook.gone", row=endpoint, object_label=_label(endpoint), before=before, after=after)
+    auditevent_record(
+        action="webhook.switch_off", row=endpoint, object_label=_label(endpoint), before=before, after=after
+    )
 
 
 def deliveries_give_up(*, endpoint: WebhookEndpoint, error: str) -> int:

@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -17,6 +19,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import standardwebhooks
+from django.db import connection
 from django.utils import timezone
 
 from mirror_saas import egress
@@ -448,7 +451,7 @@ def test_410_switches_the_endpoint_off_and_says_so(
     assert state(tenant, deliveries[0]).state == "failed"
     assert "410 Gone" in state(tenant, deliveries[0]).error
     with tenant.context():
-        assert AuditEvent.objects.filter(action="webhook.gone", object_id=str(made.endpoint.id)).count() == 1
+        assert AuditEvent.objects.filter(action="webhook.switch_off", object_id=str(made.endpoint.id)).count() == 1
         # On again, it says nothing of that any more.
         assert webhook_update(webhook_id=made.endpoint.id, enabled=True).off_reason == ""
     assert endpoint(stranger, other).enabled
@@ -648,13 +651,49 @@ def test_old_deliveries_are_forgotten_and_what_cannot_be_sent_for_days_is_given_
         WebhookAttempt.objects.create(delivery=old, duration_ms=1)
         WebhookDelivery.objects.filter(id=stuck.id).update(next_attempt_at=clock.now - OVERDUE - timedelta(minutes=1))
         assert deliveries_prune(now=clock.now) == 1
-        assert {row.id: row.state for row in WebhookDelivery.objects.all()} == {stuck.id: "failed", fresh.id: "pending"}
         assert not WebhookAttempt.objects.exists()
+        # Nothing was tried: it was we who were down.
+        assert {row.id: row.state for row in WebhookDelivery.objects.all()} == {
+            stuck.id: "pending",
+            fresh.id: "pending",
+        }
+        WebhookEndpoint.objects.update(failures=BREAKER_FAILURES)
+        assert deliveries_prune(now=clock.now) == 0
+        row = WebhookEndpoint.objects.get()
+        assert (row.enabled, row.off_reason) == (False, "failing")
+        assert {row.state for row in WebhookDelivery.objects.all()} == {"failed"}
+        assert "took nothing for days" in WebhookDelivery.objects.all()[0].error
+        webhook_update(webhook_id=row.id, enabled=True)
+        webhook_test(webhook_id=row.id, now=clock.now)
         # One that came in while its endpoint was being switched off.
         WebhookEndpoint.objects.update(enabled=False)
         assert deliveries_prune(now=clock.now) == 0
         assert set(WebhookDelivery.objects.values_list("state", flat=True)) == {"failed"}
     assert state(stranger, theirs).state == "pending"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_workers_at_once_send_everything_once(
+    tenant: Tenancy, stranger: Tenancy, hook: Receiver, clock: Clock
+) -> None:
+    made = endpoint_create(tenant, hook.url)
+    ids = {str(sent_test(tenant, made, clock).event_id) for _ in range(20)}
+    ready = threading.Barrier(2)
+
+    def work() -> int:
+        try:
+            ready.wait(10)
+            return sum(iter(lambda: send(tenant, clock), 0))
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        sent = sum(future.result(60) for future in [pool.submit(work), pool.submit(work)])
+    # Who finds the endpoint held by the other leaves it to them.
+    assert sent == len(hook.ids) == 20
+    assert set(hook.ids) == ids
+    assert {row.state for row in outbox(tenant)} == {"delivered"}
+    assert outbox(stranger) == []
 
 
 @pytest.mark.django_db
