@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from mirror_saas.openapi_fields import FIELDS
 from mirror_saas.problems import CONTENT_TYPE
 
 Schema = dict[str, Any]
@@ -232,8 +233,9 @@ def document(made: Mapping[str, Any], capabilities: Mapping[str, str | None]) ->
         if method == "post" and any(re.fullmatch(rf"{re.escape(path)}/{{\w+}}", other) for other in gettable):
             operation["responses"]["201"]["headers"] |= _headers(["Location"])
     _drop_unused(schema)
-    for shape in components["schemas"].values():
+    for name, shape in components["schemas"].items():
         _untitle(shape)
+        _explain(name, shape)
     return schema
 
 
@@ -463,6 +465,15 @@ def _untitle(shape: dict[str, Any]) -> None:
     for field in shape.get("properties", {}).values():
         field.pop("title", None)
         _untitle(field)
+
+
+def _explain(name: str, shape: dict[str, Any]) -> None:
+    if name.endswith("Page"):
+        shape.setdefault("description", "One page of a list.")
+    for field, schema in shape.get("properties", {}).items():
+        said = FIELDS.get(f"{name}.{field}", FIELDS.get(field))
+        if said is not None and "$ref" not in schema:
+            schema.setdefault("description", said)
 
 
 def _drop_unused(schema: dict[str, Any]) -> None:

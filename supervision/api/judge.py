@@ -143,6 +143,8 @@ class ReportedTurnIn(TurnIn):
 
 
 class PolicyRef(Out):
+    """The policy that judged, and its version."""
+
     id: UUID | None
     version: int | None
 

@@ -31,6 +31,8 @@ class PatternIn(In):
 
 
 class PatternOut(Out):
+    """A pattern of the tenant's own. What it finds becomes `[name]`."""
+
     name: str
     pattern: str
 
@@ -64,6 +66,8 @@ class PrivacyIn(In):
 
 
 class PrivacyOut(Out):
+    """What is taken out of calls before they are stored, and how long they are kept."""
+
     retention_days: int | None
     redact: list[str]
     phone_region: str

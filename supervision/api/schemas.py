@@ -18,6 +18,8 @@ Word = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 
 
 class CallOut(Out):
+    """A call: what Plivo, the agent and Mirror said of it, how it ended, and how much of it was judged."""
+
     id: UUID
     agent_id: UUID
     agent_name: str
@@ -99,6 +101,8 @@ class LabelOut(Out):
 
 
 class VerdictOut(Out):
+    """What the judge said of a turn, and what came of it."""
+
     id: UUID
     turn_id: UUID
     state: str
@@ -119,6 +123,8 @@ class VerdictOut(Out):
 
 
 class ToolDecisionOut(Out):
+    """A tool call that the agent wanted to make, and whether it was let through."""
+
     id: UUID
     turn_id: UUID | None
     ref: str
@@ -142,12 +148,16 @@ class ToolDecisionOut(Out):
 
 
 class StepOut(Out):
+    """A step of an intervention. `at_ms` counts from the call's start."""
+
     step: str
     at_ms: int
     detail: Any = None
 
 
 class InterventionOut(Out):
+    """What Mirror did about a turn: silence it, bridge the gap, say a correction. Times count from the call's start."""
+
     id: UUID
     turn_id: UUID | None
     verdict_id: UUID | None
@@ -178,6 +188,8 @@ class InterventionOut(Out):
 
 
 class AgentNoteOut(Out):
+    """What the agent was told of an intervention, for its context."""
+
     id: UUID
     turn_id: UUID | None
     intervention_id: UUID | None
@@ -252,6 +264,8 @@ class TurnDetailOut(TurnOut):
 
 
 class CallEventOut(Out):
+    """Something that happened in a call; `kind` says what, and what is in `data`."""
+
     id: UUID
     seq: int
     at: datetime

@@ -49,6 +49,8 @@ class UsageFiguresOut(Out):
 
 
 class UsageRowOut(UsageFiguresOut):
+    """What one UTC day came to, from one source and with one model."""
+
     day: date
     source: str = Field(description="`calls`, or `api` for the judge endpoints.")
     model: str = Field(description="The judging model; empty for calls without one.")

@@ -14,12 +14,16 @@ router = Router(tags=["me"])
 
 
 class TenantOut(BaseModel):
+    """The tenant that the key or the session speaks for."""
+
     id: UUID
     slug: str
     name: str
 
 
 class ApiKeyOut(BaseModel):
+    """The key that asks."""
+
     id: UUID
     name: str
     prefix: str
@@ -27,6 +31,8 @@ class ApiKeyOut(BaseModel):
 
 
 class UserOut(BaseModel):
+    """The person who asks, and what they are in the tenant."""
+
     id: UUID
     email: str
     name: str
@@ -34,6 +40,8 @@ class UserOut(BaseModel):
 
 
 class MeOut(BaseModel):
+    """Who asks, and what they may do."""
+
     kind: str
     """`api_key` or `session`."""
     tenant: TenantOut

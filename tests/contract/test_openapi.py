@@ -14,6 +14,7 @@ import pytest
 
 from mirror_saas import openapi
 from mirror_saas.api import api
+from mirror_saas.openapi_fields import FIELDS
 
 SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 DOCUMENT: dict[str, Any] = api.get_openapi_schema()
@@ -128,6 +129,25 @@ def test_what_is_sent_as_an_example_is_not_refused_for_its_shape() -> None:
         if name.endswith(("In", "Patch")) and shape.get("additionalProperties") is not False
     ]
     assert loose == []
+
+
+def test_shapes_and_their_fields_say_what_they_are() -> None:
+    shapes = {name: shape for name, shape in DOCUMENT["components"]["schemas"].items() if name != "JsonValue"}
+    assert [name for name, shape in shapes.items() if not shape.get("description")] == []
+    fields = [
+        (f"{name}.{field}", schema)
+        for name, shape in shapes.items()
+        for field, schema in shape.get("properties", {}).items()
+    ]
+    described = [name for name, schema in fields if schema.get("description") or "$ref" in schema]
+    assert len(described) > 0.9 * len(fields)
+
+
+def test_words_about_fields_are_about_fields_that_there_are() -> None:
+    shapes = DOCUMENT["components"]["schemas"]
+    names = {field for shape in shapes.values() for field in shape.get("properties", {})}
+    places = {f"{name}.{field}" for name, shape in shapes.items() for field in shape.get("properties", {})}
+    assert set(FIELDS) - names - places == set()
 
 
 def test_files_are_documented_with_their_media_types() -> None:
