@@ -99,6 +99,18 @@ class WithoutBodies(logging.Filter):
         return True
 
 
+class WithoutSweeps(logging.Filter):
+    """Drops what worker and beat tell of tasks that come every few seconds and went well: it would drown the rest."""
+
+    _SWEEPS = frozenset({"supervision.webhooks_sweep", "supervision.webhooks_send"})
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.INFO or not record.name.startswith("celery."):
+            return True
+        given = record.args.values() if isinstance(record.args, dict) else record.args or ()
+        return not any(isinstance(each, str) and each in self._SWEEPS for each in given)
+
+
 class JSONFormatter(logging.Formatter):
     """One JSON object a line: `at` (UTC), `level`, `logger`, `message`, `error` (traceback) and the extra fields."""
 
@@ -131,13 +143,14 @@ def logging_config(*, level: str = "INFO") -> dict[str, Any]:
             "without_probes": {"()": "mirror_saas.logging.WithoutProbes"},
             "without_traces": {"()": "mirror_saas.logging.WithoutTraces"},
             "without_bodies": {"()": "mirror_saas.logging.WithoutBodies"},
+            "without_sweeps": {"()": "mirror_saas.logging.WithoutSweeps"},
         },
         "formatters": {"json": {"()": "mirror_saas.logging.JSONFormatter"}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "formatter": "json",
-                "filters": ["without_traces", "without_bodies", "mask"],
+                "filters": ["without_traces", "without_bodies", "without_sweeps", "mask"],
             }
         },
         "root": {"handlers": ["stderr"], "level": level},

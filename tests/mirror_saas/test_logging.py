@@ -112,6 +112,24 @@ def test_what_django_refuses_is_one_line_without_a_traceback(capsys: pytest.Capt
     assert "ValueError" in failed["error"]
 
 
+def test_tasks_that_come_every_few_seconds_are_told_of_when_they_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    saved = logging.root.handlers[:]
+    try:
+        logging.config.dictConfig(logging_config())
+        sweep, other = {"name": "supervision.webhooks_sweep"}, {"name": "supervision.calls_prune"}
+        for logger, context in (("celery.app.trace", sweep), ("celery.app.trace", other)):
+            logging.getLogger(logger).info("Task %(name)s succeeded", context)
+            logging.getLogger(logger).error("Task %(name)s raised", context)
+        logging.getLogger("celery.beat").info("Sending due task %s (%s)", "sweep", "supervision.webhooks_sweep")
+    finally:
+        logging.root.handlers[:] = saved
+    assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == [
+        "Task supervision.webhooks_sweep raised",
+        "Task supervision.calls_prune succeeded",
+        "Task supervision.calls_prune raised",
+    ]
+
+
 def test_access_lines_of_the_server_are_off(capsys: pytest.CaptureFixture[str]) -> None:
     saved = logging.root.handlers[:]
     try:
