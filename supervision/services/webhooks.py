@@ -73,12 +73,12 @@ def webhook_create(
     Raises ValidationError naming the field, and Conflict when the tenant has as many as it may.
     """
     endpoint = WebhookEndpoint(id=uuid7())
+    _fill(endpoint, url=_url(url), event_types=event_types, description=description, enabled=enabled)
     with transaction.atomic():
         # One after the other, so that two at once cannot pass the limit together.
         Tenant.objects.select_for_update(no_key=True).get()
         if WebhookEndpoint.objects.count() >= MAX_ENDPOINTS:
             raise Conflict(f"This tenant has {MAX_ENDPOINTS} webhooks, which is the most; delete one first.")
-        _fill(endpoint, url=url, event_types=event_types, description=description, enabled=enabled)
         secret = secret_make()
         endpoint.secret_sealed = _sealed(endpoint, "secret_sealed", secret)
         endpoint.save(force_insert=True)
@@ -99,6 +99,8 @@ def webhook_update(
     What was on its way to an endpoint that is switched off is given up, and can be redelivered. Raises WebhookNotFound
     and ValidationError naming the field.
     """
+    if "url" in fields:
+        fields["url"] = _url(fields["url"])
     with transaction.atomic():
         endpoint = webhook_locked(webhook_id=webhook_id)
         was = snapshot(endpoint, only=_AUDITED)
@@ -255,7 +257,7 @@ def _on(endpoint: WebhookEndpoint) -> WebhookEndpoint:
 
 def _fill(endpoint: WebhookEndpoint, **fields: Unpack[WebhookFields]) -> None:
     if "url" in fields:
-        endpoint.url = _url(fields["url"])
+        endpoint.url = fields["url"]
     if "description" in fields:
         endpoint.description = fields["description"].strip()
         if len(endpoint.description) > MAX_DESCRIPTION_CHARS:
@@ -270,6 +272,7 @@ def _fill(endpoint: WebhookEndpoint, **fields: Unpack[WebhookFields]) -> None:
 
 
 def _url(url: str) -> str:
+    # Resolves the name, which takes time: before any row is locked.
     url = url.strip()
     if len(url) > MAX_URL_CHARS:
         raise ValidationError({"url": f"Give at most {MAX_URL_CHARS} characters."})
