@@ -44,10 +44,10 @@ class CredentialIn(In):
                     "name": "Judge",
                     "base_url": "https://api.openai.com/v1",
                     "model": "gpt-4o-mini",
-                    "secret": "sk-…",
+                    "secret": "sk-replace-me",
                 },
-                {"kind": "plivo", "name": "Main account", "account": "MAXXXXXXXXXXXXXXXXXX", "secret": "…"},
-                {"kind": "forge", "name": "Fixes", "provider": "github", "secret": "github_pat_…"},
+                {"kind": "plivo", "name": "Main account", "account": "MAXXXXXXXXXXXXXXXXXX", "secret": "replace-with-the-auth-token"},
+                {"kind": "forge", "name": "Fixes", "provider": "github", "secret": "github_pat_replace_me"},
             ]
         }
     )
@@ -66,7 +66,7 @@ class CredentialIn(In):
 class CredentialPatch(In):
     """What of a credential changes; the rest stays."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"secret": "sk-…"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"secret": "sk-replace-me"}]})
 
     name: str = unset(max_length=200)
     secret: str = unset(max_length=4000, description="Has to be given when `base_url` names another server.")
