@@ -13,8 +13,20 @@ from django.apps import apps
 from django.db import DatabaseError, IntegrityError, ProgrammingError, connection, models, transaction
 
 from mirror_saas.ids import uuid7
-from supervision.models import Call, CallEvent, ErasedCall, Label, Policy, PrivacySettings, StreamKey, Turn, UsageDay
+from supervision.models import (
+    Call,
+    CallEvent,
+    ErasedCall,
+    Label,
+    Policy,
+    PrivacySettings,
+    StreamKey,
+    Turn,
+    UsageDay,
+    WebhookAttempt,
+)
 from supervision.services.agents import stream_key_hash
+from supervision.services.webhooks import webhook_create, webhook_test
 from tenants.context import tenant_context
 from tenants.isolation import READ_ONLY
 from tenants.managers import TenantModel
@@ -43,6 +55,8 @@ def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: T
             PrivacySettings.objects.create()
             UsageDay.objects.create(day=CALL_START.date())
             ErasedCall.objects.create(erased_at=CALL_START)
+            endpoint = webhook_create(url="http://127.0.0.1:1/x", event_types=["call.ended"]).endpoint
+            WebhookAttempt.objects.create(delivery=webhook_test(webhook_id=endpoint.id), duration_ms=1)
     # Rows that only the operator's command can write are looked at in tests/tenants/test_limits.py.
     for model in [model for model in TENANT_MODELS if model._meta.db_table not in READ_ONLY]:
         with stranger.context():
