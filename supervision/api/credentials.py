@@ -46,7 +46,12 @@ class CredentialIn(In):
                     "model": "gpt-4o-mini",
                     "secret": "sk-replace-me",
                 },
-                {"kind": "plivo", "name": "Main account", "account": "MAXXXXXXXXXXXXXXXXXX", "secret": "replace-with-the-auth-token"},
+                {
+                    "kind": "plivo",
+                    "name": "Main account",
+                    "account": "MAXXXXXXXXXXXXXXXXXX",
+                    "secret": "replace-with-the-auth-token",
+                },
                 {"kind": "forge", "name": "Fixes", "provider": "github", "secret": "github_pat_replace_me"},
             ]
         }
