@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -248,7 +249,10 @@ def test_the_worker_answers_its_health_check(migrated: dict[str, str], tmp_path:
 def test_beat_starts_and_stops(migrated: dict[str, str], tmp_path: Path) -> None:
     with running("beat", migrated, tmp_path) as beat:
         beat.until("beat: Starting")
-        assert beat.process.poll() is None
+        # What it keeps its schedule in; before it is there, stopping would prove little.
+        while not list(tmp_path.rglob("celerybeat-schedule*")):
+            assert beat.process.poll() is None
+            time.sleep(0.05)
         assert beat.stop() == 0
 
 
