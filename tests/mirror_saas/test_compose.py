@@ -8,9 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
