@@ -12,10 +12,10 @@ import pytest
 
 from mirror_saas.demo.conversation import EXCHANGES
 from mirror_saas.demo.judge import VIOLATIONS
-from mirror_saas.demo.ports import free_port
 from supervision.plivo.simulator import SimulatedCall
 from supervision.plivo.simulator.script import load_script
 from tests.e2e.conftest import MirrorServer, TenancyMaker, recorded
+from tests.support.ports import free_port
 from tests.support.stt import transcribe
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from psycopg import sql
 
 from mirror_saas import embedded
 from mirror_saas.env import environment_parse
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -111,12 +112,6 @@ def process_environment(service: str, servers: dict[str, str], home: Path, port:
     environment["REDIS_URL"] = servers["redis"]
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return {**kept, **environment, "MIRROR_HOME": str(home), "MIRROR_BIND": "127.0.0.1", "PORT": str(port)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Service:
@@ -254,7 +249,10 @@ def test_the_worker_answers_its_health_check(migrated: dict[str, str], tmp_path:
 def test_beat_starts_and_stops(migrated: dict[str, str], tmp_path: Path) -> None:
     with running("beat", migrated, tmp_path) as beat:
         beat.until("beat: Starting")
-        assert beat.process.poll() is None
+        # What it keeps its schedule in; before it is there, stopping would prove little.
+        while not list(tmp_path.rglob("celerybeat-schedule*")):
+            assert beat.process.poll() is None
+            time.sleep(0.05)
         assert beat.stop() == 0
 
 

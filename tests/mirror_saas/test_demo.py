@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from mirror_saas.management.commands.demo import DEMO_FIELDS
-from tests.mirror_saas.running import Command, ended, free_port
+from tests.mirror_saas.running import Command, ended
+from tests.support.ports import free_port
 
 # A call of about a minute in real time, between two starts of everything.
 pytestmark = pytest.mark.timeout(420)

@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from mirror_saas.serving import WEBSOCKET_MAX_BYTES, ListenError, port_check
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk_" + "k" * 43
@@ -48,12 +49,6 @@ async def until_draining(server: Running) -> None:
     async with asyncio.timeout(10):
         while await status(server.http(f"/plivo/demo/{KEY}/answer")) != 503:  # noqa: ASYNC110  (another process)
             await asyncio.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

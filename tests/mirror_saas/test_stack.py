@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from mirror_saas.stack import ReadyProbe, StackError, home_claimed
-from tests.mirror_saas.running import Command, ended, free_port
+from tests.mirror_saas.running import Command, ended
+from tests.support.ports import free_port
 
 # Each of these starts and stops five real servers, on a machine that may be busy.
 pytestmark = pytest.mark.timeout(240)

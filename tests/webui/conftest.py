@@ -6,7 +6,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from django.db import connections
 from django.test import override_settings
 
 from tests.factories import PASSWORD, Tenancy
+from tests.support.ports import free_port
 from tests.webui.story import Recording
 
 if TYPE_CHECKING:
@@ -82,12 +82,6 @@ class Console:
             self.process.send_signal(how)
             self.process.wait(30)
             self.process = None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,10 @@ def main(folder: Path) -> None:
     from mirror_saas.databases import database_settings
     from tests.factories import PASSWORD, tenancy_create
     from tests.support import servers as support
+    from tests.support.ports import free_port
     from tests.support.totp import totp
     from tests.webui import story
-    from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, free_port, let_sign_in
+    from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, let_sign_in
 
     servers = support.servers_start()
     urls = support.database_create(servers)

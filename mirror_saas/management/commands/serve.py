@@ -53,6 +53,8 @@ class Command(BaseCommand):
                     )
                 case "beat":
                     encryption_key_require()
+                    # Beat keeps its schedule's times there, and may be the first to start in it.
+                    environment.home.mkdir(parents=True, exist_ok=True)
                     _exec_celery("beat", "--pidfile=")
                 case "migrate":
                     migrate_exec()
