@@ -1,17 +1,17 @@
 """`/audit-events`: who did what; the list, the export, and whether the chain holds."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
-from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Query, Router, Schema
 from pydantic import Field, JsonValue
 
 from mirror_saas.errors import InvalidInput
+from mirror_saas.exports import JSON_LINES, in_threads
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import Moment, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, requires
@@ -29,8 +29,6 @@ from tenants.selectors.audit import (
 from tenants.services.audit import VERIFY_EVENTS, VERIFY_S, auditevents_verify
 
 router = Router(tags=["audit log"])
-
-JSON_LINES = "application/jsonl"
 
 
 class AuditEventOut(Out):
@@ -158,7 +156,7 @@ def audit_export(request: HttpRequest, query: Query[ExportQuery]) -> StreamingHt
     # Events are never changed, so pages that are read one by one make up one whole; no transaction stays open.
     streamed = _lines(tenant_id, header, query.after_seq, last)
     return StreamingHttpResponse(
-        _in_threads(streamed) if isinstance(request, ASGIRequest) else streamed,
+        in_threads(streamed) if isinstance(request, ASGIRequest) else streamed,
         content_type=JSON_LINES,
         headers={
             "Content-Disposition": 'attachment; filename="audit-events.jsonl"',
@@ -211,13 +209,3 @@ def _lines(tenant_id: UUID, header: str, after_seq: int, last: ChainPoint | None
             return
         yield "".join(export_line(auditevent_fields(event), bytes(event.hash)) + "\n" for event in events)
         after_seq = events[-1].seq
-
-
-async def _in_threads(parts: Iterator[str]) -> AsyncIterator[str]:
-    """The parts, each made in the request's database thread: Django would otherwise collect them all first."""
-    while part := await sync_to_async(_next)(parts):
-        yield part
-
-
-def _next(parts: Iterator[str]) -> str:
-    return next(parts, "")
