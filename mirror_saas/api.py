@@ -15,6 +15,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 
 from mirror_saas import openapi
 from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequired, UpstreamFailed
+from mirror_saas.openapi_webhooks import webhooks
 from mirror_saas.problems import problem, request_id_of
 from supervision.api.agents import router as agents_router
 from supervision.api.calls import router as calls_router
@@ -27,6 +28,8 @@ from supervision.api.usage import router as usage_router
 from supervision.api.webhooks import router as webhooks_router
 from supervision.errors import InvalidInput, NotFound
 from supervision.stream.mailbox import CallSilent
+from supervision.webhook_messages import MESSAGES
+from supervision.webhooks import EVENT_TYPES, TEST_TYPE
 from tenants.api.api_keys import router as api_keys_router
 from tenants.api.audit import router as audit_router
 from tenants.api.auth import BearerKey, SessionMember
@@ -60,7 +63,8 @@ class MirrorAPI(NinjaAPI):
         return self._schemas[key]
 
     def _schema(self, **kwargs: Any) -> dict[str, Any]:
-        return openapi.document(super().get_openapi_schema(**kwargs), dict(self._capabilities()))
+        told = webhooks({**EVENT_TYPES, TEST_TYPE: "Somebody asked for a test."}, MESSAGES)
+        return openapi.document(super().get_openapi_schema(**kwargs), dict(self._capabilities()), told)
 
     def _capabilities(self) -> Iterator[tuple[str, str | None]]:
         for _, router in self._routers:

@@ -209,8 +209,11 @@ ENTITY_TAGS: Final = r'^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'
 _PAGE = re.compile(r"PageOut_(\w+?)(?:Out)?_$")
 
 
-def document(made: Mapping[str, Any], capabilities: Mapping[str, str | None]) -> dict[str, Any]:
-    """The document, from what ninja made and the capability that each operation (by its id) needs, if any."""
+def document(
+    made: Mapping[str, Any], capabilities: Mapping[str, str | None], webhooks: tuple[Schema, Schema]
+) -> dict[str, Any]:
+    """The document, from what ninja made, the capability that each operation (by its id) needs, if any, and the section
+    `webhooks` with its shapes."""
     # Ninja's has its own OrderedDict types and enumerations in it; a document is plain JSON.
     schema: dict[str, Any] = json.loads(json.dumps(made, default=str))
     schema = _renamed(schema)
@@ -232,6 +235,8 @@ def document(made: Mapping[str, Any], capabilities: Mapping[str, str | None]) ->
         # What is made in a list has a place of its own there.
         if method == "post" and any(re.fullmatch(rf"{re.escape(path)}/{{\w+}}", other) for other in gettable):
             operation["responses"]["201"]["headers"] |= _headers(["Location"])
+    schema["webhooks"], shapes = copy.deepcopy(webhooks)
+    components["schemas"] |= shapes
     _drop_unused(schema)
     for name, shape in components["schemas"].items():
         _untitle(shape)

@@ -20,7 +20,7 @@ import orjson
 EVENT_TYPES: Final[dict[str, str]] = {
     "call.started": "A call began to be supervised.",
     "call.ended": "A call ended; with its counts and how much of it was judged.",
-    "coverage.alarm": "A call ended of which not every turn was judged, or whose agent reported none.",
+    "coverage.alarm": "Too little of a call is judged while it runs, or it ended and not every turn was judged.",
     "intervention.started": "A turn was judged a violation, and Mirror began to act on it.",
     "intervention.ended": "An intervention ended; with its outcome and what the caller heard of the violation, in ms.",
     "tool.blocked": "A tool call was not allowed.",
@@ -45,9 +45,9 @@ _NAMESPACE: Final = UUID("5d0c6a0e-5f2b-4a53-9d6c-6a4b8a9f2f11")
 Random = Callable[[], float]
 
 
-def event_id(event_type: str, subject: UUID) -> UUID:
-    """The id of the event that `event_type` happened to `subject`, which it does once."""
-    return uuid5(_NAMESPACE, f"{event_type} {subject}")
+def event_id(event_type: str, subject: UUID, state: str = "") -> UUID:
+    """The id of the event that `event_type` happened to `subject`, which it does once, or once for each `state`."""
+    return uuid5(_NAMESPACE, f"{event_type} {subject} {state}".rstrip())
 
 
 def secret_make() -> str:

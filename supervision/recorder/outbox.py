@@ -25,6 +25,7 @@ _ENDPOINTS: Final = (
 )
 _CALL_FACTS: Final = (
     "id",
+    "state",
     "agent_id",
     "policy_id",
     "policy_version",
@@ -47,6 +48,15 @@ _CALL_FACTS: Final = (
 _CALLS: Final = (
     f"SELECT {', '.join(_CALL_FACTS)} FROM supervision_call WHERE tenant_id = %s AND id = ANY(%s)".encode()  # noqa: S608
 )
+# How the newest turns of calls were judged, as far as they were: parameters how many turns, tenant, call ids.
+_NEWEST_STATES: Final = b"""
+SELECT wanted.call_id, array_agg(v.state)
+  FROM unnest(%(calls)s::uuid[]) AS wanted(call_id),
+       LATERAL (SELECT state FROM supervision_verdict
+                 WHERE tenant_id = %(tenant)s AND call_id = wanted.call_id AND NOT late
+                 ORDER BY at_ms DESC, id DESC LIMIT %(turns)s) AS v
+ GROUP BY wanted.call_id
+"""
 _INSERT: Final = b"""
 INSERT INTO supervision_webhookdelivery
        (id, tenant_id, endpoint_id, event_id, type, occurred_at, data, next_attempt_at, created_at)
@@ -57,21 +67,32 @@ SELECT r.id, %s, r.endpoint_id, r.event_id, r.type, r.occurred_at, r.data, state
 """
 _COUNTS: Final = ("turn_count", "judged_count", "skipped_count", "timed_out_count", "failed_count", "shed_count")
 
+# A running call raises the alarm `low` when less than this share of its turns is covered, once there are so many …
+ALARM_SHARE: Final = 0.8
+ALARM_TURNS: Final = 5
+# … and `degraded` when so many turns in a row were not judged.
+DEGRADED_TURNS: Final = 3
+_COVERED: Final = frozenset({"judged", "skipped"})
+
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An event as webhooks tell it; `subject` is what it happened to."""
+    """An event as webhooks tell it; `subject` is what it happened to. `state` tells those apart that may happen to it
+    more than once."""
 
     type: str
     subject: UUID
     occurred_at: datetime
     data: dict[str, Any]
+    state: str = ""
 
 
 def is_told(event: RecordEvent) -> bool:
     """Whether webhooks may tell of an event."""
+    if event.kind == "turn.judged":
+        return not event.data.get("late") and event.data.get("state") not in _COVERED
     return event.kind in _TOLD and (event.kind != "tool.decided" or not event.data.get("allow"))
 
 
@@ -91,11 +112,21 @@ async def outbox_write(
         return
     await cursor.execute(_CALLS, (tenant_id, list({event.call_id for event in told})))
     calls = {row[0]: dict(zip(_CALL_FACTS, row, strict=True)) for row in await cursor.fetchall()}
+    # Only an alarm needs to know, and hardly a call has one.
+    uncovered = {
+        event.call_id
+        for event in told
+        if event.kind == "turn.judged" and event.call_id in calls and calls[event.call_id]["state"] == "live"
+    }
+    if uncovered:
+        await cursor.execute(_NEWEST_STATES, {"tenant": tenant_id, "calls": list(uncovered), "turns": DEGRADED_TURNS})
+        for call_id, states in await cursor.fetchall():
+            calls[call_id]["newest_states"] = states
     rows = [
         {
             "id": new_id(),
             "endpoint_id": endpoint_id,
-            "event_id": event_id(each.type, each.subject),
+            "event_id": event_id(each.type, each.subject, each.state),
             "type": each.type,
             "occurred_at": each.occurred_at,
             "data": each.data,
@@ -123,14 +154,29 @@ def _call_started(event: RecordEvent, call: Facts) -> list[Told]:
 
 def _call_ended(event: RecordEvent, call: Facts) -> list[Told]:
     # From the call's row: it has what ended the call first, and the counts of a call whose process died.
-    coverage = {name: call[name] for name in ("coverage_state", "coverage_reason", "coverage", *_COUNTS)}
+    coverage = _coverage(call)
     names = ("outcome", "ended_by", "duration_ms", "intervention_count", "tools_blocked_count")
     ended = Told(
         "call.ended", event.call_id, event.at, {**_ids(call), **{name: call[name] for name in names}, **coverage}
     )
     if call["coverage_state"] == "full":
         return [ended]
-    return [ended, Told("coverage.alarm", event.call_id, event.at, {**_ids(call), **coverage})]
+    return [ended, Told("coverage.alarm", event.call_id, event.at, {**_ids(call), **coverage, "alarm": "ended"})]
+
+
+def _turn_not_judged(event: RecordEvent, call: Facts) -> list[Told]:
+    # What had ended when this was stored tells of itself by its end.
+    if call["state"] != "live":
+        return []
+    alarms = []
+    newest = call.get("newest_states", ())
+    if len(newest) >= DEGRADED_TURNS and _COVERED.isdisjoint(newest):
+        alarms.append("degraded")
+    closed = sum(call[name] for name in _COUNTS[1:])
+    if closed >= ALARM_TURNS and call["judged_count"] + call["skipped_count"] < ALARM_SHARE * closed:
+        alarms.append("low")
+    data = {**_ids(call), **_coverage(call), "coverage_state": None}
+    return [Told("coverage.alarm", event.call_id, event.at, {**data, "alarm": each}, each) for each in alarms]
 
 
 def _intervention_started(event: RecordEvent, call: Facts) -> list[Told]:
@@ -164,6 +210,10 @@ def _of(event: RecordEvent, call: Facts, event_type: str, subject: str, names: S
     return Told(event_type, UUID(event.data[subject]), event.at, data)
 
 
+def _coverage(call: Facts) -> dict[str, Any]:
+    return {name: call[name] for name in ("coverage_state", "coverage_reason", "coverage", *_COUNTS)}
+
+
 def _ids(call: Facts) -> dict[str, Any]:
     return {"call_id": call["id"], "agent_id": call["agent_id"]}
 
@@ -171,6 +221,7 @@ def _ids(call: Facts) -> dict[str, Any]:
 _TOLD: Final[dict[str, Callable[[RecordEvent, Facts], list[Told]]]] = {
     "call.started": _call_started,
     "call.ended": _call_ended,
+    "turn.judged": _turn_not_judged,
     "intervention.started": _intervention_started,
     "intervention.ended": _intervention_ended,
     "tool.decided": _tool_blocked,

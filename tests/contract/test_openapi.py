@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import pytest
 
 from mirror_saas import openapi
 from mirror_saas.api import api
+from mirror_saas.ids import uuid7
 from mirror_saas.openapi_fields import FIELDS
+from supervision.webhooks import EVENT_TYPES, TEST_TYPE, headers_make, secret_make
 
 SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 DOCUMENT: dict[str, Any] = api.get_openapi_schema()
 OPERATIONS = [(f"{method.upper()} {path}", operation) for path, method, operation in openapi.operations(DOCUMENT)]
+MESSAGES = [(name, path["post"]) for name, path in DOCUMENT["webhooks"].items()]
 by_operation = pytest.mark.parametrize("operation", [pytest.param(op, id=name) for name, op in OPERATIONS])
 
 
@@ -49,7 +53,7 @@ def test_the_document_as_a_whole() -> None:
 
 
 def test_operation_ids_are_names_of_their_own() -> None:
-    identifiers = [operation["operationId"] for _, operation in OPERATIONS]
+    identifiers = [operation["operationId"] for _, operation in [*OPERATIONS, *MESSAGES]]
     assert len(set(identifiers)) == len(identifiers)
     assert [each for each in identifiers if not re.fullmatch(r"[a-z]+(_[a-z]+)+", each)] == []
     assert [name for name in DOCUMENT["components"]["schemas"] if not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name)] == []
@@ -99,7 +103,7 @@ def test_an_operation_lists_its_errors_and_headers(operation: dict[str, Any]) ->
 def examples() -> Iterator[Any]:
     """Every example of a body, with its shape."""
     errors = DOCUMENT["components"]["responses"].items()
-    for name, operation in [*OPERATIONS, ("error", {"responses": dict(errors)})]:
+    for name, operation in [*OPERATIONS, *MESSAGES, ("error", {"responses": dict(errors)})]:
         parts = [("sent", operation["requestBody"])] if "requestBody" in operation else []
         # Errors are the same wherever they are answered.
         parts += [(status, each) for status, each in operation["responses"].items() if "$ref" not in each]
@@ -173,3 +177,20 @@ def test_policies_document_their_etag() -> None:
         assert "ETag" in good["headers"], path
         if_match = [each["required"] for each in operation["parameters"] if each["name"] == "If-Match"]
         assert if_match == ([True] if method == "patch" or "rollback" in path else []), path
+
+
+def test_every_message_that_webhooks_are_sent_is_documented() -> None:
+    assert [name for name, _ in MESSAGES] == [*EVENT_TYPES, TEST_TYPE]
+    for name, operation in MESSAGES:
+        content = operation["requestBody"]["content"]["application/json"]
+        shape = openapi.resolved(DOCUMENT, content["schema"])
+        facts = openapi.resolved(DOCUMENT, shape["properties"]["data"])
+        assert shape["properties"]["type"]["const"] == name == content["examples"]["example1"]["value"]["type"]
+        # Whoever generates a receiver gets a type of its own for each.
+        assert (
+            set(facts["required"]) == set(facts["properties"]) == set(content["examples"]["example1"]["value"]["data"])
+        )
+        assert {each["name"] for each in operation["parameters"]} == set(
+            headers_make(message_id=uuid7(), body=b"", secrets=[secret_make()], now=datetime.now(UTC))
+        ) - {"Content-Type", "User-Agent"}
+        assert set(operation["responses"]) == {"2XX", "410", "default"}

@@ -50,6 +50,7 @@ from supervision.services.webhooks import (
     webhook_test,
     webhook_update,
 )
+from supervision.webhook_messages import MESSAGES
 from supervision.webhooks import (
     BREAKER_FAILURES,
     EVENT_TYPES,
@@ -65,7 +66,7 @@ from tenants.context import tenant_context
 from tenants.models import AuditEvent
 from tests.factories import Tenancy, call_create
 from tests.isolation.sweep import rows
-from tests.recorder.calls import call_log, ended, event, reported, started, whole_call
+from tests.recorder.calls import call_log, ended, event, judged, reported, started, whole_call
 from tests.support.receiver import (
     Receiver,
     busy,
@@ -239,6 +240,9 @@ def test_what_the_recorder_writes_is_in_the_outbox_once_and_names_ids_and_facts(
     assert told["call.ended"].data["turn_count"] == 1
     alarm = told["coverage.alarm"].data
     assert (alarm["coverage_state"], alarm["coverage"], alarm["timed_out_count"]) == ("partial", 0.5, 1)
+    assert alarm["alarm"] == "ended"
+    # As the API's document describes them, no field more.
+    assert [row.data for row in everything if not MESSAGES[row.type].model_validate(row.data)] == []
     assert told["intervention.ended"].data["violation_heard_ms"] == 300
     assert told["tool.blocked"].data["name"] == "process_payment"
     said = json.dumps([row.data for row in everything])
@@ -309,6 +313,89 @@ def test_a_call_whose_process_died_ends_once_with_counts_of_its_rows(
     assert run(stored(database_urls, tenant, [again])) == 1
     assert {row.type: row.data for row in outbox(tenant)} == by_type
     assert len(outbox(tenant)) == 2
+    assert outbox(stranger) == []
+
+
+class Alarms:
+    """A call that runs, stored turn by turn, and what its tenant's endpoint is told of it."""
+
+    def __init__(self, urls: DatabaseUrls, tenancy: Tenancy) -> None:
+        endpoint_create(tenancy, "http://127.0.0.1:1/alarms", ["coverage.alarm"])
+        self.urls, self.tenancy = urls, tenancy
+        self.events: list[RecordEvent] = []
+        self.log = call_log(self.events.append, tenancy)
+        self.log.add(started(tenancy))
+        self.turns = 0
+
+    def judged(self, *states: str) -> list[str]:
+        """Store turns that ended so, in one batch, and give the alarms since the call began."""
+        for state in states:
+            self.turns += 1
+            turn, at_ms = uuid7(), self.turns * 1_000
+            self.log.add(reported(turn, index=self.turns, at_ms=at_ms))
+            self.log.add(judged(turn, uuid7(), state=state, intervene=False, acted=False, at_ms=at_ms + 300))
+        return self.store()
+
+    def store(self) -> list[str]:
+        run(stored(self.urls, self.tenancy, self.events))
+        self.events.clear()
+        return [row.data["alarm"] for row in outbox(self.tenancy)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_running_call_whose_judging_fails_raises_the_alarm_once_for_each_state(
+    database_urls: DatabaseUrls, tenant: Tenancy, stranger: Tenancy
+) -> None:
+    quiet = Alarms(database_urls, stranger)
+    assert quiet.judged("judged", "skipped", "timed_out", "failed") == []
+    call = Alarms(database_urls, tenant)
+    assert call.judged("judged", "judged", "skipped") == []
+    assert call.judged("timed_out") == []
+    # Two in a row and a share of 60 %.
+    assert call.judged("failed") == ["low"]
+    assert call.judged("shed") == ["low", "degraded"]
+    # However long it lasts, and when it comes back.
+    assert call.judged("failed", "failed") == ["low", "degraded"]
+    assert call.judged("judged", "judged", "judged", "failed", "failed", "failed") == ["low", "degraded"]
+    low, degraded = outbox(tenant)
+    assert low.event_id != degraded.event_id
+    assert (low.data["turn_count"], low.data["coverage"], low.data["coverage_state"]) == (5, 0.6, None)
+    assert (degraded.data["shed_count"], degraded.data["coverage"]) == (1, 0.5)
+    for row in (low, degraded):
+        MESSAGES["coverage.alarm"].model_validate(row.data)
+    call.log.add(ended(turns=14, judged=6, skipped=1, timed_out=1, failed=6, coverage=0.5, coverage_state="partial"))
+    assert call.store() == ["low", "degraded", "ended"]
+    assert quiet.judged("judged") == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_call_that_is_stored_when_it_has_ended_raises_one_alarm(
+    database_urls: DatabaseUrls, tenant: Tenancy, stranger: Tenancy
+) -> None:
+    """The database was down meanwhile: that judging failed then is no news."""
+    call = Alarms(database_urls, tenant)
+    call.log.add(ended(turns=6, failed=6, judged=0, coverage=0.0, coverage_state="partial"))
+    ending = call.events.pop()
+    for number in range(1, 7):
+        turn = uuid7()
+        call.log.add(reported(turn, index=number))
+        call.log.add(judged(turn, uuid7(), state="failed", intervene=False, acted=False))
+    call.events.append(ending)
+    assert call.store() == ["ended"]
+    assert outbox(stranger) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_few_turns_and_late_answers_raise_no_alarm(
+    database_urls: DatabaseUrls, tenant: Tenancy, stranger: Tenancy
+) -> None:
+    call = Alarms(database_urls, tenant)
+    assert call.judged("failed", "failed", "judged", "judged") == []
+    turn = uuid7()
+    call.log.add(reported(turn, index=5, at_ms=9_000))
+    for number in range(4):
+        call.log.add(judged(turn, uuid7(), state="failed", late=True, at_ms=9_000 + number))
+    assert call.store() == []
     assert outbox(stranger) == []
 
 
