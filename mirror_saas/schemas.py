@@ -138,6 +138,9 @@ def _all_storable(value: Any) -> None:
 class PageOut(Out, Generic[Item]):
     """One page of a list. `next` is the `cursor` of the page after it, null on the last."""
 
+    # Its fields have none; for each kind of page pydantic would look through the sources of all that is being imported.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
     items: list[Item]
     next: str | None
 
