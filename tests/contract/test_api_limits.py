@@ -19,6 +19,7 @@ from tenants.limits_refused import REFUSALS
 from tenants.models import ApiKey
 from tenants.roles import ALL_SCOPES
 from tenants.services.api_keys import api_key_create
+from tests.contract.conftest import tenants_make
 from tests.factories import PASSWORD, Tenancy, unique
 
 pytestmark = pytest.mark.django_db
@@ -40,6 +41,12 @@ def shared(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Re
     yield client
     LIMITS.forget()
     client.close()
+
+
+@pytest.fixture
+def tenants_made(db: None) -> tuple[Tenancy, Tenancy]:
+    """Of each test its own: their requests are counted in Valkey."""
+    return tenants_make()
 
 
 @pytest.fixture
