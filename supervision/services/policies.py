@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from supervision.engine.config import PolicyConfig
+from supervision.engine.policy.rule_lines import rule_lines
 from supervision.models import Policy, PolicyVersion, ProviderCredential
 from tenants.services.audit import auditevent_record, changes, snapshot
 
@@ -93,8 +94,7 @@ def _label(policy: Policy, version: PolicyVersion) -> str:
 
 def rules_parse(text: str) -> list[str]:
     """The rules of a text file: one a line; blank lines and lines that begin with # are left out."""
-    lines = (line.strip() for line in text.lstrip("\ufeff").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for _, line in rule_lines(text)]
 
 
 def _checked(
