@@ -18,6 +18,8 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.redis import RedisCache
 
+from mirror_saas.outage import Outage
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -66,7 +68,7 @@ class SharedCache(BaseCache):
         self.clock: Callable[[], float] = options.pop("clock", time.monotonic)
         self.shared = RedisCache(server, {**params, "OPTIONS": options})
         self.local = LocMemCache(f"mirror {server}", {**params, "OPTIONS": {}})
-        self._outage = _Outage.of(server)
+        self._outage = _outage(server, self.clock)
 
     def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
         return self._ask(lambda cache: cache.get(key, default, version))
@@ -94,49 +96,32 @@ class SharedCache(BaseCache):
         raise NotImplementedError("This cache shares its server with queues; delete keys instead.")
 
     def _ask(self, question: Callable[[BaseCache], T]) -> T:
-        if self._outage.lasts(self.clock()):
+        if self._outage.lasts:
             return question(self.local)
         try:
             answer = question(self.shared)
         except _UNAVAILABLE as error:
-            self._outage.begins(self.clock(), error)
+            # The error's text may carry the server's address, never its password; its kind says enough.
+            self._outage.failed(type(error).__name__)
             return question(self.local)
-        self._outage.ends()
+        self._outage.answered()
         return answer
 
 
-class _Outage:
-    """Whether one server is away, for all threads of this process: Django makes a cache object for each."""
+_outages: dict[str, Outage] = {}
+_lock = threading.Lock()
 
-    _known: dict[str, _Outage] = {}  # noqa: RUF012  (shared on purpose)
-    _lock = threading.Lock()
 
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    @classmethod
-    def of(cls, server: str) -> _Outage:
-        with cls._lock:
-            return cls._known.setdefault(server, cls())
-
-    def lasts(self, now: float) -> bool:
-        since = self._since
-        return since is not None and now - since < RETRY_AFTER_S
-
-    def begins(self, now: float, error: Exception) -> None:
-        with self._lock:
-            known, self._since = self._since is not None, now
-        if not known:
-            # The error's text may carry the server's address, never its password; its kind says enough.
-            logger.warning(
-                "the shared cache does not answer (%s): limits on sign-in hold per process until it is back",
-                type(error).__name__,
-            )
-
-    def ends(self) -> None:
-        if self._since is None:
-            return
-        with self._lock:
-            known, self._since = self._since is not None, None
-        if known:
-            logger.info("the shared cache answers again")
+def _outage(server: str, clock: Callable[[], float]) -> Outage:
+    """One for all threads of this process: Django makes a cache object for each."""
+    with _lock:
+        return _outages.setdefault(
+            server,
+            Outage(
+                logger,
+                down="the shared cache does not answer (%s): limits on sign-in hold per process until it is back",
+                up="the shared cache answers again",
+                alone_s=RETRY_AFTER_S,
+                clock=clock,
+            ),
+        )

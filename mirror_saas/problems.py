@@ -9,7 +9,6 @@ from __future__ import annotations
 import http
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from pydantic import BaseModel
@@ -54,6 +53,22 @@ def answer_headers(request: HttpRequest) -> dict[str, str]:
     return headers
 
 
+def problem_body(
+    status: int, detail: str, *, request_id: str, errors: Mapping[str, Sequence[str]] | None = None
+) -> bytes:
+    """The JSON text of a problem; `errors` is field → messages."""
+    return json.dumps(
+        {
+            "type": "about:blank",
+            "title": http.HTTPStatus(status).phrase,
+            "status": status,
+            "detail": detail,
+            "errors": {field: list(messages) for field, messages in (errors or {}).items()},
+            "request_id": request_id,
+        }
+    ).encode()
+
+
 def problem(
     request: HttpRequest,
     status: int,
@@ -63,15 +78,8 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> HttpResponse:
     """An answer that says what is wrong and what to do about it; `errors` is field → messages."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "errors": {field: list(messages) for field, messages in (errors or {}).items()},
-        "request_id": request_id_of(request),
-    }
-    return HttpResponse(json.dumps(body), status=status, content_type=CONTENT_TYPE, headers=dict(headers or {}))
+    body = problem_body(status, detail, request_id=request_id_of(request), errors=errors)
+    return HttpResponse(body, status=status, content_type=CONTENT_TYPE, headers=dict(headers or {}))
 
 
 _WHAT_TO_DO = {

@@ -6,7 +6,6 @@ class with what matters set here, for web and stream alike.
 
 import asyncio
 import http
-import json
 import logging
 import signal
 import socket
@@ -23,7 +22,7 @@ from mirror_saas.draining import ANSWER_PREFIX, STREAM_PREFIX, ASGIApp, Drain, R
 from mirror_saas.draining import draining_application as behind_drain
 from mirror_saas.headers import headers_application, response_headers
 from mirror_saas.ids import uuid7
-from mirror_saas.problems import API_PREFIX
+from mirror_saas.problems import API_PREFIX, problem_body
 from mirror_saas.problems import CONTENT_TYPE as PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
@@ -155,16 +154,8 @@ def server_error(status: int, path: bytes) -> tuple[list[tuple[bytes, bytes]], b
     phrase = http.HTTPStatus(status).phrase
     if isinstance(path, bytes) and path.startswith(API_PREFIX.encode()):
         request_id = str(uuid7())
-        content = json.dumps(
-            {
-                "type": "about:blank",
-                "title": phrase,
-                "status": status,
-                "detail": ERROR_DETAILS.get(status, "The request cannot be read; check its syntax."),
-                "errors": {},
-                "request_id": request_id,
-            }
-        ).encode()
+        detail = ERROR_DETAILS.get(status, "The request cannot be read; check its syntax.")
+        content = problem_body(status, detail, request_id=request_id)
         headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", request_id.encode())]
     else:
         content = f"{phrase}\n".encode()

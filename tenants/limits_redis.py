@@ -26,6 +26,7 @@ from limits.storage import MemoryStorage, RedisStorage
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mirror_saas.outage import Outage
 from tenants.limits import calls_key
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,6 @@ class RequestRates:
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         """`url` is Valkey's or Redis'. Nothing is opened before the first request."""
-        self._clock = clock
         self._client = redis.Redis.from_url(
             url,
             socket_timeout=TIMEOUT_S,
@@ -169,7 +169,13 @@ class RequestRates:
         self._shared = _Storage(url, connection_pool=self._client.connection_pool, key_prefix=_PREFIX)
         self._own = MemoryStorage()
         self._own_lock = threading.Lock()
-        self._down_until = -math.inf
+        self._outage = Outage(
+            logger,
+            down="Valkey does not answer (%s): limits count in this process only until it does",
+            up="Valkey answers again: limits count over all nodes",
+            alone_s=DOWN_FOR_S,
+            clock=clock,
+        )
         self.wrong_keys = WrongKeys(self)
 
     def take(self, windows: Sequence[Window]) -> Rate:
@@ -197,20 +203,14 @@ class RequestRates:
 
     def ask(self, question: Callable[[redis.Redis], Any]) -> Any:
         """The answer of Valkey, or None while it is down: then it is left alone for five seconds."""
-        if self._clock() < self._down_until:
+        if self._outage.lasts:
             return None
         try:
             answer = question(self._client)
         except (redis.RedisError, OSError) as error:
-            if self._down_until == -math.inf:
-                logger.warning(
-                    "Valkey does not answer (%s): limits count in this process only until it does", type(error).__name__
-                )
-            self._down_until = self._clock() + DOWN_FOR_S
+            self._outage.failed(type(error).__name__)
             return None
-        if self._down_until != -math.inf:
-            self._down_until = -math.inf
-            logger.warning("Valkey answers again: limits count over all nodes")
+        self._outage.answered()
         return answer
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     from django.test import TransactionTestCase
 
+    # A shell lets what it runs in the background ignore Ctrl-C, and what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Flushing is TRUNCATE, which the role that runs Mirror may not do; see the module's docstring.
     TransactionTestCase._fixture_teardown = lambda self: None  # type: ignore[attr-defined]
 

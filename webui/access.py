@@ -99,9 +99,14 @@ def reauthenticated(
         if recently_authenticated(request):
             return view(request, *args, **kwargs)
         back = request.get_full_path() if request.method in ("GET", "HEAD") else _page_of_form(request)
-        return redirect_to_login(back, reverse("webui:confirm"))
+        return to_confirm(back)
 
     return cast(Callable[Concatenate[R, P], HttpResponse], wrapped)
+
+
+def to_confirm(back: str) -> HttpResponse:
+    """To the page where a signed-in person confirms who they are, and from there to the path `back`."""
+    return redirect_to_login(back, reverse("webui:confirm"))
 
 
 def _page_of_form(request: HttpRequest) -> str:

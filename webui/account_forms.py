@@ -16,7 +16,7 @@ from tenants.actors import actor_context, actor_unknown
 from tenants.models import User
 from tenants.services.people_audit import personevent_record
 from tenants.services.second_factor import CodeWrong, code_verify
-from webui.forms import ErrorAwareMixin
+from webui.forms import ErrorAwareMixin, NewPasswordField, PasswordField
 from webui.sign_in import TOO_MANY
 
 THROTTLED = ("too_many_login_attempts", "rate_limited")
@@ -41,12 +41,7 @@ class SignInForm(ErrorAwareMixin, LoginForm):  # type: ignore[misc]
                 "invalid": "This is not an email address. Type the one that you were invited with.",
             },
         )
-        self.fields["password"] = forms.CharField(
-            strip=False,
-            max_length=4096,
-            widget=forms.PasswordInput(attrs={"autocomplete": "current-password"}),
-            error_messages={"required": "Type your password.", "max_length": "This is longer than any password here."},
-        )
+        self.fields["password"] = PasswordField("Password")
         self.order_fields(["login", "password"])
 
     def clean_login(self) -> str:
@@ -61,16 +56,6 @@ def _code_field(label: str) -> forms.CharField:
             attrs={"autocomplete": "one-time-code", "inputmode": "numeric", "spellcheck": "false", "autofocus": True}
         ),
         error_messages={"required": "Type the code.", "max_length": "A code has six or ten digits."},
-    )
-
-
-def _new_password_field(label: str) -> forms.CharField:
-    return forms.CharField(
-        label=label,
-        strip=False,
-        max_length=4096,
-        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        error_messages={"required": "Type the new password.", "max_length": "Use 4096 characters at most."},
     )
 
 
@@ -122,13 +107,7 @@ class EnrolForm(ErrorAwareMixin, forms.Form):
 class PasswordForm(ErrorAwareMixin, forms.Form):
     """The password of somebody who is signed in. Wrong ones are throttled like those of a sign-in."""
 
-    password = forms.CharField(
-        label="Password",
-        strip=False,
-        max_length=4096,
-        widget=forms.PasswordInput(attrs={"autocomplete": "current-password", "autofocus": True}),
-        error_messages={"required": "Type your password.", "max_length": "This is longer than any password here."},
-    )
+    password = PasswordField("Password", autofocus=True)
 
     def __init__(self, *args: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -143,8 +122,8 @@ class PasswordForm(ErrorAwareMixin, forms.Form):
 class NewPasswordForm(ErrorAwareMixin, forms.Form):
     """A password typed twice, strong enough."""
 
-    password1 = _new_password_field("New password")
-    password2 = _new_password_field("New password, once more")
+    password1 = NewPasswordField("New password")
+    password2 = NewPasswordField("New password, once more")
 
     def __init__(self, *args: Any, user: User, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -166,13 +145,7 @@ class NewPasswordForm(ErrorAwareMixin, forms.Form):
 class ChangePasswordForm(NewPasswordForm):
     """The password there is, and a new one."""
 
-    password = forms.CharField(
-        label="Current password",
-        strip=False,
-        max_length=4096,
-        widget=forms.PasswordInput(attrs={"autocomplete": "current-password"}),
-        error_messages={"required": "Type your password.", "max_length": "This is longer than any password here."},
-    )
+    password = PasswordField("Current password")
     field_order = ("password", "password1", "password2")
 
     def __init__(self, *args: Any, request: HttpRequest, **kwargs: Any) -> None:

@@ -16,13 +16,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from channels.consumer import AsyncConsumer
 from channels.exceptions import StopConsumer
-from django.conf import settings
 from django.db import close_old_connections
 
 from supervision.recorder.announce import call_group, calls_group
@@ -82,19 +81,6 @@ async def _in_thread_of(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T
     return result
 
 
-def origin_allowed(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether the page that opens the socket is ours: its Origin is the host it connects to, or a trusted origin.
-
-    A browser sends cookies along whoever asks, and no CSRF token guards a handshake; so Origin must be there and fit.
-    """
-    found = {name.lower(): value.decode("latin-1") for name, value in headers if name.lower() in (b"origin", b"host")}
-    origin = found.get(b"origin", "")
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        return False
-    return parts.netloc.lower() == found.get(b"host", "").lower() or origin in settings.CSRF_TRUSTED_ORIGINS
-
-
 def _calls_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
     query = request.get("query", "")
     return None if about else (CallsTopic(query if isinstance(query, str) else ""), calls_group(tenant_id))
@@ -152,9 +138,6 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
     # -- from the server ------------------------------------------------------------------------------------------
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
-        if not origin_allowed(self.scope["headers"]):
-            await self.send({"type": "websocket.close"})
-            raise StopConsumer
         # Accepted before it is known who this is: a browser cannot read why a handshake was refused, but a close code.
         await self.send({"type": "websocket.accept"})
         await self._guarded(self._enter)

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django import forms
+from django.core.exceptions import ValidationError
 
 from supervision.models import Call
 from supervision.selectors.calls import CallFilters
@@ -27,6 +28,51 @@ class ErrorAwareMixin:
                 attributes = self.fields[name].widget.attrs
                 attributes["aria-invalid"] = "true"
                 attributes["aria-describedby"] = f"{self[name].auto_id}-error"
+
+
+class ServiceErrorsMixin(ErrorAwareMixin):
+    """Shows what a service says is wrong at the fields of the form."""
+
+    # Field of the service → field of the form.
+    service_fields: dict[str, str] = {}  # noqa: RUF012
+
+    def refuse(self: Any, error: ValidationError) -> None:
+        found = error.message_dict if hasattr(error, "error_dict") else {"": error.messages}
+        for name, messages in found.items():
+            self.refuse_field(self.service_fields.get(name, name), *messages)
+
+    def refuse_field(self: Any, field: str | None, *messages: str) -> None:
+        """Say at `field` what is wrong with it; above the form when it has no such field."""
+        for message in messages:
+            self.add_error(field if field in self.fields else None, message)
+        self.mark_errors()
+
+
+class PasswordField(forms.CharField):
+    """A password as it was typed, of at most 4096 characters; `autofocus` puts the cursor there."""
+
+    def __init__(self, label: str, *, autofocus: bool = False) -> None:
+        attributes = {"autocomplete": "current-password", **({"autofocus": True} if autofocus else {})}
+        super().__init__(
+            label=label,
+            strip=False,
+            max_length=4096,
+            widget=forms.PasswordInput(attrs=attributes),
+            error_messages={"required": "Type your password.", "max_length": "This is longer than any password here."},
+        )
+
+
+class NewPasswordField(forms.CharField):
+    """A password to be, of at most 4096 characters."""
+
+    def __init__(self, label: str, *, required: str = "Type the new password.") -> None:
+        super().__init__(
+            label=label,
+            strip=False,
+            max_length=4096,
+            widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+            error_messages={"required": required, "max_length": "Use 4096 characters at most."},
+        )
 
 
 class LocalDateTimeInput(forms.DateTimeInput):

@@ -9,14 +9,13 @@ from uuid import UUID
 
 from django import forms
 from django.core import signing
-from django.core.exceptions import ValidationError
 from django.http import QueryDict
 from django.utils import timezone
 
 from mirror_saas.ids import uuid7
 from tenants.names import NAME_CHARS
 from tenants.roles import Scope
-from webui.forms import ErrorAwareMixin, LocalDateTimeInput
+from webui.forms import LocalDateTimeInput, ServiceErrorsMixin
 
 # What each scope lets a program do, in the words of the page.
 SCOPE_WORDS = {
@@ -44,21 +43,6 @@ class _DateField(forms.DateTimeField):
             widget=LocalDateTimeInput(),
             error_messages={"invalid": "Give a date and time."},
         )
-
-
-class ServiceErrorsMixin(ErrorAwareMixin):
-    """Shows what a service says is wrong at the fields of the form."""
-
-    # Field of the service → field of the form.
-    service_fields: dict[str, str] = {}  # noqa: RUF012
-
-    def refuse(self: Any, error: ValidationError) -> None:
-        found = error.message_dict if hasattr(error, "error_dict") else {"": error.messages}
-        for name, messages in found.items():
-            field = self.service_fields.get(name, name)
-            for message in messages:
-                self.add_error(field if field in self.fields else None, message)
-        self.mark_errors()
 
 
 class ApiKeyForm(ServiceErrorsMixin, forms.Form):

@@ -10,7 +10,7 @@ from django.contrib.auth import password_validation
 from tenants.models import User
 from tenants.names import NAME_CHARS
 from tenants.roles import Role, roles_grantable
-from webui.forms import ErrorAwareMixin
+from webui.forms import NewPasswordField, ServiceErrorsMixin
 
 # What each role is for, in the words of the page.
 ROLE_WORDS = {
@@ -22,7 +22,7 @@ ROLE_WORDS = {
 }
 
 
-class InviteForm(ErrorAwareMixin, forms.Form):
+class InviteForm(ServiceErrorsMixin, forms.Form):
     """Whom to invite, as what. It offers the roles that the inviter may give."""
 
     email = forms.EmailField(
@@ -42,13 +42,8 @@ class InviteForm(ErrorAwareMixin, forms.Form):
         assert isinstance(role, forms.ChoiceField)
         role.choices = [(choice.value, choice.label) for choice in reversed(roles_grantable(capabilities))]
 
-    def refuse(self, field: str | None, message: str) -> None:
-        """Say at `field` what the service says is wrong with it."""
-        self.add_error(field if field in self.fields else None, message)
-        self.mark_errors()
 
-
-class JoinForm(ErrorAwareMixin, forms.Form):
+class JoinForm(ServiceErrorsMixin, forms.Form):
     """A new person's name and password."""
 
     name = forms.CharField(
@@ -57,13 +52,7 @@ class JoinForm(ErrorAwareMixin, forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "name", "autofocus": True}),
         error_messages={"required": "Type your name.", "max_length": f"Use {NAME_CHARS} characters at most."},
     )
-    password = forms.CharField(
-        label="Choose a password",
-        strip=False,
-        max_length=4096,
-        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        error_messages={"required": "Type a password.", "max_length": "Use 4096 characters at most."},
-    )
+    password = NewPasswordField("Choose a password", required="Type a password.")
 
     def __init__(self, *args: Any, email: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,8 +64,3 @@ class JoinForm(ErrorAwareMixin, forms.Form):
             password, User(email=self.email, name=str(self.cleaned_data.get("name", "")))
         )
         return password
-
-    def refuse(self, field: str, messages: list[str]) -> None:
-        """Say at `field` what the service says is wrong with it."""
-        self.add_error(field if field in self.fields else None, " ".join(messages))
-        self.mark_errors()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mirror_saas.local_model import QWEN
 from supervision.engine import MirrorConfig, Supervisor, SupervisorContext, ToolCallIntent
+from supervision.engine.environment import rules_from
 from supervision.engine.llm.openai import OpenAIClient
 
 # As mirror_saas.demo.seed, which needs Django.
@@ -46,8 +47,7 @@ def main() -> None:
     parser.add_argument("--base-url", required=True)
     options = parser.parse_args()
     print("the local model reads the demo's rules", flush=True)
-    lines = [line.strip() for line in RULES_FILE.read_text(encoding="utf-8").splitlines()]
-    asyncio.run(warm(options.base_url, [line for line in lines if line and not line.startswith("#")]))
+    asyncio.run(warm(options.base_url, rules_from(RULES_FILE.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from supervision.engine.llm.protocol import LLMClient
+from supervision.engine.policy.rule_lines import rule_lines
 
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -100,8 +101,7 @@ def rules_from(text: str) -> list[Any]:
     if text.startswith("["):
         rules: list[Any] = json.loads(text)
         return rules
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for _, line in rule_lines(text)]
 
 
 def _value(text: str, annotation: Any, variable: str, name: str) -> Any:

@@ -19,6 +19,7 @@ from django.utils import timezone
 from mirror_saas.errors import Conflict
 from mirror_saas.preconditions import IfMatch
 from supervision.engine.config import PolicyConfig
+from supervision.engine.policy.rule_lines import rule_lines
 from supervision.models import Agent, Policy, PolicyVersion, ProviderCredential, Track
 from supervision.selectors.policies import policy_etag, policy_version_etag
 from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
@@ -412,8 +413,7 @@ def _label(policy: Policy, version: PolicyVersion) -> str:
 
 def rules_parse(text: str) -> list[str]:
     """The rules of a text file: one a line; blank lines and lines that begin with # are left out."""
-    lines = (line.strip() for line in text.lstrip("\ufeff").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for _, line in rule_lines(text)]
 
 
 def _checked(

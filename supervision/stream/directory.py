@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from mirror_saas.limits import NO_LIMITS, Limits
+from mirror_saas.outage import Outage
 from supervision.audio.format import MediaFormat
 from supervision.redaction import RedactionSettings
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
@@ -144,7 +145,14 @@ class StreamDirectory:
         self._clock = clock
         self._opened = False
         self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
-        self._down_until = float("-inf")
+        self._outage = Outage(
+            logger,
+            # The message of a pool or connection error names host and role, never a password or key.
+            down="stream keys cannot be looked up, using those of the last hour: %s",
+            up="stream keys can be looked up again",
+            alone_s=_DOWN_FOR_S,
+            clock=clock,
+        )
 
     async def lookup(self, slug: str, key: str) -> AgentBinding | None:
         """The agent that `key` names in the tenant `slug`, or None.
@@ -159,15 +167,15 @@ class StreamDirectory:
             return None
         if "\x00" in slug or len(slug) > 63:
             return None
-        if self._clock() < self._down_until:
+        if self._outage.lasts:
             return self._from_memory(slug, hashed)
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 known = await self._from_database(slug, hashed)
         except (psycopg.Error, PoolTimeout, TimeoutError, OSError) as error:
-            self._note_down(error)
+            self._outage.failed(error or "no answer")
             return self._from_memory(slug, hashed)
-        self._note_up()
+        self._outage.answered()
         self._remember(slug, hashed, known)
         return known.binding if known is not None else None
 
@@ -183,26 +191,15 @@ class StreamDirectory:
                     cursor = await connection.execute("SELECT stream_keys_revoked(%s) AS id", (list(key_ids),))
                     gone = {row["id"] for row in await cursor.fetchall()}
         except (psycopg.Error, PoolTimeout, TimeoutError, OSError) as error:
-            self._note_down(error)
+            self._outage.failed(error or "no answer")
             raise DirectoryUnavailable("The database cannot say which stream keys were revoked.") from error
-        self._note_up()
+        self._outage.answered()
         return gone
 
     async def aclose(self) -> None:
         """Close the pool."""
         if self._opened:
             await self._pool.close()
-
-    def _note_down(self, error: Exception) -> None:
-        if self._down_until == float("-inf"):
-            # The message of a pool or connection error names host and role, never a password or key.
-            logger.warning("stream keys cannot be looked up, using those of the last hour: %s", error or "no answer")
-        self._down_until = self._clock() + _DOWN_FOR_S
-
-    def _note_up(self) -> None:
-        if self._down_until != float("-inf"):
-            logger.warning("stream keys can be looked up again")
-            self._down_until = float("-inf")
 
     def _remember(self, slug: str, hashed: bytes, known: _Known | None) -> None:
         if known is None:

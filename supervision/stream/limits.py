@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -24,6 +23,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from mirror_saas.outage import Outage
 from tenants.limits import calls_key
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,6 @@ class CallLeases:
         have it, `clock` seconds for waiting."""
         self._answer_within_s = answer_within_s
         self._now = now
-        self._clock = clock
         self._redis: Redis | None = None
         if url is not None:
             self._redis = Redis.from_url(
@@ -115,7 +114,13 @@ class CallLeases:
         # By tenant: the newest holder of each call.
         self._held: dict[UUID, dict[str, str]] = {}
         self._renewing: asyncio.Task[None] | None = None
-        self._down_until = -math.inf
+        self._outage = Outage(
+            logger,
+            down="Valkey does not answer (%s): calls are counted in this process only until it does",
+            up="Valkey answers again: calls are counted over all nodes",
+            alone_s=DOWN_FOR_S,
+            clock=clock,
+        )
 
     async def take(self, tenant_id: UUID, *, limit: int | None, call: str = "") -> CallLease | None:
         """A lease for `call`, or None when the tenant has `limit` calls already (None: no limit).
@@ -209,22 +214,15 @@ class CallLeases:
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T | None:
         """What Valkey answers; None when it does not in time, and for five seconds after that."""
-        if self._redis is None or self._clock() < self._down_until:
+        if self._redis is None or self._outage.lasts:
             return None
         try:
             async with asyncio.timeout(self._answer_within_s):
                 answer = await question()
         except (RedisError, OSError, TimeoutError) as error:
-            if self._down_until == -math.inf:
-                logger.warning(
-                    "Valkey does not answer (%s): calls are counted in this process only until it does",
-                    type(error).__name__,
-                )
-            self._down_until = self._clock() + DOWN_FOR_S
+            self._outage.failed(type(error).__name__)
             return None
-        if self._down_until != -math.inf:
-            self._down_until = -math.inf
-            logger.warning("Valkey answers again: calls are counted over all nodes")
+        self._outage.answered()
         return answer
 
 

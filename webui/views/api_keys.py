@@ -30,8 +30,9 @@ from tenants.selectors.api_keys import (
     api_keys_without_maker,
 )
 from tenants.services.api_keys import ApiKeyMade, api_key_create, api_key_revoke, api_key_update
-from webui.access import MemberRequest, member_view, reauthenticated
+from webui.access import MemberRequest, member_view, reauthenticated, to_confirm
 from webui.key_forms import ApiKeyEditForm, ApiKeyForm
+from webui.pager import list_url, pager_urls
 from webui.presenters.api_keys import STATES, api_key_rows
 
 PAGE_ROWS = 50
@@ -48,12 +49,11 @@ def api_keys(request: MemberRequest) -> HttpResponse:
     """The tenant's keys, newest first; what is filtered stands in the URL."""
     filters, query = _filters(request)
     url = reverse("webui:api_keys")
-    newest = f"{url}?{urlencode(query)}" if query else url
     cursor = request.GET.get("cursor")
     try:
         page = api_key_list(cursor=cursor, limit=PAGE_ROWS, filters=filters)
     except BadCursor:
-        return redirect(newest)
+        return redirect(list_url(url, query))
     return render(
         request,
         "webui/api_keys/list.html",
@@ -69,8 +69,7 @@ def api_keys(request: MemberRequest) -> HttpResponse:
                 for state, name in STATES.items()
             ],
             "filtered": bool(query),
-            "newest_url": newest if cursor else None,
-            "older_url": f"{url}?{urlencode([*query, ('cursor', page.next)])}" if page.next else None,
+            **pager_urls(url, query, cursor=cursor, older=page.next),
         },
     )
 
@@ -89,7 +88,7 @@ def api_key_new(request: MemberRequest) -> HttpResponse:
     if not recently_authenticated(request):
         if request.method == "POST":
             request.session[_DRAFT] = ApiKeyForm(request.POST, **whose).draft()
-        return redirect(f"{reverse('webui:confirm')}?{urlencode({'next': reverse('webui:api_key_new')})}")
+        return to_confirm(reverse("webui:api_key_new"))
     if request.method != "POST":
         draft = request.session.pop(_DRAFT, None)
         form = ApiKeyForm(initial=draft if isinstance(draft, dict) else None, **whose)
@@ -132,7 +131,7 @@ def api_key(request: MemberRequest, api_key_id: UUID) -> HttpResponse:
             if form.cleaned_data["until"] is not None and not recently_authenticated(request):
                 # An end a minute ahead is a revocation.
                 here = reverse("webui:api_key", kwargs={"api_key_id": api_key_id})
-                return redirect(f"{reverse('webui:confirm')}?{urlencode({'next': here})}")
+                return to_confirm(here)
             try:
                 api_key_update(
                     api_key_id=api_key_id, name=form.cleaned_data["name"], expires_at=form.cleaned_data["until"]

@@ -16,6 +16,7 @@ from tenants.selectors.audit import auditevent_actors, auditevent_list
 from tenants.services.audit import VERIFY_EVENTS, VERIFY_S, auditevents_verify
 from webui.access import MemberRequest, member_view
 from webui.audit_forms import AuditFilterForm, VerifyForm
+from webui.pager import list_url, pager_urls
 from webui.presenters.audit import audit_rows
 
 PAGE_ROWS = 50
@@ -30,12 +31,11 @@ def audit(request: MemberRequest) -> HttpResponse:
     cursor = request.GET.get("cursor")
     url = reverse("webui:audit")
     query = form.query()
-    newest = f"{url}?{urlencode(query)}" if query else url
     try:
         page = auditevent_list(cursor=cursor, limit=PAGE_ROWS, filters=form.filters())
     except BadCursor:
         # An address that was cut short: the list from its start is what was meant.
-        return redirect(newest)
+        return redirect(list_url(url, query))
     return render(
         request,
         "webui/audit/list.html",
@@ -43,8 +43,7 @@ def audit(request: MemberRequest) -> HttpResponse:
             "section": "audit",
             "form": form,
             "rows": audit_rows(page.items),
-            "newest_url": newest if cursor else None,
-            "older_url": f"{url}?{urlencode([*query, ('cursor', page.next)])}" if page.next else None,
+            **pager_urls(url, query, cursor=cursor, older=page.next),
         },
     )
 

@@ -17,6 +17,7 @@ from supervision.selectors.pages import BadCursor
 from webui.access import MemberRequest, member_view
 from webui.forms import CallFilterForm
 from webui.lists import calls_shown
+from webui.pager import list_url, pager_urls
 from webui.presenters.calls import SCRIPTED_BANNER
 from webui.presenters.pages import call_page
 
@@ -30,12 +31,11 @@ def call_list(request: MemberRequest) -> HttpResponse:
     cursor = request.GET.get("cursor")
     url = reverse("webui:calls")
     query = form.query()
-    newest = f"{url}?{urlencode(query)}" if query else url
     try:
         shown = calls_shown(form.filters(), cursor=cursor, now=timezone.now())
     except BadCursor:
         # An address that was cut short: the list from its start is what was meant.
-        return redirect(newest)
+        return redirect(list_url(url, query))
     return render(
         request,
         "webui/calls/list.html",
@@ -47,8 +47,7 @@ def call_list(request: MemberRequest) -> HttpResponse:
             "first_page": cursor is None,
             "has_agents": bool(agents),
             "live_query": urlencode(query),
-            "newest_url": newest if cursor else None,
-            "older_url": f"{url}?{urlencode([*query, ('cursor', shown.next)])}" if shown.next else None,
+            **pager_urls(url, query, cursor=cursor, older=shown.next),
             "scripted": SCRIPTED_BANNER if any(row.scripted for row in (*shown.live, *shown.ended)) else None,
         },
     )

@@ -85,8 +85,7 @@ def _as_new(request: HttpRequest, token: str, opened: InvitationOpened) -> HttpR
     except AddressUnproven:
         return _shown(request, opened, step="unproven")
     except ValidationError as error:
-        for field, texts in error.message_dict.items():
-            form.refuse(field, texts)
+        form.refuse(error)
         return _shown(request, opened, step="join", form=form)
     # As every sign-in: the session, its record and the audit log know of it.
     answer: HttpResponse = perform_password_login(

@@ -31,8 +31,9 @@ from tenants.services.invitations import (
     invitation_revoke,
 )
 from tenants.services.memberships import LastOwner, membership_leave, membership_remove, membership_role_change
-from webui.access import MemberRequest, member_view, reauthenticated
+from webui.access import MemberRequest, member_view, reauthenticated, to_confirm
 from webui.member_forms import ROLE_WORDS, InviteForm
+from webui.pager import pager_urls
 
 # The invitation whose link the next page shows, once; the link itself is made when it is shown.
 _LINK = "invitation_link"
@@ -65,14 +66,14 @@ def invite(request: MemberRequest) -> HttpResponse:
     role = Role(form.cleaned_data["role"])
     if role == Role.OWNER and not recently_authenticated(request):
         request.session[_DRAFT] = {"email": form.cleaned_data["email"], "role": role.value}
-        return redirect(f"{reverse('webui:confirm')}?{urlencode({'next': reverse('webui:members')})}")
+        return to_confirm(reverse("webui:members"))
     try:
         made = invitation_create(email=form.cleaned_data["email"], role=role, capabilities=capabilities)
     except InvalidInput as error:
-        form.refuse(error.field, str(error))
+        form.refuse_field(error.field, str(error))
         return _page(request, form)
     except TooManyMails as error:
-        form.refuse(None, str(error))
+        form.refuse_field(None, str(error))
         return _page(request, form, HTTPStatus.TOO_MANY_REQUESTS)
     return _sent(request, made)
 
@@ -84,7 +85,7 @@ def resend(request: MemberRequest, invitation_id: UUID) -> HttpResponse:
     """Send an invitation again, with a new link."""
     view = _invitation(request, invitation_id)
     if view.invitation.role == Role.OWNER and not recently_authenticated(request):
-        return redirect(f"{reverse('webui:confirm')}?{urlencode({'next': reverse('webui:members')})}")
+        return to_confirm(reverse("webui:members"))
     try:
         made = invitation_resend(invitation_id=invitation_id, capabilities=request.membership.capabilities)
     except (Conflict, TooManyMails) as error:
@@ -218,8 +219,7 @@ def _page(request: MemberRequest, form: InviteForm, status: HTTPStatus = HTTPSta
             "section": "members",
             "form": form,
             "members": [_row(member, capabilities, owners, request.user.pk) for member in shown.items],
-            "older_url": f"{reverse('webui:members')}?{urlencode({'cursor': shown.next})}" if shown.next else None,
-            "newest_url": reverse("webui:members") if request.GET.get("cursor") else None,
+            **pager_urls(reverse("webui:members"), cursor=request.GET.get("cursor"), older=shown.next),
             "invitations": [
                 {"view": view, "mine": role_grantable(capabilities, view.invitation.role)} for view in invitations.items
             ],

@@ -22,6 +22,7 @@ import pydantic
 
 from supervision.engine.config import MAX_RULES, MirrorConfig
 from supervision.engine.llm.protocol import LLMClient
+from supervision.engine.policy.rule_lines import rule_lines
 from supervision.engine.replay.recordings import RecordedCall, RecordingError, read_calls
 from supervision.engine.replay.report import Prices, as_csv, as_table, details, is_labelled, summarize
 from supervision.engine.replay.runner import Replayed, question_count, replay
@@ -158,8 +159,7 @@ def _rules(path: Path, text: str) -> tuple[list[Any], Callable[[int], str]]:
         except ValueError as error:
             raise Unusable(f"{path}: it is not JSON: {error}") from error
         return rules, lambda index: f"rule {index + 1}"
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines = rule_lines(text)
     if len(lines) > MAX_RULES:
         raise Unusable(f"{path}: it has {len(lines)} rules; at most {MAX_RULES} can be judged by")
     return [line for _, line in lines], lambda index: f"line {lines[index][0]}"
