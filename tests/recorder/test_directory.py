@@ -96,7 +96,8 @@ class Database:
     def shut(self) -> None:
         self._admin.execute(f'ALTER DATABASE "{self._urls.name}" ALLOW_CONNECTIONS false'.encode())
         ours = [pid for pid in self._connections() if pid not in self._of_others]
-        self._admin.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [ours])
+        # And wait until each is gone: a signal that has not arrived yet lets one more question through.
+        self._admin.execute("SELECT pg_terminate_backend(pid, 20000) FROM unnest(%s::int[]) AS pid", [ours])
 
     def open(self) -> None:
         self._admin.execute(f'ALTER DATABASE "{self._urls.name}" ALLOW_CONNECTIONS true'.encode())
