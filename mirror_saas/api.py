@@ -21,6 +21,7 @@ from supervision.api.agents import router as agents_router
 from supervision.api.calls import router as calls_router
 from supervision.api.credentials import router as credentials_router
 from supervision.api.decisions import router as decisions_router
+from supervision.api.defaults import router as model_defaults_router
 from supervision.api.judge import router as judge_router
 from supervision.api.policies import router as policies_router
 from supervision.api.privacy import router as privacy_router
@@ -89,6 +90,7 @@ api.add_router("", calls_router)
 api.add_router("", decisions_router)
 api.add_router("", judge_router)
 api.add_router("", privacy_router)
+api.add_router("", model_defaults_router)
 api.add_router("", usage_router)
 api.add_router("", webhooks_router)
 api.add_router("", audit_router)

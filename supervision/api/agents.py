@@ -33,6 +33,7 @@ from supervision.services.agents import (
     stream_url,
     stream_xml,
 )
+from supervision.services.defaults import default_tts_credential_id
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import Answer, writes
 from tenants.roles import Scope
@@ -98,7 +99,9 @@ class AgentIn(In):
     policy_overrides: OverridesIn = Field(
         default_factory=dict, description="Settings that are otherwise for this agent than in its policy."
     )
-    tts_credential_id: UUID | None = Field(None, description="A credential of the kind `tts`.")
+    tts_credential_id: UUID | None = Field(
+        None, description="A credential of the kind `tts`. Left out: the tenant's default. Null: none."
+    )
 
 
 class AgentPatch(In):
@@ -292,7 +295,9 @@ def agent_post(request: HttpRequest, body: AgentIn) -> Answer:
         policy_id=body.policy_id,
         policy_track=Track(body.policy_track),
         policy_overrides=body.policy_overrides,
-        tts_credential_id=body.tts_credential_id,
+        tts_credential_id=(
+            body.tts_credential_id if "tts_credential_id" in body.model_fields_set else default_tts_credential_id()
+        ),
     )
     shown = AgentCreatedOut(**AgentOut.values(made.agent, whole=True), signing_secret=made.signing_secret)
     return Answer(shown, headers={"Location": f"/api/v1/agents/{made.agent.id}", **ONCE})

@@ -29,6 +29,7 @@ from supervision.selectors.policies import (
     policy_version_get,
     policy_version_list,
 )
+from supervision.services.defaults import default_llm_credential_id
 from supervision.services.derivation import MAX_PROMPT_CHARS, policy_derive
 from supervision.services.policies import (
     MAX_NOTE_CHARS,
@@ -155,7 +156,11 @@ class VersionIn(In):
     from_number: int | None = Field(None, ge=1, lt=2**31)
     rules: list[RuleIn] = unset(max_length=MAX_RULES)
     config: SettingsIn = unset(description="Settings that are other than the engine's defaults.")
-    llm_credential_id: UUID | None = Field(None, description="The model that judges; without one, no turn is judged.")
+    llm_credential_id: UUID | None = Field(
+        None,
+        description="The model that judges. Left out: that of `from_number`, or the tenant's default. Null: none, and "
+        "no turn is judged.",
+    )
     note: str = unset(max_length=MAX_NOTE_CHARS, description="What changed and why.")
 
 
@@ -302,7 +307,10 @@ class DeriveIn(In):
     )
 
     agent_prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
-    llm_credential_id: UUID = Field(description="The model that reads the prompt, and judges by the draft later.")
+    llm_credential_id: UUID | None = Field(
+        None,
+        description="The model that reads the prompt, and judges by the draft later. Left out: the tenant's default.",
+    )
     policy_id: UUID | None = None
     name: str | None = Field(None, max_length=200)
 
@@ -457,7 +465,9 @@ def version_post(request: HttpRequest, policy_id: UUID, body: VersionIn) -> Answ
                 policy_id=policy_id,
                 rules=given.get("rules", []),
                 config=given.get("config"),
-                llm_credential=llm_credential_get(given.get("llm_credential_id")),
+                llm_credential=llm_credential_get(
+                    given["llm_credential_id"] if "llm_credential_id" in given else default_llm_credential_id()
+                ),
                 note=given.get("note", ""),
             )
     return _version_answer(made, created=True)

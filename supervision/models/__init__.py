@@ -8,6 +8,7 @@ from supervision.models.calls import (
     Turn,
     Verdict,
 )
+from supervision.models.defaults import ModelDefaults
 from supervision.models.labels import Label
 from supervision.models.policies import Policy, PolicyVersion
 from supervision.models.privacy import PrivacySettings
@@ -23,6 +24,7 @@ __all__ = [
     "Intervention",
     "Label",
     "Mode",
+    "ModelDefaults",
     "Policy",
     "PolicyVersion",
     "PrivacySettings",

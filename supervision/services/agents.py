@@ -25,6 +25,7 @@ from supervision.audio.format import L16, MULAW, MediaFormat
 from supervision.models import Agent, Mode, Policy, PolicyVersion, ProviderCredential, StreamKey, Track
 from supervision.plivo.xml import stream_response
 from supervision.selectors.agents import agent_address
+from supervision.services.credentials import credential_of_kind
 from supervision.services.policies import (
     overrides_checked,
     policy_create,
@@ -369,20 +370,7 @@ def _fill(agent: Agent, **fields: Unpack[AgentFields]) -> None:
     if "policy_overrides" in fields:
         agent.policy_overrides = overrides_checked(fields["policy_overrides"])
     if "tts_credential_id" in fields:
-        agent.tts_credential = _tts_credential(fields["tts_credential_id"])
-
-
-def _tts_credential(credential_id: UUID | None) -> ProviderCredential | None:
-    if credential_id is None:
-        return None
-    # Held against being deleted until the transaction ends.
-    found = ProviderCredential.objects.select_for_update(no_key=True).filter(
-        id=credential_id, kind=ProviderCredential.Kind.TTS
-    )
-    credential = found.first()
-    if credential is None:
-        raise ValidationError({"tts_credential_id": "There is no such credential of the kind `tts`."})
-    return credential
+        agent.tts_credential = credential_of_kind(fields["tts_credential_id"], ProviderCredential.Kind.TTS)
 
 
 def _seal_signing_secret(agent: Agent, secret: str) -> None:

@@ -15,12 +15,13 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from mirror_saas.egress import EgressRefused, egress_check
 from mirror_saas.errors import Conflict
 from mirror_saas.ids import uuid7
-from supervision.models import Agent, PolicyVersion, ProviderCredential
+from supervision.models import Agent, ModelDefaults, PolicyVersion, ProviderCredential
 from supervision.services.plivo_accounts import auth_token_clean, plivo_account_save
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
@@ -193,6 +194,8 @@ def credential_delete(*, credential_id: UUID) -> None:
         used += [
             f"agent {name}" for name in agents.filter(archived_at=None).order_by("name").values_list("name", flat=True)
         ]
+        if ModelDefaults.objects.filter(Q(llm_credential=credential) | Q(tts_credential=credential)).exists():
+            used.append("the tenant's default models")
         if used:
             shown = ", ".join(used[:5]) + (", …" if len(used) > 5 else "")
             raise Conflict(f"This credential is in use ({shown}); give those another one first.")
@@ -200,6 +203,18 @@ def credential_delete(*, credential_id: UUID) -> None:
         agents.update(tts_credential=None)
         auditevent_record(action="credential.delete", row=credential, before=snapshot(credential))
         credential.delete()
+
+
+def credential_of_kind(credential_id: UUID | None, kind: ProviderCredential.Kind) -> ProviderCredential | None:
+    """The credential, held against being deleted until the transaction ends; None for None. Raises ValidationError
+    (`llm_credential_id` for the kind `llm`, and so on)."""
+    if credential_id is None:
+        return None
+    rows = ProviderCredential.objects.select_for_update(no_key=True).filter(id=credential_id, kind=kind)
+    credential = rows.first()
+    if credential is None:
+        raise ValidationError({f"{kind}_credential_id": f"There is no such credential of the kind `{kind}`."})
+    return credential
 
 
 def base_url_clean(base_url: str) -> str:

@@ -15,6 +15,7 @@ from supervision.engine.llm.openai import OpenAIPool
 from supervision.engine.policy.derive import DerivationFailed, DerivedPolicy, derive_policy
 from supervision.models import Policy, PolicyVersion, ProviderCredential
 from supervision.selectors.credentials import credential_secret
+from supervision.services.defaults import default_llm_credential_id
 from supervision.services.policies import llm_credential_get, policy_create, policy_version_create
 
 # Ten questions, four at a time: what a request can wait for. The library takes longer prompts.
@@ -32,13 +33,13 @@ class Derivation:
 
 
 def policy_derive(
-    *, agent_prompt: str, llm_credential_id: UUID, policy_id: UUID | None = None, name: str | None = None
+    *, agent_prompt: str, llm_credential_id: UUID | None = None, policy_id: UUID | None = None, name: str | None = None
 ) -> Derivation:
     """A draft of policy `policy_id`, or of a new one called `name`, with what an agent's system prompt demands.
 
-    The model behind `llm_credential_id` is asked, and the draft will be judged by it. Nothing is stored unless rules
-    were found. Raises InvalidInput and ValidationError naming the field, Policy.DoesNotExist, and UpstreamFailed when
-    the model gives no usable answer.
+    The model behind `llm_credential_id` (None: the tenant's default) is asked, and the draft will be judged by it.
+    Nothing is stored unless rules were found. Raises InvalidInput and ValidationError naming the field,
+    Policy.DoesNotExist, and UpstreamFailed when the model gives no usable answer.
     """
     if (policy_id is None) == (name is None):
         raise InvalidInput("policy_id", "Give policy_id for a draft of a policy that exists, or name for a new one.")
@@ -48,6 +49,10 @@ def policy_derive(
         raise ValidationError({"name": f"There is a policy called {name.strip()!r} already; choose another name."})
     if len(agent_prompt) > MAX_PROMPT_CHARS:
         raise InvalidInput("agent_prompt", f"Give at most {MAX_PROMPT_CHARS} characters at a time.")
+    if llm_credential_id is None:
+        llm_credential_id = default_llm_credential_id()
+        if llm_credential_id is None:
+            raise ValidationError({"llm_credential_id": "Name the model that is to read; the tenant has no default."})
     credential = ProviderCredential.objects.filter(id=llm_credential_id, kind=ProviderCredential.Kind.LLM).first()
     if credential is None:
         raise ValidationError({"llm_credential_id": "There is no such credential of the kind `llm`."})

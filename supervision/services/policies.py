@@ -22,6 +22,7 @@ from supervision.engine.config import PolicyConfig
 from supervision.engine.policy.rule_lines import rule_lines
 from supervision.models import Agent, Policy, PolicyVersion, ProviderCredential, Track
 from supervision.selectors.policies import policy_etag, policy_version_etag
+from supervision.services.credentials import credential_of_kind
 from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
 
 # What an agent may have otherwise than its policy says. Each of these is right or wrong by itself, so a version that is
@@ -307,16 +308,7 @@ def policy_for_agent_get(policy_id: UUID | None) -> Policy | None:
 def llm_credential_get(credential_id: UUID | None) -> ProviderCredential | None:
     """The credential, held against being deleted until the transaction ends. Raises ValidationError
     (`llm_credential_id`)."""
-    if credential_id is None:
-        return None
-    credential = (
-        ProviderCredential.objects.select_for_update(no_key=True)
-        .filter(id=credential_id, kind=ProviderCredential.Kind.LLM)
-        .first()
-    )
-    if credential is None:
-        raise ValidationError({"llm_credential_id": "There is no such credential of the kind `llm`."})
-    return credential
+    return credential_of_kind(credential_id, ProviderCredential.Kind.LLM)
 
 
 def overrides_checked(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -386,6 +386,8 @@ API = [
         body=lambda tenancy, made: {"label": "unsure"},
     ),
     api("GET", "/usage", "calls:read"),
+    api("GET", "/tenant/models", "policies:read"),
+    api("PUT", "/tenant/models", "admin", body=lambda tenancy, made: {"llm_credential_id": None}),
     api("GET", "/tenant/privacy", "admin"),
     api("PUT", "/tenant/privacy", "admin", body=lambda tenancy, made: {"retention_days": 30}),
 ]

@@ -18,6 +18,7 @@ from supervision.models import (
     CallEvent,
     ErasedCall,
     Label,
+    ModelDefaults,
     Policy,
     PrivacySettings,
     StreamKey,
@@ -53,6 +54,7 @@ def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: T
             turn = Turn.objects.all()[0]
             Label.objects.create(call_id=turn.call_id, turn=turn, value="unsure", labelled_by="tests")
             PrivacySettings.objects.create()
+            ModelDefaults.objects.create()
             UsageDay.objects.create(day=CALL_START.date())
             ErasedCall.objects.create(erased_at=CALL_START)
             endpoint = webhook_create(url="http://127.0.0.1:1/x", event_types=["call.ended"]).endpoint
