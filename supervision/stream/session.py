@@ -331,7 +331,7 @@ class CallSession:
                 failed=states["failed"],
                 shed=states["shed"],
                 interventions=counts.interventions,
-                tools_blocked=counts.tools_blocked,
+                tools_blocked=self._supervised.tools.blocked,
                 duration_ms=ended_ms,
                 dropped_media_ms=round(self._dropped_s * 1000),
             )

@@ -20,15 +20,7 @@ from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
 from supervision.engine.adapters.playback import heard_of, plan_for
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
-from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
-from supervision.engine.context import (
-    JudgingState,
-    ToolCallIntent,
-    ToolCode,
-    ToolVerdict,
-    TurnPayload,
-    Verdict,
-)
+from supervision.engine.context import JudgingState, TurnPayload, Verdict
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.orchestrator import (
     Intervention,
@@ -44,36 +36,17 @@ from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
 from supervision.stream.running import Running, words_of
+from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
 from supervision.stream.turns import TurnState
 
 logger = logging.getLogger(__name__)
 
 SETTLES_S: Final = 0.5  # after a turn has played, until its last acknowledgements are in and it is known what was heard
-COMMIT_WITHIN_S: Final = 1.0  # a journal that takes longer to write a permission down has failed
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
-MAX_TOOLS_KEPT: Final = 512
 LEVEL_FROM_S: Final = 3.0
-
-
-@dataclass(slots=True)
-class ToolState:
-    """A tool call that was asked about."""
-
-    intent: ToolCallIntent
-    decision_id: UUID
-    decided: asyncio.Future[ToolVerdict]
-    asked_at: float
-    turn_ref: str | None = None
-    finished: bool = False
-
-    def repeated_by(self, later: ToolCallIntent, turn_ref: str | None) -> bool:
-        """Whether ``later`` asks about the same call again. An id alone proves nothing: agents use one twice, and a
-        permission must never pass on to other arguments, to another turn, or to a call that has run."""
-        same_turn = self.turn_ref is None or turn_ref is None or self.turn_ref == turn_ref
-        return not self.finished and later == self.intent and same_turn
 
 
 @dataclass(slots=True)
@@ -83,7 +56,6 @@ class Counts:
     turns: int = 0
     states: dict[JudgingState, int] = field(default_factory=lambda: dict.fromkeys(JudgingState, 0))
     interventions: int = 0
-    tools_blocked: int = 0
 
 
 class SupervisedCall:
@@ -119,13 +91,22 @@ class SupervisedCall:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: dict[str, TurnState] = {}
-        self._tools: dict[str, ToolState] = {}
         self._heard_customer: list[str] = []
         self._running: Running | None = None
         self._playing_on: dict[UUID, Callable[[], None]] = {}  # by turn: ends of interventions that were only a note
         self._ended = False
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left_at: float | None = None
+        self.tools = CallTools(
+            supervisor=supervisor,
+            mode=mode,
+            log=log,
+            recorder=recorder,
+            turn_of=lambda ref: self._turns.get(ref),
+            to_agent=to_agent,
+            spawn=self._spawn,
+            at_ms=at_ms,
+        )
 
     # ------------------------------------------------------------------ frames from the agent
 
@@ -152,9 +133,12 @@ class SupervisedCall:
         elif isinstance(parsed, frames.Turn):
             self._take_turn(parsed)
         elif isinstance(parsed, frames.Tool):
-            self._take_tool(parsed)
+            # A turn that is not reported yet is no error: many agents run their tools before they know what to say.
+            turn = self._turns.get(parsed.turn_ref or "")
+            heard = turn.payload.customer_text if turn is not None else " ".join(self._heard_customer)
+            self.tools.ask(parsed, turn, parsed.customer_text or heard)
         elif isinstance(parsed, frames.ToolDone):
-            self._take_tool_done(parsed)
+            self.tools.done(parsed)
         elif isinstance(parsed, frames.Audio):
             self._take_audio(parsed)
         else:
@@ -251,22 +235,13 @@ class SupervisedCall:
                 index=state.index,
                 customer_text=customer,
                 text=turn.text,
-                tool_calls=[_intent_json(call) for call in turn.tool_calls],
+                tool_calls=[intent_fields(call) for call in turn.tool_calls],
                 language=payload.language,
                 at_ms=self._at_ms(),
             )
         )
         self._spawn(self._judge(state))
-        if turn.tool_calls:
-            tools = []
-            for intent in turn.tool_calls:
-                known = self._tools.get(intent.id)
-                if known is not None and known.repeated_by(intent, turn.ref):
-                    self._spawn(self._repeat_verdict(known))
-                else:
-                    tools.append(self._tool_asked(intent, turn.ref))
-            if tools:
-                self._spawn(self._gate(tools, state, customer, keys={}, timeout_ms=None))
+        self.tools.ask_all(turn.tool_calls, state, customer)
 
     # ------------------------------------------------------------------ turns from outside the agent's socket
 
@@ -299,8 +274,8 @@ class SupervisedCall:
                 await self._recorder.commit(self._log.call_id)
         except (JournalUnavailable, TimeoutError):
             return {"taken": False, "code": "not_recorded", "message": "the turn could not be recorded"}
-        tools = [known for call in parsed.tool_calls if (known := self._tools.get(call.id)) is not None]
-        waited_for: set[asyncio.Future[Any]] = {state.judged, *(tool.decided for tool in tools)}
+        tools = self.tools.decisions(parsed.tool_calls)
+        waited_for: set[asyncio.Future[Any]] = {state.judged, *tools}
         if wait_s > 0 and not all(future.done() for future in waited_for):
             everything = self._loop.create_task(_all_done(waited_for))
             either: set[asyncio.Future[None]] = {everything, self._over}
@@ -309,7 +284,7 @@ class SupervisedCall:
         return {
             "taken": True,
             "verdict": state.told or None,
-            "tools": [tool_verdict_fields(tool.decided.result()) for tool in tools if tool.decided.done()],
+            "tools": [tool_verdict_fields(tool.result()) for tool in tools if tool.done()],
         }
 
     def _hear_from_outside(self) -> None:
@@ -325,43 +300,6 @@ class SupervisedCall:
         if state is None:
             raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", audio.turn_ref)
         self.relay.audio_mark(state.audio, audio.state, audio.chars, self._loop.time())
-
-    def _take_tool(self, tool: frames.Tool) -> None:
-        known = self._tools.get(tool.intent.id)
-        if known is not None and known.repeated_by(tool.intent, tool.turn_ref):
-            self._spawn(self._repeat_verdict(known))
-            return
-        # A turn that is not reported yet is no error: many agents run their tools before they know what to say.
-        state = self._turns.get(tool.turn_ref or "")
-        customer = tool.customer_text or (state.payload.customer_text if state else " ".join(self._heard_customer))
-        keys = {tool.intent.id: tool.key} if tool.key is not None else {}
-        asked = self._tool_asked(tool.intent, tool.turn_ref)
-        self._spawn(self._gate([asked], state, customer, keys, tool.timeout_ms))
-
-    def _tool_asked(self, intent: ToolCallIntent, turn_ref: str | None) -> ToolState:
-        asked = ToolState(intent, uuid7(), self._loop.create_future(), self._loop.time(), turn_ref)
-        self._tools[intent.id] = asked
-        while len(self._tools) > MAX_TOOLS_KEPT:
-            self._tools.pop(next(iter(self._tools)))
-        return asked
-
-    def _take_tool_done(self, done: frames.ToolDone) -> None:
-        tool = self._tools.get(done.ref)
-        if tool is None:
-            raise frames.FrameError("unknown_id", "id: no such tool call was asked about", done.ref)
-        tool.finished = True
-        if self._supervisor is not None:
-            self._supervisor.tool_done(done.ref, done.ok, done.result, cancelled=done.cancelled)
-        self._record(
-            record.ToolDone(
-                decision_id=tool.decision_id,
-                ref=done.ref,
-                ok=done.ok,
-                result=done.result,
-                cancelled=done.cancelled,
-                at_ms=self._at_ms(),
-            )
-        )
 
     # ------------------------------------------------------------------ judging
 
@@ -673,161 +611,6 @@ class SupervisedCall:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
         return heard_of(self.relay, audio, now)
 
-    # ------------------------------------------------------------------ tools
-
-    async def _gate(
-        self,
-        tools: list[ToolState],
-        turn: TurnState | None,
-        customer_text: str,
-        keys: dict[str, str],
-        timeout_ms: int | None,
-    ) -> None:
-        code, reason = ToolCode.FAILED, "the call could not be judged"
-        try:
-            await self._gated(tools, turn, customer_text, keys, timeout_ms)
-        except asyncio.CancelledError:
-            code, reason = ToolCode.CANCELLED, "the call ended before this was decided"
-            raise
-        finally:
-            # Whatever happened: a tool that was asked about has an answer, and nothing was allowed by accident.
-            for tool in tools:
-                if not tool.decided.done():
-                    verdict = _undecided(tool.intent, code, reason)
-                    self._record_tool(tool, verdict, turn, self._irreversible(tool.intent), tool.asked_at)
-                    self._tool_answered(tool, verdict)
-
-    async def _gated(
-        self,
-        tools: list[ToolState],
-        turn: TurnState | None,
-        customer_text: str,
-        keys: dict[str, str],
-        timeout_ms: int | None,
-    ) -> None:
-        started = self._loop.time()
-        if self._supervisor is None:
-            for tool in tools:
-                verdict = _ungoverned(tool.intent, self._irreversible(tool.intent))
-                await self._tool_decided(tool, verdict, turn, started)
-            return
-        verdicts = await self._supervisor.gate_tools(
-            [tool.intent for tool in tools],
-            customer_text=customer_text,
-            agent_text=turn.payload.agent_text if turn is not None else "",
-            turn_id=turn.ref if turn is not None else "",
-            keys=keys,
-            timeout_ms=timeout_ms,
-        )
-        limit_ms = self._supervisor.config.tool_gate_timeout_ms
-        if timeout_ms is not None:
-            limit_ms = min(limit_ms, timeout_ms)
-        turn = turn or self._turns.get(tools[0].turn_ref or "")
-        clean = await self._speech_clean(turn, started + limit_ms / 1000)
-        for tool, verdict in zip(tools, verdicts, strict=True):
-            await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started)
-
-    async def _speech_clean(self, turn: TurnState | None, until: float) -> bool | None:
-        """Whether the words of the tool's own turn passed; None when that is not known by ``until``."""
-        if turn is None:
-            return True
-        if not turn.judged.done():
-            await asyncio.wait({turn.judged}, timeout=max(0.0, until - self._loop.time()))
-        return not turn.flagged if turn.judged.done() else None
-
-    def _with_speech(self, tool: ToolState, verdict: ToolVerdict, clean: bool | None) -> ToolVerdict:
-        """A tool runs only when its own verdict and that of its turn's words allow it."""
-        if not verdict.allow or clean:
-            return verdict
-        if clean is None:
-            if not self._irreversible(tool.intent) or self._fails_open():
-                return verdict
-            code, state = ToolCode.TIMEOUT, JudgingState.TIMED_OUT
-            reason = "the words of this turn were not judged in time"
-        else:
-            code, state = ToolCode.DENIED, verdict.state
-            reason = "the words of this turn broke a rule, so nothing that it wanted to do may run"
-        self._take_back(tool)
-        return _refused(verdict, code, state, reason)
-
-    async def _tool_decided(
-        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, started: float
-    ) -> None:
-        if self._mode == "shadow" and not verdict.allow:
-            verdict = _shadowed(verdict)
-        if self._ended and verdict.allow:
-            self._take_back(tool)
-            verdict = _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
-        irreversible = self._irreversible(tool.intent)
-        self._record_tool(tool, verdict, turn, irreversible, started)
-        if irreversible and verdict.allow:
-            # What cannot be undone may run only when the permission is on disk.
-            try:
-                async with asyncio.timeout(COMMIT_WITHIN_S):
-                    await self._recorder.commit(self._log.call_id)
-            except (JournalUnavailable, TimeoutError):
-                if not self._fails_open():
-                    self._take_back(tool)
-                    verdict = _refused(
-                        verdict, ToolCode.FAILED, JudgingState.FAILED, "the decision could not be recorded"
-                    )
-                    self._record_tool(tool, verdict, turn, irreversible, started)
-        self._tool_answered(tool, verdict)
-
-    def _take_back(self, tool: ToolState) -> None:
-        """A permission of the gate that does not reach the agent: the call may be asked for again."""
-        if self._supervisor is not None and self._mode != "shadow":
-            self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
-
-    def _tool_answered(self, tool: ToolState, verdict: ToolVerdict) -> None:
-        if not verdict.allow:
-            self.counts.tools_blocked += 1
-        if not tool.decided.done():
-            tool.decided.set_result(verdict)
-        self._send_tool_verdict(verdict)
-
-    def _record_tool(
-        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, irreversible: bool, started: float
-    ) -> None:
-        self._record(
-            record.ToolDecided(
-                decision_id=tool.decision_id,
-                turn_id=turn.turn_id if turn is not None else None,
-                ref=tool.intent.id,
-                name=tool.intent.name,
-                args=tool.intent.args,
-                irreversible=irreversible,
-                allow=verdict.allow,
-                code=verdict.code.value,
-                state=verdict.state.value,
-                score=verdict.score,
-                reason=verdict.reason,
-                instruction=verdict.instruction,
-                latency_ms=round((self._loop.time() - started) * 1000),
-                prompt_tokens=verdict.usage.prompt_tokens,
-                completion_tokens=verdict.usage.completion_tokens,
-                at_ms=self._at_ms(),
-            )
-        )
-
-    async def _repeat_verdict(self, tool: ToolState) -> None:
-        await asyncio.wait({tool.decided})
-        self._send_tool_verdict(tool.decided.result())
-
-    def _send_tool_verdict(self, verdict: ToolVerdict) -> None:
-        if self._ended:
-            return
-        self._to_agent({"event": "mirror.tool_verdict", **tool_verdict_fields(verdict)})
-
-    def _irreversible(self, intent: ToolCallIntent) -> bool:
-        names = DEFAULT_IRREVERSIBLE_TOOLS if self._supervisor is None else self._supervisor.config.irreversible_tools
-        return intent.irreversible or intent.name.strip().casefold() in {name.casefold() for name in names}
-
-    def _fails_open(self) -> bool:
-        if self._mode == "shadow":
-            return True
-        return self._supervisor is not None and self._supervisor.config.tool_gate_on_failure == "allow"
-
     # ------------------------------------------------------------------ the end
 
     async def end(self, *, hung_up: bool) -> None:
@@ -836,6 +619,7 @@ class SupervisedCall:
         ``hung_up`` says that the caller ended it; otherwise an intervention that is still running has failed.
         """
         self._ended = True
+        self.tools.ended()
         # Plivo's goodbye was on its way for a while, too.
         self._left_at = self._loop.time() - self.relay.clock.one_way_s
         self._over.set_result(None)
@@ -901,19 +685,6 @@ async def _all_done(futures: set[asyncio.Future[Any]]) -> None:
     await asyncio.wait(futures)
 
 
-def tool_verdict_fields(verdict: ToolVerdict) -> dict[str, Any]:
-    """The fields of `mirror.tool_verdict`."""
-    return {
-        "id": verdict.id,
-        "allow": verdict.allow,
-        "code": verdict.code.value,
-        "reason": verdict.reason,
-        "instruction": verdict.instruction,
-        "stored_result": verdict.stored_result,
-        "valid_ms": verdict.valid_ms,
-    }
-
-
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
     """Whatever fails beside the call must not end it, and must not be lost either."""
     try:
@@ -922,76 +693,3 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         raise
     except Exception:
         logger.exception("Supervising a call failed; the call goes on")
-
-
-def _intent_json(intent: ToolCallIntent) -> dict[str, Any]:
-    return {"id": intent.id, "name": intent.name, "args": intent.args, "irreversible": intent.irreversible}
-
-
-def _ungoverned(intent: ToolCallIntent, irreversible: bool) -> ToolVerdict:
-    """Without a policy nothing can be judged: what cannot be undone, or cannot be read, is refused."""
-    allow = not irreversible and intent.error is None
-    return ToolVerdict(
-        id=intent.id,
-        name=intent.name,
-        allow=allow,
-        code=ToolCode.OK if allow else ToolCode.FAILED if intent.error is None else ToolCode.BAD_ARGS,
-        state=JudgingState.FAILED,
-        score=None,
-        reason="this agent has no live policy, so the call could not be judged",
-        instruction="" if allow else "Say that you cannot do this right now and offer to have somebody call back.",
-        stored_result=None,
-        valid_ms=0,
-        latency_ms=0,
-    )
-
-
-def _undecided(intent: ToolCallIntent, code: ToolCode, reason: str) -> ToolVerdict:
-    """Nothing was decided, so nothing is allowed."""
-    return ToolVerdict(
-        id=intent.id,
-        name=intent.name,
-        allow=False,
-        code=code,
-        state=JudgingState.FAILED,
-        score=None,
-        reason=reason,
-        instruction="It did not run. Tell the caller that this cannot be done right now.",
-        stored_result=None,
-        valid_ms=0,
-        latency_ms=0,
-    )
-
-
-def _refused(verdict: ToolVerdict, code: ToolCode, state: JudgingState, reason: str) -> ToolVerdict:
-    return ToolVerdict(
-        id=verdict.id,
-        name=verdict.name,
-        allow=False,
-        code=code,
-        state=state,
-        score=verdict.score,
-        reason=reason,
-        instruction="Do not claim that this was done. Put your last words right first, then ask the caller again.",
-        stored_result=None,
-        valid_ms=0,
-        latency_ms=verdict.latency_ms,
-        usage=verdict.usage,
-    )
-
-
-def _shadowed(verdict: ToolVerdict) -> ToolVerdict:
-    return ToolVerdict(
-        id=verdict.id,
-        name=verdict.name,
-        allow=True,
-        code=ToolCode.OK,
-        state=verdict.state,
-        score=verdict.score,
-        reason=f"shadow: would have been refused ({verdict.code.value}): {verdict.reason}",
-        instruction="",
-        stored_result=None,
-        valid_ms=verdict.valid_ms,
-        latency_ms=verdict.latency_ms,
-        usage=verdict.usage,
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from supervision.plivo.simulator import CallRecord
-from supervision.stream import supervised
+from supervision.stream import tools as tools_part
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import Asked, decisions
 from tests.stream.world import BAD, GOOD, World, say_turn
@@ -392,7 +392,7 @@ async def test_a_gate_that_breaks_refuses_and_answers(monkeypatch: pytest.Monkey
         def broken(*_: Any) -> None:
             raise RuntimeError("a defect")
 
-        monkeypatch.setattr(supervised.SupervisedCall, "_with_speech", broken)
+        monkeypatch.setattr(tools_part.CallTools, "_with_speech", broken)
         verdict = await ask(agent, "c1", **CHARGE)
         assert (verdict["allow"], verdict["code"]) == (False, "failed")
 
