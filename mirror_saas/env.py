@@ -98,6 +98,8 @@ class Environment:
     """How long browsers that came by https may not come by http, in seconds; 0 makes them forget it."""
     home: Path
     journal_dir: Path
+    journal_mib: int
+    """What all journals in that folder may take together, in MiB."""
     log_level: str
     drain_s: float
     """How long a stopping server waits for running calls, in seconds."""
@@ -116,6 +118,8 @@ class Environment:
     """Who mails are from: an address, or `Name <address>`."""
     limits: Limits
     """What a tenant may use that has no limits of its own."""
+    judge_calls_total: int | None
+    """Questions to judges that are under way at the same time in one process, of all tenants; None: no limit."""
     database_url: str | None = field(repr=False)
     database_owner_url: str | None = field(repr=False)
     database_admin_url: str | None = field(repr=False)
@@ -200,6 +204,7 @@ def environment_parse(
         hsts_s=reader.integer("MIRROR_HSTS_S", default=31_536_000, low=0, high=63_072_000),
         home=home,
         journal_dir=journal_dir,
+        journal_mib=reader.integer("MIRROR_JOURNAL_MIB", default=1024, low=8, high=1 << 20),
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
         drain_s=reader.number("MIRROR_DRAIN_S", default=2.0 if mode == "development" else 300.0, low=0, high=86400),
         database_role="owner" if database_role == "owner" else "app",
@@ -218,6 +223,7 @@ def environment_parse(
             key_requests_per_minute=reader.limit("MIRROR_LIMIT_KEY_REQUESTS_PER_MINUTE", default=3000),
             storage_mib=reader.limit("MIRROR_LIMIT_STORAGE_MIB", default=20 * 1024),
         ),
+        judge_calls_total=reader.limit("MIRROR_JUDGE_CALLS_TOTAL", default=1000),
         database_url=database_url,
         database_owner_url=owner_url,
         database_admin_url=admin_url,

@@ -333,7 +333,11 @@ class MediaDropped(EventData):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded(EventData):
-    """The last event of a call. Counts that are None are taken from its rows: a process that died cannot count."""
+    """The last event of a call. Counts that are None are taken from its rows: a process that died cannot count.
+
+    `detail_dropped` is how many events of detail kinds were left out of the call's record because the journal was
+    nearly full; the journal's writer knows it (writer.py).
+    """
 
     KIND: ClassVar[str] = "call.ended"
     outcome: CallOutcome
@@ -353,6 +357,7 @@ class CallEnded(EventData):
     tools_blocked: int | None
     duration_ms: int | None
     dropped_media_ms: int | None
+    detail_dropped: int | None = 0
 
 
 _ALL: Final[tuple[type[EventData], ...]] = (

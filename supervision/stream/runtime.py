@@ -9,11 +9,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections import OrderedDict
 from importlib.util import find_spec
 from typing import Any, Final
-from uuid import UUID
-from weakref import WeakValueDictionary
 
 from django.conf import settings
 
@@ -23,17 +20,16 @@ from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
 from supervision.engine.context import SupervisorContext
 from supervision.engine.intervention import templates
 from supervision.engine.llm.openai import OpenAIPool, warm_up
-from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
-from supervision.recorder.recorder import Recorder
+from supervision.recorder.recorder import JournalLimits, Recorder
 from supervision.redaction import Redaction
 from supervision.stream.directory import AgentBinding, StreamDirectory
-from supervision.stream.limits import CallLeases, JudgeSlots
+from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.revocation import KeyWatch
-from supervision.stream.supervisors import supervisor_of
-from tenants.limits_refused import Refused, refused
+from supervision.stream.supervisors import Supervisors, scoring_pool
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +43,20 @@ class StreamRuntime:
     def __init__(self) -> None:
         self.node = f"{socket.gethostname()}:{os.getpid()}"
         self.redaction = Redaction()
-        self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL, redact=self.redaction.event)
+        self.recorder = Recorder(
+            settings.MIRROR.journal_dir,
+            settings.DATABASE_URL,
+            redact=self.redaction.event,
+            limits=JournalLimits(max_bytes=settings.MIRROR.journal_mib << 20),
+        )
         self.directory = StreamDirectory(settings.DATABASE_URL)
         self.mailbox = Mailbox(settings.REDIS_URL)
         self.keys = KeyWatch(self.directory.keys_revoked)
         self.calls = CallLeases(settings.REDIS_URL)
         self.lines = LineCache()
         self.tts = _tts()
-        self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
         self._llms = OpenAIPool(http_client=egress_http_client)
-        self._slots: WeakValueDictionary[UUID, JudgeSlots] = WeakValueDictionary()
+        self.supervisors = Supervisors(self._llms, scoring_pool())
 
     async def start(self) -> None:
         """Open what calls need. A database that is down does not stop calls."""
@@ -84,15 +84,14 @@ class StreamRuntime:
         await self.recorder.aclose(CLOSE_S)
         await self.directory.aclose()
         await self.calls.aclose()
+        await self.supervisors.aclose()
         await self._llms.aclose()
         if self.tts is not None:
             await self.tts.aclose()
 
     def call_supervisor(self, binding: AgentBinding, call_id: str) -> CallSupervisor | None:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
-        if binding.policy_version_id is None or binding.llm is None:
-            return None
-        supervisor = supervisor_of(binding, self._supervisors, self._llms, self._judge_slots(binding))
+        supervisor = self.supervisors.get(binding)
         if supervisor is None:
             return None
         return supervisor.call(
@@ -104,16 +103,6 @@ class StreamRuntime:
                 policy_version=binding.policy_version,
             )
         )
-
-    def _judge_slots(self, binding: AgentBinding) -> JudgeSlots:
-        """The places of the tenant's questions; kept while a supervisor or a call has them."""
-        tenant_id = binding.tenant_id
-        slots = self._slots.get(tenant_id)
-        if slots is None:
-            slots = JudgeSlots(binding.limits.judge_calls, lambda: refused(tenant_id, Refused.JUDGE_CALLS))
-            self._slots[tenant_id] = slots
-        slots.allow(binding.limits.judge_calls)
-        return slots
 
     def ready(self, binding: AgentBinding, call_id: str) -> dict[str, Any]:
         """The fields of `mirror.ready`."""

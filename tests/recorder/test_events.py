@@ -55,7 +55,7 @@ CONTRACT = {
     "frame.rejected": "code message at_ms",
     "media.dropped": "direction ms at_ms",
     "call.ended": "outcome ended_by close_code reason coverage_state coverage_reason coverage turns judged skipped "
-    "timed_out failed shed interventions tools_blocked duration_ms dropped_media_ms",
+    "timed_out failed shed interventions tools_blocked duration_ms dropped_media_ms detail_dropped",
 }
 
 

@@ -147,7 +147,9 @@ def _heard(data: Data) -> str:
 
 def _ended(data: Data) -> str:
     by = f"by the {data['ended_by']}" if data.get("ended_by") in ("caller", "agent") else "by Mirror"
-    return _joined(sentence_of(str(data.get("outcome", ""))), by, data.get("reason"))
+    dropped = data.get("detail_dropped")
+    left_out = f"{dropped} details left out of this record: the journal was nearly full" if dropped else ""
+    return _joined(sentence_of(str(data.get("outcome", ""))), by, data.get("reason"), left_out)
 
 
 def _intervention_ended(data: Data) -> str:
