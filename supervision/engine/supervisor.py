@@ -45,7 +45,7 @@ from supervision.engine.context import (
 from supervision.engine.intervention.generator import CorrectionWriter, OnCandidate
 from supervision.engine.intervention.templates import buffer_lines, correction_lines, opener_lines
 from supervision.engine.llm.deadline import DeadlineAsker
-from supervision.engine.llm.limiter import QuestionLimiter
+from supervision.engine.llm.limiter import QuestionLimiter, Risk, asking
 from supervision.engine.llm.protocol import close_client
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, CompiledPolicy, compile_policy
 from supervision.engine.scorer.llm import LLMScorer
@@ -79,9 +79,9 @@ class Supervisor:
     `state` keeps what is known of each call, by tenant and call id, so that a reconnect under the same call id goes on
     where it stopped: a `MemoryStateStore` of this supervisor (15 minutes) unless another is given, which stays its
     owner's to close. `clock` gives seconds since 1970, as everybody who shares the store sees them. `limiter` bounds
-    how many questions are with the model at a time: a turn for which there is no place is `shed`; a tool call waits for
-    its place, and is decided by `tool_gate_on_failure` when there is none by its deadline. Raises `TypeError` for a
-    `state` that is no `StateStore`.
+    how many questions are with the model at a time, see `ScoringPool`: what gets no place is `shed`; an irreversible
+    tool call waits for its place to its deadline, and is then decided by `tool_gate_on_failure`. Raises `TypeError` for
+    a `state` that is no `StateStore`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Supervisor:
         self.pregate = PreGate(config)
         if config.secrets is not None and callable(use_secrets := getattr(config.llm, "use_secrets", None)):
             use_secrets(config.secrets)
-        self._asker = DeadlineAsker(config.llm, limiter)
+        self._asker = DeadlineAsker(config.llm, limiter, only_watches=config.mode == "shadow")
         self.scorer = self._make_scorer()
         self._preparing: asyncio.Task[Any] | None = None
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)
@@ -139,7 +139,8 @@ class Supervisor:
             return
         with contextlib.suppress(RuntimeError):
             loop = asyncio.get_running_loop()
-            self._preparing = loop.create_task(prepare(), name="prepare scoring")
+            with asking(Risk.BACKGROUND):
+                self._preparing = loop.create_task(prepare(), name="prepare scoring")
 
     def attach(
         self,

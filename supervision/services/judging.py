@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 from mirror_saas.egress import egress_http_client
 from mirror_saas.errors import Conflict, NotFound
@@ -28,14 +26,13 @@ from supervision.engine.context import (
     TurnPayload,
     Verdict,
 )
+from supervision.engine.llm.limiter import Risk, asking
 from supervision.engine.llm.openai import OpenAIPool
-from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.engine.supervisor import CallSupervisor
 from supervision.selectors.usage import UsageFigures
 from supervision.services.usage import usage_add
 from supervision.stream.directory import AgentBinding, agent_binding
-from supervision.stream.limits import JudgeSlots
-from supervision.stream.supervisors import supervisor_of
-from tenants.limits_refused import Refused, refused
+from supervision.stream.supervisors import Supervisors, scoring_pool
 from tenants.selectors.tenants import TenantRef
 
 T = TypeVar("T")
@@ -90,7 +87,9 @@ def turn_review(judge: Judge, payload: TurnPayload) -> Verdict:
     should be open meanwhile. What goes wrong in judging is the verdict's state. Raises NothingJudges."""
 
     async def review(call: CallSupervisor) -> Verdict:
-        return await call.judged_with_tools(payload)
+        # Nobody hears the turn through Mirror: those who do go first.
+        with asking(Risk.REVIEW):
+            return await call.judged_with_tools(payload)
 
     return _judging().run(lambda loop: loop.ask(judge, review))
 
@@ -152,10 +151,8 @@ class JudgingLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
-        # The places of each tenant's questions; kept while an engine has them.
-        self._slots: WeakValueDictionary[UUID, JudgeSlots] = WeakValueDictionary()
-        self._llms = OpenAIPool(http_client=egress_http_client)
+        self.llms = OpenAIPool(http_client=egress_http_client)
+        self._supervisors = Supervisors(self.llms, scoring_pool())
         threading.Thread(target=self._run, name="mirror-judging", daemon=True).start()
 
     def _run(self) -> None:
@@ -165,13 +162,7 @@ class JudgingLoop:
     async def ask(self, judge: Judge, question: Callable[[CallSupervisor], Coroutine[Any, Any, T]]) -> T:
         """The answer of a call that has just begun and ends with it."""
         binding = judge.binding
-        slots = self._slots.get(binding.tenant_id)
-        if slots is None:
-            # Called on this loop, for a question that found no place.
-            slots = JudgeSlots(binding.limits.judge_calls, lambda: refused(binding.tenant_id, Refused.JUDGE_CALLS))
-            self._slots[binding.tenant_id] = slots
-        slots.allow(binding.limits.judge_calls)
-        supervisor = supervisor_of(binding, self._supervisors, self._llms, slots)
+        supervisor = self._supervisors.get(binding)
         if supervisor is None:
             raise NothingJudges
         context = SupervisorContext(

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -30,6 +29,7 @@ from websockets.exceptions import ConnectionClosedError
 from mirror_saas.ids import uuid7
 from supervision.audio import mulaw
 from supervision.engine.intervention.templates import buffer_lines
+from supervision.engine.llm.pool import ScoringPool
 from supervision.engine.tts.protocol import Speech
 from supervision.engine.tts.voice import LineCache
 from supervision.plivo.simulator import CallRecord, Heard, PlivoSwitches, SimulatedCall
@@ -46,6 +46,7 @@ from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.runtime import StreamRuntime
+from supervision.stream.supervisors import Supervisors
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN, Asked, ScriptedLLM
 
@@ -192,9 +193,7 @@ class VirtualRuntime(StreamRuntime):
         self.keys = KeyWatch(self._revoked)
         self.lines = LineCache()
         self.tts = tts
-        self._supervisors = OrderedDict()
-        self._slots = WeakValueDictionary()
-        self._llms = SimpleNamespace(client=lambda **_: llm)  # type: ignore[assignment]
+        self.supervisors = Supervisors(SimpleNamespace(client=lambda **_: llm), ScoringPool())  # type: ignore[arg-type]
         self.binding = binding
 
     async def start(self) -> None:

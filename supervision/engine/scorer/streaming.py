@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from supervision.engine.context import NO_USAGE, JudgingState, TurnPayload, Usage, Verdict
+from supervision.engine.llm.limiter import Risk, asking, risk_here
 from supervision.engine.policy.compiler import MAX_TURN_CHARS
 
 logger = logging.getLogger(__name__)
@@ -381,6 +382,22 @@ class StreamedTurn:
         self._finished = True
         for task in self._running:
             if task is not self._whole:
+    async def decided(self) -> bool | None:
+        """Whether every word that has arrived by now breaks no rule; returns when that is known, at the latest when
+        the question about the newest of them is answered. None when it was not: its answer failed. Asks about the
+        clause that has not ended, too. Raises nothing but `asyncio.CancelledError`."""
+        chars = self._chars + len(self._splitter.rest)
+        blank = not self._splitter.rest.strip() and not self._worth_asking
+        if self._violation is None and self.clean_chars < chars and not (blank and self.clean_chars >= self._chars):
+            task = next((task for task, about in self._running.items() if about >= chars), None)
+            if task is None and not self._finished:
+                task = self._ask(self._payload, self._splitter.rest)
+            if task is not None:
+                await asyncio.wait((task,))
+        if self._violation is not None:
+            return False
+        return True if self.clean_chars >= chars or (blank and self.clean_chars >= self._chars) else None
+
                 task.cancel()
 
     def _ask_about_clauses(self) -> None:
@@ -390,7 +407,8 @@ class StreamedTurn:
             return
         if self.calls >= FREE_CALLS and self._chars < self._asked_chars * GROWTH:
             return
-        self._newest = self._ask(self._payload)
+        with asking(Risk.CLAUSE if risk_here() is Risk.TURN else risk_here()):
+            self._newest = self._ask(self._payload)
 
     def _ask(self, payload: TurnPayload) -> asyncio.Task[Verdict]:
         self._parts = ["".join(self._parts)]

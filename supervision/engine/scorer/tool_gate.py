@@ -31,6 +31,7 @@ from supervision.engine.context import (
     Usage,
 )
 from supervision.engine.llm.deadline import DeadlineAsker, InvalidAnswer, exact_keys, score_of, text_of
+from supervision.engine.llm.limiter import Risk
 from supervision.engine.policy.compiler import MAX_ARGS_CHARS, TOOLS_SCHEMA, CompiledPolicy, json_of, user_message
 
 logger = logging.getLogger(__name__)
@@ -440,7 +441,7 @@ class ToolGate:
             max_tokens=self._config.judge_max_tokens + TOKENS_PER_FURTHER_TOOL * (len(ids) - 1),
             deadline=scene.deadline - (min(RECORD_RESERVE_S, budget / 4) if records else 0.0),
             validate=lambda value: _judgements(value, ids),
-            urgent=True,
+            risk=Risk.IRREVERSIBLE if any(decision.irreversible for decision in decisions) else Risk.TOOL,
         )
         # What the question cost is counted once, with the first call that it was about.
         usages = [answer.usage, *[NO_USAGE] * (len(decisions) - 1)]
