@@ -15,7 +15,7 @@ from django.conf import settings
 
 from supervision.plivo import signatures
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
-from supervision.stream.limits import CallLease
+from supervision.stream.limits import CallLease, lease_name
 from supervision.stream.plivo_leg import Send
 from supervision.stream.revocation import WatchedKey
 from supervision.stream.runtime import StreamRuntime, stream_runtime
@@ -88,7 +88,7 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             logger.warning("A call token was used for another call, or too late")
             await send({"type": "websocket.close", "code": 1008})
             return
-        await runtime.calls.name(lease, start.call_id)
+        await runtime.calls.name(lease, lease_name(binding.agent_id, start.call_id))
         session = CallSession(
             runtime=runtime,
             binding=binding,
@@ -107,7 +107,9 @@ async def _lease(runtime: StreamRuntime, admitted: Admitted) -> CallLease | None
     """A place among the calls that the tenant may have at a time; None when there is none left."""
     binding, token, _ = admitted
     limit = binding.limits.calls
-    lease = await runtime.calls.take(binding.tenant_id, limit=limit, call=token.call_id if token is not None else "")
+    # Only the token says before `start` which call a socket is for, and nobody can make one up.
+    call = lease_name(binding.agent_id, token.call_id) if token is not None else ""
+    lease = await runtime.calls.take(binding.tenant_id, limit=limit, call=call)
     if lease is None:
         refused(binding.tenant_id, Refused.CALLS)
         logger.warning(
