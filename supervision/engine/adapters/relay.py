@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import math
 import re
 import secrets
 from base64 import b64encode
@@ -21,6 +22,7 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 from supervision.audio.format import MediaFormat
+from supervision.engine.adapters.hold import SPEECH_CHARS_PER_S, Hold
 from supervision.engine.adapters.playout import AudioRuns, PlayClock
 from supervision.plivo import events
 
@@ -44,6 +46,7 @@ _MIRROR_EVENT: Final = re.compile(r'"event"\s*:\s*"mirror\.')
 _SURROGATES: Final = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
+WHOLE_SHARE: Final = 0.6  # of the time that its words take on average: a turn with less audio probably goes on
 SPEECH_PEAK: Final = 330  # of 32,768 (-40 dBFS): quieter agent audio is a pause
 
 
@@ -60,6 +63,9 @@ class TurnAudio:
     audio: bytearray = field(default_factory=bytearray)
     received_s: float = 0.0
     muted: bool = False
+    kept_s: float = 0.0  # of a muted turn: its beginning up to here is innocent, and is heard
+    hold: Hold | None = None  # until its words are judged; None for turns that are never held
+    growing: bool = False  # more of its text may come
     started: bool = False
     ended: bool = False
     anchored: bool = False
@@ -97,6 +103,7 @@ class _Begun:
 
     at: float
     before: TurnAudio | None  # to which it is counted meanwhile
+    hold: Hold | None = None
     runs: AudioRuns = field(default_factory=AudioRuns)
     audio: bytearray = field(default_factory=bytearray)
     received_s: float = 0.0
@@ -111,6 +118,13 @@ class _Queued:
     turn: TurnAudio | None = None
     name: str | None = None  # of a checkpoint
     arrived_at: float = 0.0
+    position: float = 0.0  # where in its turn it begins, in seconds
+    hold: Hold | None = None
+
+    def kept(self) -> bool:
+        """Whether it is of a muted turn's innocent beginning."""
+        kept_s = self.turn.kept_s if self.turn is not None else 0.0
+        return kept_s > 0.0 and self.position + self.duration <= kept_s + 0.001
 
 
 @dataclass(slots=True)
@@ -190,6 +204,7 @@ class CallRelay:
         self.clock = PlayClock()
         self.hello = False
         self.marks = False
+        self.hold_undecided_s: float | None = None  # how long audio that no turn reported is held; None: not at all
         self.frames_from_plivo = 0
         self.frames_from_agent = 0
         self.recent_inbound: deque[str] = deque(maxlen=INBOUND_KEPT)
@@ -316,7 +331,8 @@ class CallRelay:
             # With another streamId, or none, Plivo ignores it: nothing is cleared, and nothing will be answered.
             self._agent_clear(text, now)
         elif self._queue or (self.holding and self.current is not None and not self.current.muted):
-            self._enqueue(_Queued(text, turn=self.current, arrived_at=now))
+            position = self.current.received_s if self.current is not None else 0.0
+            self._enqueue(_Queued(text, turn=self.current, arrived_at=now, position=position))
         else:
             self._to_plivo(text)
 
@@ -329,11 +345,16 @@ class CallRelay:
             self.clock.sent(duration, now)
             self._to_plivo(text)
             return
-        if not self.marks and (self._gap or silent_s >= LATE_REPORT_S):
-            self._begun = _Begun(now, self.current)
+        if silent_s >= LATE_REPORT_S or (self._gap and not self.marks):
+            hold = self._undecided()
+            if hold is not None or not self.marks:
+                self._begun = _Begun(now, self.current, hold)
         turn = self._whose(text, start, end, duration, now)
+        hold, position = (turn.hold, turn.received_s) if turn is not None else (None, 0.0)
         if (begun := self._begun) is not None:
-            if now - begun.at > LATE_REPORT_S:
+            if begun.hold is not None:
+                hold, position = begun.hold, begun.received_s
+            if now - begun.at > LATE_REPORT_S and (begun.hold is None or begun.hold.released_at is not None):
                 self._begun = None
             else:
                 begun.received_s += duration
@@ -343,13 +364,23 @@ class CallRelay:
             room = int(AUDIO_KEPT_S * self._bytes_per_s) - len(turn.audio)
             if room > 0 and not turn.heard_reported:
                 turn.audio += _decoded(text, start, min(end, start + (room + 2) // 3 * 4))
-        self._pass_on(text, duration, turn, now)
+        self._pass_on(text, duration, turn, now, hold, position)
 
-    def _pass_on(self, text: str, duration: float, turn: TurnAudio | None, now: float) -> None:
+    def _pass_on(
+        self,
+        text: str,
+        duration: float,
+        turn: TurnAudio | None,
+        now: float,
+        hold: Hold | None = None,
+        position: float = 0.0,
+    ) -> None:
         if turn is not None and turn.muted:
             self._muted_end_at = max(now, self._muted_end_at) + duration
-        elif self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
-            self._enqueue(_Queued(text, duration, turn, arrived_at=now))
+        elif hold is not None or self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
+            if hold is not None:
+                hold.begin(now)
+            self._enqueue(_Queued(text, duration, turn, arrived_at=now, position=position, hold=hold))
             self.pump(now)
         else:
             self._send_audio(text, duration, turn, now, now)
@@ -371,6 +402,19 @@ class CallRelay:
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
         self._recent_agent.append(_Recent(text[tail:end], duration, now))
         return self.current
+
+    def _undecided(self) -> Hold | None:
+        """The hold of audio that begins now and that no turn reported; None where such audio is not held, or where it
+        goes on with a turn that has more to say."""
+        if self.hold_undecided_s is None or self._pending:
+            return None
+        turn = self.current
+        if turn is not None and not turn.ended:
+            if self.marks or turn.growing:
+                return None
+            if turn.received_s < WHOLE_SHARE * len(turn.text) / SPEECH_CHARS_PER_S:
+                return None
+        return Hold(self.hold_undecided_s)
 
     def _silent_for(self, now: float) -> float:
         """Seconds without agent speech: since the newest frame that holds any, or of quiet frames after it."""
@@ -428,7 +472,8 @@ class CallRelay:
         if turn is not None and turn.muted:
             self._owe(name, max(now, self._muted_end_at), now)
         elif self.hello and (self._queue or (self.holding and turn is not None) or self.speaking):
-            self._enqueue(_Queued(text, turn=turn, name=name, arrived_at=now))
+            position = turn.received_s if turn is not None else 0.0
+            self._enqueue(_Queued(text, turn=turn, name=name, arrived_at=now, position=position))
             self.pump(now)
         else:
             self._to_plivo(text)
@@ -463,7 +508,11 @@ class CallRelay:
             self._pending.popleft()
         begun, self._begun = self._begun, None
         if not self.marks and turn.text.strip():
-            if begun is not None and not self._pending and turn.reported_at - begun.at <= LATE_REPORT_S:
+            recent = begun is not None and (
+                turn.reported_at - begun.at <= LATE_REPORT_S
+                or (begun.hold is not None and begun.hold.released_at is None)
+            )
+            if begun is not None and recent and not self._pending:
                 self._reported_late(turn, begun)
             else:
                 self._pending.append(turn)
@@ -484,13 +533,23 @@ class CallRelay:
                 before.runs.cut(begun.runs.starts_at)
             self._end(before)
         turn.runs, turn.audio, turn.received_s = begun.runs, begun.audio, begun.received_s
+        if turn.hold is not None:
+            # Its budget runs since its first byte, and is spent when that was let go.
+            turn.hold.since = begun.at
+            if begun.hold is not None:
+                turn.hold.released_at = begun.hold.released_at
+            elif turn.runs.starts_at is not None:
+                turn.hold.released_at = begun.at
+        position = turn.runs.total_s
         for item in self._queue:
             if item.arrived_at >= begun.at and item.turn is before:
-                item.turn = turn
+                item.turn, item.position, item.hold = turn, position, turn.hold if item.duration else None
+                position += item.duration
         self.current = turn
         self._begin(turn)
         if turn.runs.starts_at is not None and not self._queue:
             self._anchor(turn, turn.runs.total_s, turn.reported_at)
+        self.pump(turn.reported_at)
 
     def _abandoned(self, turn: TurnAudio, now: float) -> bool:
         """Whether a turn whose audio has not begun was given up before a newer one was reported: the agent cleared its
@@ -544,7 +603,7 @@ class CallRelay:
         if state == "start":
             if self.current is not None and self.current is not turn:
                 self._end(self.current)
-            self.current = turn
+            self.current, self._begun = turn, None
         elif state == "mark" and turn is not None and chars is not None:
             turn.marks.append((turn.received_s, chars))
             if not turn.muted and turn.runs.starts_at is not None and not self._queue and not self.speaking:
@@ -569,23 +628,35 @@ class CallRelay:
         self._begin(turn)
         return True
 
-    def mute(self, turn: TurnAudio, now: float) -> None:
-        """Discard this turn's audio and checkpoints from now on, however late they come."""
+    def decide(self, turn: TurnAudio, now: float, until_s: float = math.inf) -> None:
+        """The words of a held turn may be heard up to ``until_s`` seconds of its audio: what waits of them may go."""
+        if turn.hold is not None and not turn.muted:
+            turn.hold.decide(until_s)
+            self.pump(now)
+
+    def mute(self, turn: TurnAudio, now: float, keep_s: float = 0.0) -> None:
+        """Discard this turn's audio and checkpoints from now on, however late they come; only what is here of its
+        first ``keep_s`` seconds is heard."""
         turn.muted = True
+        turn.kept_s = max(turn.kept_s, keep_s)
+        if turn.hold is not None:
+            turn.hold.decide(turn.kept_s)
+            if turn.hold.released_at is None:
+                turn.hold.released_at = now
         for item in [*self._ahead, *self._queue]:
-            if item.turn is turn:
+            if item.turn is turn and not item.kept():
                 if item.duration:
                     self._muted_end_at = max(now, self._muted_end_at) + item.duration
                 if item.name is not None:
                     self._owe(item.name, max(now, self._muted_end_at), now)
-        self._ahead = deque(item for item in self._ahead if item.turn is not turn)
-        self._requeue(item for item in self._queue if item.turn is not turn)
+        self._ahead = deque(item for item in self._ahead if item.turn is not turn or item.kept())
+        self._requeue(item for item in self._queue if item.turn is not turn or item.kept())
 
     def take_over(self, turn: TurnAudio, now: float) -> None:
         """Mirror speaks in this turn's place: the turn is mute, what waits before it plays first, and what comes after
         it is held until :meth:`hand_back`."""
         self.speaking = self.holding = True
-        before = next((index for index, item in enumerate(self._queue) if item.turn is turn), None)
+        before = next((i for i, item in enumerate(self._queue) if item.turn is turn and not item.kept()), None)
         if before is None:
             later = (i for i, item in enumerate(self._queue) if item.turn and item.turn.reported_at > turn.reported_at)
             before = next(later, len(self._queue))
@@ -698,7 +769,7 @@ class CallRelay:
 
     def pump(self, now: float) -> None:
         """Send what may be sent now, and ask to be woken for the rest."""
-        while self._ahead and (not self._ahead[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+        while self._ahead and self._may_go(self._ahead[0], now):
             self._send_queued(self._ahead.popleft(), now)
         while (
             self._injected and not self._ahead and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S)
@@ -711,17 +782,28 @@ class CallRelay:
                     frame.on_sent(start)
             self._to_plivo(frame.text)
         if not self._ahead and not self._injected and not self.holding:
-            while self._queue and (not self._queue[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+            while self._queue and self._may_go(self._queue[0], now):
                 self._send_queued(self._dequeue(), now)
         self._pay_late(now)
         wake = None
         if self._ahead or self._injected or (self._queue and not self.holding):
-            wake = max(now + 0.005, self.clock.end_at - self.clock.one_way_s - MAX_LEAD_S + REFILL_S)
+            empty_at = self.clock.end_at - self.clock.one_way_s
+            wake = empty_at - MAX_LEAD_S + REFILL_S
+            head = self._ahead[0] if self._ahead else self._queue[0] if not self._injected else None
+            if head is not None and head.hold is not None:
+                wake = head.hold.next_at(head.position, head.duration, empty_at, REFILL_S)
+            wake = max(now + 0.005, wake)
         if self._owed:
             due = self._owed[0].due_at + (OWED_LATE_S if self.speaking else 0.0)
             wake = due if wake is None else min(wake, due)
         if wake is not None:
             self._listener.wake_at(wake)
+
+    def _may_go(self, item: _Queued, now: float) -> bool:
+        lead = self.clock.lead(now)
+        if item.hold is not None:
+            return item.hold.passes(item.position, item.duration, lead, now)
+        return not item.duration or lead < MAX_LEAD_S
 
     def _dequeue(self) -> _Queued:
         item = self._queue.popleft()
