@@ -20,6 +20,7 @@ from pydantic import (
 from supervision.engine.llm.protocol import LLMClient, LogprobClient
 
 Severity = Literal["low", "medium", "high"]
+Delivery = Literal["stream_first", "hold_risky", "hold_all"]
 
 DEFAULT_IRREVERSIBLE_TOOLS: tuple[str, ...] = (
     "place_order",
@@ -143,15 +144,17 @@ class PolicyConfig(BaseModel):
     """`shadow` judges and records, and never acts."""
     max_interventions_per_call: Millis = Field(default=3, ge=0, le=100)
     """After this many interventions in one call no words lead to another. Tools are gated all the same."""
-    delivery: Literal["stream_first", "hold_risky", "hold_all"] = "stream_first"
+    delivery: Delivery = "stream_first"
     """When a turn's audio goes to the caller: `stream_first` at once, to be cut when its verdict is a violation;
     `hold_risky` holds the turns that the pre-gate would have judged, until their verdict or `hold_budget_ms`;
     `hold_all` holds every turn likewise."""
     hold_budget_ms: Millis = Field(default=800, ge=50, le=10_000)
-    """Milliseconds that a turn is held at most (`delivery`); then it plays, and is cut like any other."""
+    """Milliseconds that a turn is held at most (`delivery`), from its first held audio on; then it plays, and is cut
+    like any other."""
     streaming_mode: bool = Field(default=False, strict=True)
     """Whether `review_stream_delta` judges at clause boundaries while the turn is generated. Otherwise streamed text is
-    collected and judged when it is complete (`flush_stream`)."""
+    collected and judged when it is complete (`flush_stream`). On Mirror's stream, `mirror.delta` is judged at clause
+    boundaries unless this is set to false."""
     scoring: Literal["json", "logprob"] = "json"
     """How turns are scored: `json` asks one question about all rules; `logprob` asks for one token per rule and reads
     its probability, which needs an LLM client that tells token probabilities."""
