@@ -52,7 +52,16 @@ from supervision.engine.scorer.llm import LLMScorer
 from supervision.engine.scorer.pregate import PreGate
 from supervision.engine.scorer.protocol import TurnScorer
 from supervision.engine.scorer.streaming import StreamedTurn
-from supervision.engine.scorer.tool_gate import BeforeAllow, FinishedTool, OnVerdict, ToolGate
+from supervision.engine.scorer.tool_gate import (
+    BeforeAllow,
+    Digest,
+    FinishedTool,
+    Ledger,
+    LedgerJournal,
+    LedgerKey,
+    OnVerdict,
+    ToolGate,
+)
 from supervision.engine.state.call_memory import CallMemory
 from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.state.protocol import CallKey, StateStore
@@ -123,13 +132,17 @@ class Supervisor:
             return LogprobScorer(self._asker, self.policy, config, self.is_irreversible)
         return LLMScorer(self._asker, self.policy, config, self.is_irreversible)
 
-    def call(self, context: SupervisorContext) -> CallSupervisor:
+    def call(
+        self, context: SupervisorContext, *, journal: LedgerJournal | None = None, digest: Digest | None = None
+    ) -> CallSupervisor:
         """Starts supervising a call without its audio. The context's tenant is the configuration's unless it names one.
 
         What the call remembers is its own; `CallSupervisor.bind_call` joins it with what the state store knows.
         """
+        `journal` is where its irreversible tool calls are written down instead, with `digest` in place of SHA-256 for
+        their arguments.
         self.prepare()
-        return CallSupervisor(self, context)
+        return CallSupervisor(self, context, journal=journal, digest=digest)
 
     def prepare(self) -> None:
         """Asks the model, once and in the background, for what its way of scoring needs once per policy, so that the
@@ -214,7 +227,14 @@ class CallSupervisor:
     Bounded: 60 history entries of 2,000 characters, 500 irreversible tool calls.
     """
 
-    def __init__(self, supervisor: Supervisor, context: SupervisorContext) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        context: SupervisorContext,
+        *,
+        journal: LedgerJournal | None = None,
+        digest: Digest | None = None,
+    ) -> None:
         if context.tenant_id is None and supervisor.config.tenant_id is not None:
             context = replace(context, tenant_id=supervisor.config.tenant_id)
         self.context = context
@@ -231,10 +251,15 @@ class CallSupervisor:
         self._run = secrets.token_hex(4)
         self._numbered = 0
         self._gate = ToolGate(
-            supervisor._asker, supervisor.policy, supervisor.config, supervisor.is_irreversible, run=f"{self._run}-"
+            supervisor._asker,
+            supervisor.policy,
+            supervisor.config,
+            supervisor.is_irreversible,
+            run=f"{self._run}-",
+            digest=digest,
         )
         self._memory = CallMemory(self._gate.ledger, supervisor.clock)
-        self._gate.ledger.journal = self._memory
+        self._gate.ledger.journal = self._memory if journal is None else journal
         self._bound = False
         self._templates_used = 0
         self._openers_used = 0
@@ -837,6 +862,24 @@ class CallSupervisor:
             turn_id=turn_id or self._number("turn"),
             language=language or self.language,
             request=request,
+    @property
+    def ledger(self) -> Ledger:
+        """The call's irreversible tool calls."""
+        return self._gate.ledger
+
+    def ledger_key(self, tool_id: str) -> LedgerKey | None:
+        """What a decided irreversible tool call stands under in the ledger; None for any other id."""
+        return self._gate.key(tool_id)
+
+    def tool_earlier(self, tool_id: str, owner: str, *, done: bool, result: Any = None) -> None:
+        """Takes note that an irreversible call which the gate allowed must not run after all: another connection or
+        process was allowed the same before, asked with the id `owner`. `done`: it has run, with this result."""
+        serial, intent = self._gate.pending(tool_id), self._gate.intent(tool_id)
+        self._gate.earlier(tool_id, owner, done=done, result=result)
+        if serial is not None and intent is not None:
+            what = f"ran before: {_shown(result, MAX_RESULT_SHOWN_CHARS)}" if done else "was allowed before; it may run"
+            self._note(f"tool:{serial}", "tool", f"{_shown_call(intent)} {what}")
+
         )
 
     async def review_final(self, payload: TurnPayload) -> Verdict:

@@ -11,17 +11,20 @@ from supervision.models.calls import (
 from supervision.models.labels import Label
 from supervision.models.policies import Policy, PolicyVersion
 from supervision.models.privacy import PrivacySettings
+from supervision.models.tools import Approval, LedgerEntry
 from supervision.models.usage import ErasedCall, UsageDay
 from supervision.models.webhooks import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "Agent",
     "AgentNote",
+    "Approval",
     "Call",
     "CallEvent",
     "ErasedCall",
     "Intervention",
     "Label",
+    "LedgerEntry",
     "Mode",
     "Policy",
     "PolicyVersion",

@@ -16,7 +16,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -187,6 +188,13 @@ class StreamDirectory:
             raise DirectoryUnavailable("The database cannot say which stream keys were revoked.") from error
         self._note_up()
         return gone
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[dict[str, Any]]]:
+        """A connection of the pool, for what else a call asks or writes. Raises what psycopg raises."""
+        await self._open()
+        async with self._pool.connection() as connection:
+            yield connection
 
     async def aclose(self) -> None:
         """Close the pool."""

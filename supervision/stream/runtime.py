@@ -11,6 +11,7 @@ import os
 import socket
 from importlib.util import find_spec
 from typing import Any, Final
+from uuid import UUID
 
 from django.conf import settings
 
@@ -25,7 +26,9 @@ from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
 from supervision.recorder.recorder import JournalLimits, Recorder
 from supervision.redaction import Redaction
+from supervision.stream.database import TenantDatabase
 from supervision.stream.directory import AgentBinding, StreamDirectory
+from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.revocation import KeyWatch
@@ -50,6 +53,8 @@ class StreamRuntime:
             limits=JournalLimits(max_bytes=settings.MIRROR.journal_mib << 20),
         )
         self.directory = StreamDirectory(settings.DATABASE_URL)
+        self.database = TenantDatabase(self.directory.connection)
+        self.ledger = PostgresLedger(self.database)
         self.mailbox = Mailbox(settings.REDIS_URL)
         self.keys = KeyWatch(self.directory.keys_revoked)
         self.calls = CallLeases(settings.REDIS_URL)
@@ -82,6 +87,8 @@ class StreamRuntime:
         """Close what calls shared; what is not in the database yet stays in the journal."""
         await self.mailbox.aclose()
         await self.recorder.aclose(CLOSE_S)
+        await self.ledger.aclose()
+        await self.database.aclose()
         await self.directory.aclose()
         await self.calls.aclose()
         await self.supervisors.aclose()
@@ -89,20 +96,33 @@ class StreamRuntime:
         if self.tts is not None:
             await self.tts.aclose()
 
-    def call_supervisor(self, binding: AgentBinding, call_id: str) -> CallSupervisor | None:
+    def call_ledger(self, binding: AgentBinding, plivo_call_id: str, call_id: UUID) -> CallLedger | None:
+        """Where a call's irreversible tools are written down; None for a call in which nothing is acted on."""
+        if binding.mode == "shadow":
+            return None
+        return CallLedger(self.ledger, LedgerCall(binding.tenant_id, plivo_call_id, call_id))
+
+    def call_supervisor(
+        self, binding: AgentBinding, call_id: str, ledger: CallLedger | None = None
+    ) -> CallSupervisor | None:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
         supervisor = self.supervisors.get(binding)
         if supervisor is None:
             return None
-        return supervisor.call(
+        call = supervisor.call(
             SupervisorContext(
                 call_id=call_id,
                 tenant_id=str(binding.tenant_id),
                 agent_id=str(binding.agent_id),
                 policy_id=str(binding.policy_id),
                 policy_version=binding.policy_version,
-            )
+            ),
+            journal=ledger,
+            digest=ledger.digest if ledger is not None else None,
         )
+        if ledger is not None:
+            ledger.open(call.ledger)
+        return call
 
     def ready(self, binding: AgentBinding, call_id: str) -> dict[str, Any]:
         """The fields of `mirror.ready`."""

@@ -144,7 +144,8 @@ class CallSession:
             listener=self,
             loads=orjson.loads,
         )
-        supervisor = runtime.call_supervisor(binding, str(self.call_id))
+        ledger = runtime.call_ledger(binding, start.call_id, self.call_id)
+        supervisor = runtime.call_supervisor(binding, str(self.call_id), ledger)
         self._supervised = SupervisedCall(
             relay=self._relay,
             supervisor=supervisor,
@@ -160,6 +161,7 @@ class CallSession:
             mode=binding.mode,
             ready=runtime.ready(binding, start.call_id),
             arm_lines=lambda language: runtime.arm_lines(binding, language),
+            ledger=ledger,
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
         )

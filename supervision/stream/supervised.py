@@ -37,6 +37,7 @@ from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
 from supervision.stream.running import Running, words_of
 from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
+from supervision.stream.ledger import CallLedger
 from supervision.stream.turns import TurnState
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class SupervisedCall:
         recorder: Recorder,
         mode: str,
         ready: dict[str, Any],
+        ledger: CallLedger | None,
         arm_lines: Callable[[str], dict[str, Any]],
         to_agent: Callable[[dict[str, Any]], None],
         at_ms: Callable[[], int],
@@ -105,8 +107,10 @@ class SupervisedCall:
             turn_of=lambda ref: self._turns.get(ref),
             to_agent=to_agent,
             spawn=self._spawn,
+            ledger=ledger,
             at_ms=at_ms,
         )
+            rejected=self.rejected,
 
     # ------------------------------------------------------------------ frames from the agent
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,10 +18,15 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
+from supervision.stream.database import DatabaseSilent
+from supervision.stream.ledger import CallLedger, Kept
 from supervision.stream.turns import TurnState
+
+logger = logging.getLogger(__name__)
 
 COMMIT_WITHIN_S: Final = 1.0  # a journal that takes longer to write a permission down has failed
 MAX_TOOLS_KEPT: Final = 512
+_UNRECORDED: Final = "the decision could not be recorded"
 
 
 @dataclass(slots=True)
@@ -50,16 +57,22 @@ class CallTools:
         mode: str,
         log: CallLog,
         recorder: Recorder,
+        ledger: CallLedger | None,
         turn_of: Callable[[str], TurnState | None],
         to_agent: Callable[[dict[str, Any]], None],
+        rejected: Callable[[str, str, str | None], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         at_ms: Callable[[], int],
     ) -> None:
+        """``ledger`` is None where no permission has to outlive the process: nothing is governed, or nothing acted on.
+        ``rejected`` tells the agent that a frame was not taken."""
         self.blocked = 0  # tools that were refused
         self._supervisor = supervisor
         self._mode = mode
         self._log = log
         self._recorder = recorder
+        self._ledger = ledger
+        self._rejected = rejected
         self._turn_of = turn_of
         self._to_agent = to_agent
         self._spawn = spawn
@@ -93,20 +106,30 @@ class CallTools:
             self._spawn(self._gate(tools, turn, customer_text, keys={}, timeout_ms=None))
 
     def done(self, done: frames.ToolDone) -> None:
-        """Take `mirror.tool_done`.
-
-        Raises:
-            FrameError: No such tool call was asked about.
-        """
+        """Take `mirror.tool_done`, also for what an earlier connection of the call was allowed."""
         tool = self._tools.get(done.ref)
-        if tool is None:
-            raise frames.FrameError("unknown_id", "id: no such tool call was asked about", done.ref)
-        tool.finished = True
+        if tool is not None:
+            tool.finished = True
+            self._tool_done(done, tool.decision_id)
+        else:
+            self._spawn(self._done_elsewhere(done))
+
+    async def _done_elsewhere(self, done: frames.ToolDone) -> None:
+        decision_id = None
+        if self._ledger is not None:
+            await self._ledger.ready()
+            decision_id = self._ledger.decision(done.ref)
+        if decision_id is None:
+            self._rejected("unknown_id", "id: no such tool call was asked about", done.ref)
+        else:
+            self._tool_done(done, decision_id)
+
+    def _tool_done(self, done: frames.ToolDone, decision_id: UUID) -> None:
         if self._supervisor is not None:
             self._supervisor.tool_done(done.ref, done.ok, done.result, cancelled=done.cancelled)
         self._record(
             record.ToolDone(
-                decision_id=tool.decision_id,
+                decision_id=decision_id,
                 ref=done.ref,
                 ok=done.ok,
                 result=done.result,
@@ -166,31 +189,39 @@ class CallTools:
         if self._supervisor is None:
             for tool in tools:
                 verdict = _ungoverned(tool.intent, self._irreversible(tool.intent))
-                await self._tool_decided(tool, verdict, turn, started)
+                await self._tool_decided(tool, verdict, turn, started, until=started)
             return
-        verdicts = await self._supervisor.gate_tools(
-            [tool.intent for tool in tools],
-            customer_text=customer_text,
-            agent_text=turn.payload.agent_text if turn is not None else "",
-            turn_id=turn.ref if turn is not None else "",
-            keys=keys,
-            timeout_ms=timeout_ms,
-        )
         limit_ms = self._supervisor.config.tool_gate_timeout_ms
         if timeout_ms is not None:
             limit_ms = min(limit_ms, timeout_ms)
+        until = started + limit_ms / 1000
+        async with contextlib.AsyncExitStack() as stack:
+            if self._ledger is not None and any(self._irreversible(tool.intent) for tool in tools):
+                await self._ledger.ready()
+                await stack.enter_async_context(self._ledger.followed())
+            verdicts = await self._supervisor.gate_tools(
+                [tool.intent for tool in tools],
+                customer_text=customer_text,
+                agent_text=turn.payload.agent_text if turn is not None else "",
+                turn_id=turn.ref if turn is not None else "",
+                keys=keys,
+                timeout_ms=max(0, round((until - self._loop.time()) * 1000)),
+            )
         turn = turn or self._turn_of(tools[0].turn_ref or "")
-        clean = await self._speech_clean(turn, started + limit_ms / 1000)
+        clean = await self._speech_clean(turn, until)
         for tool, verdict in zip(tools, verdicts, strict=True):
-            await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started)
+            await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started, until=until)
 
     async def _speech_clean(self, turn: TurnState | None, until: float) -> bool | None:
         """Whether the words of the tool's own turn passed; None when that is not known by ``until``."""
         if turn is None:
             return True
-        if not turn.judged.done():
-            await asyncio.wait({turn.judged}, timeout=max(0.0, until - self._loop.time()))
-        return not turn.flagged if turn.judged.done() else None
+        judging = self._loop.create_task(turn.words_clean())
+        try:
+            await asyncio.wait({judging}, timeout=max(0.0, until - self._loop.time()))
+            return judging.result() if judging.done() else None
+        finally:
+            judging.cancel()
 
     def _with_speech(self, tool: ToolState, verdict: ToolVerdict, clean: bool | None) -> ToolVerdict:
         """A tool runs only when its own verdict and that of its turn's words allow it."""
@@ -208,28 +239,56 @@ class CallTools:
         return _refused(verdict, code, state, reason)
 
     async def _tool_decided(
-        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, started: float
+        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, started: float, *, until: float
     ) -> None:
         if self._mode == "shadow" and not verdict.allow:
             verdict = _shadowed(verdict)
-        if self._ended and verdict.allow:
-            self._take_back(tool)
-            verdict = _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
         irreversible = self._irreversible(tool.intent)
+        if irreversible and verdict.allow and not self._ended:
+            verdict = await self._claimed(tool, verdict, until)
+        verdict = self._unless_ended(tool, verdict)
         self._record_tool(tool, verdict, turn, irreversible, started)
         if irreversible and verdict.allow:
             # What cannot be undone may run only when the permission is on disk.
+            decided = verdict
             try:
                 async with asyncio.timeout(COMMIT_WITHIN_S):
                     await self._recorder.commit(self._log.call_id)
             except (JournalUnavailable, TimeoutError):
                 if not self._fails_open():
                     self._take_back(tool)
-                    verdict = _refused(
-                        verdict, ToolCode.FAILED, JudgingState.FAILED, "the decision could not be recorded"
-                    )
-                    self._record_tool(tool, verdict, turn, irreversible, started)
+                    verdict = _refused(verdict, ToolCode.FAILED, JudgingState.FAILED, _UNRECORDED)
+            verdict = self._unless_ended(tool, verdict)
+            if verdict is not decided:
+                self._record_tool(tool, verdict, turn, irreversible, started)
         self._tool_answered(tool, verdict)
+
+    def _unless_ended(self, tool: ToolState, verdict: ToolVerdict) -> ToolVerdict:
+        """A permission that does not reach its agent any more is none, and leaves nothing in doubt."""
+        if not self._ended or not verdict.allow:
+            return verdict
+        self._take_back(tool)
+        return _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
+
+    async def _claimed(self, tool: ToolState, verdict: ToolVerdict, until: float) -> ToolVerdict:
+        """The verdict once it is in the ledger that this call may run; another one when it may not after all."""
+        key = self._supervisor.ledger_key(tool.intent.id) if self._supervisor is not None else None
+        if self._supervisor is None or self._ledger is None or key is None:
+            return verdict
+        try:
+            earlier = await self._ledger.claim(key, tool.intent.id, tool.decision_id, until=until)
+        except DatabaseSilent as problem:
+            logger.warning("an irreversible tool call could not be written down: %s", problem)
+            if self._fails_open():
+                self._ledger.claim_later(key, tool.intent.id, tool.decision_id)
+                return verdict
+            self._ledger.unclaim(key, tool.intent.id, tool.decision_id)
+            self._take_back(tool)
+            return _refused(verdict, ToolCode.FAILED, JudgingState.FAILED, _UNRECORDED)
+        if earlier is None:
+            return verdict
+        self._supervisor.tool_earlier(tool.intent.id, earlier.ref, done=earlier.done, result=earlier.result)
+        return _ran_or_runs(verdict, earlier)
 
     def _take_back(self, tool: ToolState) -> None:
         """A permission of the gate that does not reach the agent: the call may be asked for again."""
@@ -356,6 +415,25 @@ def _refused(verdict: ToolVerdict, code: ToolCode, state: JudgingState, reason: 
         valid_ms=0,
         latency_ms=verdict.latency_ms,
         usage=verdict.usage,
+    )
+
+
+def _ran_or_runs(verdict: ToolVerdict, earlier: Kept) -> ToolVerdict:
+    """The same call had been allowed before, on another socket or another node."""
+    if earlier.done:
+        code, reason = ToolCode.DUPLICATE, "the same call already ran"
+        instruction = "It has already run; do not run it again. Go on with its result, which is in stored_result."
+    else:
+        code, reason = ToolCode.IN_DOUBT, "the same call was allowed before, and whether it ran is not known"
+        instruction = "Do not run it again. Find out how the first one ended, or say that it is being processed."
+    return replace(
+        verdict,
+        allow=False,
+        code=code,
+        reason=reason,
+        instruction=instruction,
+        stored_result=earlier.result,
+        valid_ms=0,
     )
 
 

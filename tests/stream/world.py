@@ -30,6 +30,7 @@ from mirror_saas.ids import uuid7
 from supervision.audio import mulaw
 from supervision.engine.intervention.templates import buffer_lines
 from supervision.engine.llm.pool import ScoringPool
+from supervision.engine.scorer.tool_gate import LedgerKey
 from supervision.engine.tts.protocol import Speech
 from supervision.engine.tts.voice import LineCache
 from supervision.plivo.simulator import CallRecord, Heard, PlivoSwitches, SimulatedCall
@@ -41,7 +42,9 @@ from supervision.redaction import Redaction
 from supervision.stream import consumer as consumer_module
 from supervision.stream import dial as dial_module
 from supervision.stream.consumer import StreamConsumer
+from supervision.stream.database import DatabaseSilent
 from supervision.stream.directory import AgentBinding, ProviderSettings
+from supervision.stream.ledger import Kept, LedgerCall
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.revocation import KeyWatch
@@ -179,6 +182,49 @@ class MemoryRecorder:
         return [event["step"] for event in self.of("intervention.step")]
 
 
+class MemoryLedger:
+    """The ledger of tool calls in memory; `down` makes it fail as a database that is gone does, after a second."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, LedgerKey], Kept] = {}
+        self.down = False
+        self._unwritten: list[tuple[LedgerCall, Kept, bool]] = []
+
+    async def _answered(self) -> None:
+        await asyncio.sleep(1.0 if self.down else 0.001)
+        if self.down:
+            raise DatabaseSilent("the database is gone")
+        for call, row, freed in self._unwritten:
+            self._settle(call, row, freed)
+        self._unwritten.clear()
+
+    async def load(self, call: LedgerCall, *, within_s: float) -> list[Kept]:
+        await self._answered()
+        return [row for (plivo_call_id, _), row in self.rows.items() if plivo_call_id == call.plivo_call_id]
+
+    async def claim(self, call: LedgerCall, wanted: Kept, *, within_s: float) -> Kept | None:
+        await self._answered()
+        kept = self.rows.setdefault((call.plivo_call_id, wanted.key), wanted)
+        return None if kept is wanted else kept
+
+    def settle(self, call: LedgerCall, row: Kept, *, freed: bool) -> None:
+        if self.down:
+            self._unwritten.append((call, row, freed))
+        else:
+            self._settle(call, row, freed)
+
+    async def settled(self, call: LedgerCall, *, within_s: float) -> None:
+        await self._answered()
+
+    def _settle(self, call: LedgerCall, row: Kept, freed: bool) -> None:
+        place = (call.plivo_call_id, row.key)
+        kept = self.rows.setdefault(place, row)
+        if freed and kept.row_id == row.row_id:
+            del self.rows[place]
+        elif row.done:
+            self.rows[place] = replace(row, row_id=kept.row_id)
+
+
 class VirtualRuntime(StreamRuntime):
     """The real runtime over a directory of one agent, a scripted model, tones for speech and memory for a journal."""
 
@@ -192,6 +238,7 @@ class VirtualRuntime(StreamRuntime):
         self.revoked: set[UUID] = set()
         self.keys = KeyWatch(self._revoked)
         self.lines = LineCache()
+        self.ledger = MemoryLedger()  # type: ignore[assignment]
         self.tts = tts
         self.supervisors = Supervisors(SimpleNamespace(client=lambda **_: llm), ScoringPool())  # type: ignore[arg-type]
         self.binding = binding

@@ -78,7 +78,11 @@ class LedgerEntry:
 
 
 LedgerKey = tuple[str, bytes, str]
-"""Tool name, case-folded; SHA-256 of the canonical arguments; the agent's key."""
+"""Tool name, case-folded; digest of the canonical arguments (SHA-256, or what a `Digest` makes); the agent's key."""
+
+Digest = Callable[[bytes], bytes]
+"""From the canonical arguments (UTF-8) to what stands for them in a ledger that is written down: a keyed one, when
+whoever reads the ledger must not be able to try arguments out."""
 
 
 class LedgerJournal(Protocol):
@@ -167,6 +171,10 @@ class Ledger:
                 self.journal.freed(key, entry.owner)
 
 
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
 def _fits(result: Any) -> bool:
     try:
         return len(json.dumps(result)) <= MAX_RESULT_CHARS
@@ -247,6 +255,7 @@ class ToolGate:
         irreversible: Callable[[ToolCallIntent], bool],
         *,
         run: str = "",
+        digest: Digest | None = None,
     ) -> None:
         self._asker = asker
         self._policy = policy
@@ -257,6 +266,19 @@ class ToolGate:
         self._serial = 0
         # What tells this gate's serials from those of the call's earlier connections.
         self._run = run
+        self._digest = digest or _sha256
+
+    def key(self, tool_id: str) -> LedgerKey | None:
+        """What the irreversible tool call that was decided under this id stands under in the ledger."""
+        decision = self._decisions.get(tool_id)
+        return decision.key if decision is not None and decision.irreversible else None
+
+    def earlier(self, tool_id: str, owner: str, *, done: bool, result: Any) -> None:
+        """Takes in that the call which was decided under this id had been allowed to somebody else before (`owner` is
+        the id that they asked with), and has run since (`done`) or may be running."""
+        decision = self._decisions.pop(tool_id, None)
+        if decision is not None:
+            self.ledger.restore(decision.key, owner, done=done, result=result)
 
     def pending(self, tool_id: str) -> str | None:
         """The serial of a decided tool call that has not been reported as ended; None when there is none."""
@@ -313,7 +335,7 @@ class ToolGate:
                 settle(index, _bad_args(intent, complaint))
                 continue
             irreversible = self._irreversible(intent)
-            digest = hashlib.sha256(canonical.encode()).digest()
+            digest = self._digest(canonical.encode())
             key = (intent.name.strip().casefold(), digest, (keys or {}).get(intent.id, ""))
             decision = _Decision(intent, turn_id, irreversible, key)
             known = self._decisions.get(intent.id)
