@@ -860,7 +860,7 @@ class _Running:
         """See `Observer`."""
         self._line = line
         call = self._call
-        said = " ".join(part for part in (self.intervention.buffer.text, line.text) if part)
+        said = " ".join(part for part in (self.intervention.buffer_text, line.text) if part)
         heard = call._outlet.heard(self.turn.audio, call._hearing())
         call._leave_note(self.verdict, said=said, heard=heard, dropped=self.dropped)
         self.noted_at = asyncio.get_running_loop().time()
@@ -885,7 +885,7 @@ class _Running:
 
     def is_echo(self, text: str) -> bool:
         """Whether the caller's transcript repeats what Mirror is saying right now."""
-        said = set(_words(" ".join((self.intervention.buffer.text, self._line.text if self._line else ""))))
+        said = set(_words(" ".join((self.intervention.buffer_text, self._line.text if self._line else ""))))
         words = _words(text)
         return len(words) >= 3 and bool(said) and len([word for word in words if word in said]) >= 0.8 * len(words)
 

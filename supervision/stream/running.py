@@ -27,7 +27,12 @@ class Running(RelayPlayback):
     """One intervention of this call: where its audio goes, and who learns of it."""
 
     def __init__(self, call: SupervisedCall, turn: TurnState, verdict: Verdict, plan: Plan) -> None:
-        super().__init__(call.relay, turn.audio, on_buffer_played=lambda: self.step("buffer_played"))
+        super().__init__(
+            call.relay,
+            turn.audio,
+            on_buffer_played=lambda: self.step("buffer_played"),
+            agent_voice=call.agent_voice,
+        )
         self.id = uuid7()
         self.note_id = uuid7()
         self.turn = turn
@@ -119,13 +124,13 @@ class Running(RelayPlayback):
     def said(self, report: Report | None) -> str:
         """What Mirror said (or is about to say), as far as the caller can have heard it."""
         if report is None:
-            buffer = self.intervention.buffer.text if self.intervention is not None and self._line else ""
+            buffer = self.intervention.buffer_text if self.intervention is not None and self._line else ""
             return " ".join(part for part in (buffer, self._line.text if self._line else "") if part)
         return report.said(asyncio.get_running_loop().time())
 
     def spoken_words(self) -> set[str]:
         """The words that Mirror says in this intervention, for telling an echo."""
-        texts = [self.intervention.buffer.text] if self.intervention is not None else []
+        texts = [self.intervention.buffer_text] if self.intervention is not None else []
         if self._line is not None:
             texts.append(self._line.text)
         return set(words_of(" ".join(texts)))
@@ -150,6 +155,8 @@ class Running(RelayPlayback):
     def ended(self, report: Report | None, outcome: str = "", detail: str = "") -> None:
         """Record how it ended, and how much of the violation was heard."""
         call = self._call
+        if self.plan is not Plan.NOTE_ONLY:
+            call.agent_voice.close()
         audio = self.turn.audio
         _, high_s = audio.heard_span(call._hearing())
         violation_ms, basis = self._violation_heard(high_s)

@@ -18,11 +18,13 @@ from mirror_saas.ids import uuid7
 from supervision.audio.heard import Heard
 from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
+from supervision.engine.adapters.agent_voice import LEAD_S, AgentVoice, SayExpired, SayUnknown
 from supervision.engine.adapters.playback import heard_of, plan_for
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
 from supervision.engine.context import JudgingState, TurnPayload, Verdict
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.orchestrator import (
+    CORRECTION_BEFORE_END_S,
     Intervention,
     Outcome,
     Plan,
@@ -83,6 +85,7 @@ class SupervisedCall:
         self.language = voice.language
         self._supervisor = supervisor
         self._voice = voice
+        self.agent_voice = AgentVoice(relay=relay, ask=self._ask_to_say, spoken=voice.spoken)
         self._log = log
         self._recorder = recorder
         self._mode = mode
@@ -145,6 +148,8 @@ class SupervisedCall:
             self.tools.done(parsed)
         elif isinstance(parsed, frames.Audio):
             self._take_audio(parsed)
+        elif isinstance(parsed, frames.Said):
+            self._take_said(parsed)
         else:
             self._take_transcript(parsed)
 
@@ -153,6 +158,8 @@ class SupervisedCall:
         self.hello = hello
         self.relay.hello = True
         self.relay.marks = hello.marks
+        self.agent_voice.offered = "say" in hello.wants
+        self._voice.by_agent = self.agent_voice.usable
         changed = (hello.language or self.language, hello.voice or self._voice.voice)
         if changed != (self.language, self._voice.voice):
             self.language, self._voice.voice = changed
@@ -298,12 +305,50 @@ class SupervisedCall:
             self._probe()
 
     def _take_audio(self, audio: frames.Audio) -> None:
+        if audio.say is not None:
+            self._take_line_audio(audio.say, audio.state)
+            return
         if not self.relay.marks:
             raise frames.FrameError("bad_field", "event: mirror.hello did not announce marks", audio.turn_ref)
         state = self._turns.get(audio.turn_ref or "")
         if state is None:
             raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", audio.turn_ref)
         self.relay.audio_mark(state.audio, audio.state, audio.chars, self._loop.time())
+
+    def _ask_to_say(self, say_id: str, role: str, text: str, deadline_ms: int) -> None:
+        self._to_agent(
+            {
+                "event": "mirror.say",
+                "id": say_id,
+                "role": role,
+                "text": text,
+                "language": self.language,
+                "deadline_ms": deadline_ms,
+            }
+        )
+
+    def _take_line_audio(self, say_id: str, state: str) -> None:
+        try:
+            if state == "start":
+                self.agent_voice.begins(say_id)
+                if self._running is not None:
+                    self._running.step("say_begun", self.agent_voice.role_of(say_id))
+            elif state in ("end", "cut"):
+                self.agent_voice.ends(say_id)
+        except SayUnknown:
+            raise frames.FrameError("unknown_id", "say: no such line was asked for", say_id) from None
+        except SayExpired:
+            raise frames.FrameError(
+                "say_expired", "say: this line came too late and is not heard; speak for yourself", say_id
+            ) from None
+
+    def _take_said(self, said: frames.Said) -> None:
+        try:
+            role = self.agent_voice.role_of(said.say)
+        except SayUnknown:
+            raise frames.FrameError("unknown_id", "id: no such line was asked for", said.say) from None
+        if self._running is not None:
+            self._running.step("said", role)
 
     # ------------------------------------------------------------------ judging
 
@@ -373,6 +418,7 @@ class SupervisedCall:
             if withheld == "limit":
                 self._note_only(turn, verdict, "limit")
             return False, withheld
+        self._voice.by_agent = self.agent_voice.usable
         if not self._voice.armed:
             self._note_only(turn, verdict, "unarmed")
             return False, "unarmed"
@@ -438,6 +484,7 @@ class SupervisedCall:
             fallback=fallback,
             correct=lines.best,
             so_far=lines.ready,
+            lead_s=LEAD_S if self.agent_voice.usable else CORRECTION_BEFORE_END_S,
             begins_at=begins_at,
             reached=running.reached,
         )

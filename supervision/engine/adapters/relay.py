@@ -40,6 +40,8 @@ QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes u
 AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
 RECENT_CHARS: Final = 8_000  # of an agent frame's base64, its end: tells whether the agent has just paused
 INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
+LINE_MAX_S: Final = 10.0  # of one line that an agent speaks for Mirror; nobody wants to hear a longer correction
+LINE_STALLED_S: Final = 1.0  # after this pause an agent that does not say that its line has ended speaks for itself
 MAX_MENDED: Final = 1024 * 1024  # characters of a broken mirror.* frame that are worth mending
 _MIRROR_EVENT: Final = re.compile(r'"event"\s*:\s*"mirror\.')
 # Escapes in pairs as they should be, and by themselves (the group); other escapes so that no backslash counts twice.
@@ -145,6 +147,19 @@ class _Injected:
     duration: float = 0.0
     name: str | None = None
     on_sent: Callable[[float], None] | None = None
+    agents: bool = False  # a checkpoint of the agent's, within a line that it speaks for Mirror
+
+
+@dataclass(slots=True, eq=False)
+class AgentLine:
+    """A line of Mirror's in the agent's own voice: its audio is what comes between its begin and its end, and it takes
+    its place behind what Mirror has said. Times are given in seconds of the running loop."""
+
+    on_sent: Callable[[float], None] = lambda at: None  # at which its first sample will play
+    on_played: Callable[[float], None] = lambda at: None
+    received_s: float = 0.0
+    last_at: float = 0.0
+    discarded: bool = False  # nothing more of it is heard
 
 
 @dataclass(slots=True)
@@ -233,6 +248,7 @@ class CallRelay:
         self._ahead: deque[_Queued] = deque()  # of earlier turns: plays before what Mirror injects
         self._injected: deque[_Injected] = deque()
         self._injected_s = 0.0
+        self._line: AgentLine | None = None
         self._pending: deque[TurnAudio] = deque()
         self._agent_cleared_at: float | None = None
         self._gap = True
@@ -339,6 +355,8 @@ class CallRelay:
     def _agent_audio(self, text: str, now: float) -> None:
         start, end = events.payload_span(text)
         duration = events.base64_length(text, start, end) / self._bytes_per_s if end else 0.0
+        if (line := self._line) is not None and self._in_line(line, text, duration, now):
+            return
         silent_s = LATE_REPORT_S if self.agent_audio_at is None else now - self.agent_audio_at
         self.agent_audio_at = now
         if not self.hello:
@@ -468,6 +486,13 @@ class CallRelay:
         self.checkpoint("anchor", played, now)
 
     def _agent_checkpoint(self, text: str, name: str, now: float) -> None:
+        if (line := self._line) is not None:
+            if line.discarded:
+                self._owe(name, now, now)
+            else:
+                self._injected.append(_Injected(text, name=name, agents=True))
+                self.pump(now)
+            return
         turn = self.current
         if turn is not None and turn.muted:
             self._owe(name, max(now, self._muted_end_at), now)
@@ -504,6 +529,8 @@ class CallRelay:
     def turn_reported(self, turn: TurnAudio) -> None:
         """A turn was reported: its audio follows."""
         self.turns.append(turn)
+        if self._line is not None and not self.speaking:
+            self.line_ends(turn.reported_at)
         while self._pending and self._abandoned(self._pending[0], turn.reported_at):
             self._pending.popleft()
         begun, self._begun = self._begun, None
@@ -601,6 +628,7 @@ class CallRelay:
         """A `mirror.audio` frame: from here on audio belongs to ``turn`` (`start`), to nobody (`end`, `cut`), or
         ``chars`` characters of its text have been spoken (`mark`)."""
         if state == "start":
+            self.line_ends(now)
             if self.current is not None and self.current is not turn:
                 self._end(self.current)
             self.current, self._begun = turn, None
@@ -707,9 +735,14 @@ class CallRelay:
         for item in self._ahead:
             if item.name is not None:
                 self._owe(item.name, now, now)
+        for own in self._injected:
+            if own.agents and own.name is not None:
+                self._owe(own.name, now, now)
         self._ahead.clear()
         self._injected.clear()
         self._injected_s = 0.0
+        if self._line is not None:
+            self._line.discarded = True
         self._clears.append(("mirror", now, lambda at: once("cleared", at)))
         self._to_plivo(events.clear_audio(stream_id=self.stream_id))
         self._clear_sent(now)
@@ -742,6 +775,33 @@ class CallRelay:
         self.pump(now)
         return now + self.owed_s(now)
 
+    def line_begins(self, line: AgentLine, now: float) -> None:
+        """The agent's audio from here on is this line, until `line_ends`: paced, behind what Mirror has said, at most
+        10 s of it. The audio of a line that is `discarded` goes nowhere."""
+        self.line_ends(now)
+        self._line, line.last_at = line, now
+
+    def line_ends(self, now: float) -> None:
+        """What the agent sends now is its own again; the line's `on_played` follows when all of it has played."""
+        line, self._line = self._line, None
+        if line is not None and not line.discarded:
+            name = self._name("line")
+            self._await(name, line.on_played, now)
+            self._injected.append(_Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
+            self.pump(now)
+
+    def _in_line(self, line: AgentLine, text: str, duration: float, now: float) -> bool:
+        if now - line.last_at > LINE_STALLED_S and line.received_s > 0.0:
+            self.line_ends(now)
+            return False
+        line.last_at = now
+        first, line.received_s = line.received_s == 0.0, line.received_s + duration
+        if not line.discarded and line.received_s <= LINE_MAX_S:
+            self._injected.append(_Injected(text, duration, None, line.on_sent if first else None))
+            self._injected_s += duration
+            self.pump(now)
+        return True
+
     def owed_s(self, now: float) -> float:
         """Seconds until all audio of Mirror's that is sent or queued has played."""
         return max(0.0, self.clock.end_at - now) + sum(item.duration for item in self._ahead) + self._injected_s
@@ -750,6 +810,8 @@ class CallRelay:
         """Mirror is done: answer the agent's cleared and muted checkpoints, then let held audio flow."""
         self.speaking = False
         self.holding = False
+        if self._line is not None:
+            self._line.discarded = True  # a line without an end: what follows the hand-back was not asked for
         while self._owed:
             self._pay(self._owed.popleft(), now)
         self.pump(now)
@@ -781,6 +843,8 @@ class CallRelay:
                 if frame.on_sent is not None:
                     frame.on_sent(start)
             self._to_plivo(frame.text)
+            if frame.agents and frame.name is not None:
+                self._outstanding.append((frame.name, None, self.clock.end_at))
         if not self._ahead and not self._injected and not self.holding:
             while self._queue and self._may_go(self._queue[0], now):
                 self._send_queued(self._dequeue(), now)
