@@ -43,6 +43,7 @@ __all__ = [
     "MirrorClient",
     "Note",
     "Ready",
+    "Say",
     "ToolDecision",
     "UnsupportedSocketError",
     "Verdict",
@@ -184,6 +185,21 @@ class Note:
     heard_ms: int | None = None
     dropped: tuple[str, ...] = ()
     expires_turns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """`mirror.say`: speak `text` with the agent's own voice, now; see :meth:`MirrorClient.saying`.
+
+    `role` is `buffer` (a moment's pause, first) or `correction`. When its audio has not begun within `deadline_ms`
+    milliseconds, Mirror speaks it with another voice.
+    """
+
+    id: str
+    role: str
+    text: str
+    language: str = ""
+    deadline_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -584,14 +600,21 @@ class MirrorClient:
 
     websocket: a Starlette / FastAPI WebSocket (accepted or not) or an asyncio `websockets` connection.
     language: BCP 47 tag of the call, voice: the agent's TTS voice name; both optional, told to Mirror.
-    marks: the agent will say with :meth:`audio` which audio belongs to which turn.
+    marks: the agent will say with :meth:`audio` which audio belongs to which turn. say: the agent will speak Mirror's
+    lines (`says`) with its own voice.
 
     Raises UnsupportedSocketError for any other socket. No method raises because Mirror is slow, gone or wrong; a
     turn, name or argument that is not JSON raises TypeError, with or without Mirror.
     """
 
     def __init__(
-        self, websocket: Any, *, language: str | None = None, voice: str | None = None, marks: bool = False
+        self,
+        websocket: Any,
+        *,
+        language: str | None = None,
+        voice: str | None = None,
+        marks: bool = False,
+        say: bool = False,
     ) -> None:
         headers = _handshake_headers(websocket)
         #: Whether Mirror is on the other end.
@@ -602,9 +625,11 @@ class MirrorClient:
         self.verdicts: Feed[Verdict] = Feed("verdict")
         self.notes: Feed[Note] = Feed("note")
         self.interventions: Feed[Intervention] = Feed("intervention")
+        self.says: Feed[Say] = Feed("say")
         self.errors: Feed[FrameError] = Feed("error")
-        self._feeds: tuple[Feed[Any], ...] = (self.verdicts, self.notes, self.interventions, self.errors)
-        self._hello = {"event": "mirror.hello", "v": PROTOCOL_VERSION, "sdk": SDK, "wants": ["verdicts", "notes"]}
+        self._feeds: tuple[Feed[Any], ...] = (self.verdicts, self.notes, self.interventions, self.says, self.errors)
+        wants = ["verdicts", "notes", "say"] if say else ["verdicts", "notes"]
+        self._hello = {"event": "mirror.hello", "v": PROTOCOL_VERSION, "sdk": SDK, "wants": wants}
         if language is not None:
             self._hello["language"] = language
         if voice is not None:
@@ -785,6 +810,31 @@ class MirrorClient:
         if self.supervised:
             await self._send(encoded)
 
+    @contextlib.asynccontextmanager
+    async def saying(self, say: Say) -> AsyncIterator[None]:
+        """Around the sending of a line's audio, in order with playAudio (needs `say=True`):
+
+            async for say in mirror.says:
+                async with mirror.saying(say):
+                    await websocket.send_text(play_audio(await my_tts(say.text)))
+
+        Mirror lets the audio inside through to the caller, and nothing else while it intervenes. An exception, a
+        cancellation too, says that the line was cut.
+        """
+        await self._line(say, "start")
+        try:
+            yield
+        except BaseException:
+            await self._line(say, "cut")
+            raise
+        await self._line(say, "end")
+        if self.supervised:
+            await self._send(_encode({"event": "mirror.said", "id": say.id}, "said"))
+
+    async def _line(self, say: Say, state: str) -> None:
+        if self.supervised:
+            await self._send(_encode({"event": "mirror.audio", "say": say.id, "state": state}, "audio"))
+
     # What Mirror said
 
     def take_note(self) -> str | None:
@@ -891,6 +941,16 @@ class MirrorClient:
                 self.interventions.push(step)
             case "mirror.note":
                 self._on_note(frame)
+            case "mirror.say":
+                self.says.push(
+                    Say(
+                        id=_text(frame, "id"),
+                        role=_text(frame, "role"),
+                        text=_text(frame, "text"),
+                        language=_text(frame, "language"),
+                        deadline_ms=_int(frame, "deadline_ms"),
+                    )
+                )
             case "mirror.error":
                 self._on_error(frame)
             case event:
