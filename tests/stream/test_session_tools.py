@@ -442,3 +442,55 @@ async def test_words_that_come_while_their_tool_is_judged_decide_with_it(monkeyp
 
     await tools(world, script)
     assert world.record.one("tool.decided")["allow"] is False
+
+
+@virtual_time
+async def test_a_call_that_comes_back_knows_what_it_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    over: list[str] = []
+
+    async def first(agent: AgentCall) -> None:
+        await agent.hello()
+        assert (await ask(agent, "c1", **CHARGE))["allow"] is True
+        assert (await ask(agent, "c2", **CHARGE, key="second"))["allow"] is True
+        over.append("first")
+
+    async def second(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.tool_done", id="c1", ok=True, result={"receipt": 7})
+        again = await ask(agent, "c1", **CHARGE)
+        assert (again["allow"], again["code"], again["stored_result"]) == (False, "duplicate", {"receipt": 7})
+        again = await ask(agent, "c2", **CHARGE, key="second", timeout_ms=500)
+        assert (again["allow"], again["code"]) == (False, "in_doubt")
+        assert agent.of("mirror.error") == []
+        over.append("second")
+
+    for name, script in (("first", first), ("second", second)):
+        world.record.events.clear()
+        await world.call(script, lambda call, name=name: call.wait_for(lambda r: name in over, 30), call_id="plivo-1")
+    assert world.record.one("tool.done")["ref"] == "c1"
+
+
+@virtual_time
+async def test_a_permission_that_comes_too_late_for_its_call_leaves_nothing_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    claim = world.runtime.ledger.claim
+    asked = asyncio.Event()
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(1.0)
+        return await claim(*args, **more)
+
+    monkeypatch.setattr(world.runtime.ledger, "claim", slow)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.tool", id="c1", **CHARGE)
+
+    await world.call(script, lambda call: asked.wait())  # type: ignore[arg-type, return-value]
+    decided = world.record.one("tool.decided")
+    assert (decided["allow"], decided["code"]) == (False, "cancelled")
+    assert world.runtime.ledger.rows == {}  # type: ignore[attr-defined]
