@@ -482,7 +482,7 @@ class AttachedCall(CallSupervisor):
         )
         state = self._turn_begins(payload)
         loop = asyncio.get_running_loop()
-        until = loop.time() + (self.config.hold_budget_ms / 1000 if self._held(payload) else 0.0)
+        until = loop.time() + (self.config.hold_budget_ms / 1000 if self.holds(payload) else 0.0)
         judging = loop.create_task(
             self.review_turn(
                 customer_text=customer_text,
@@ -534,19 +534,6 @@ class AttachedCall(CallSupervisor):
         except Exception as problem:
             return self._unspoken_because(problem)
         return self._say(state, words)
-
-    def _held(self, payload: TurnPayload) -> bool:
-        """Whether a turn waits for its verdict before it is said."""
-        if self.config.delivery == "stream_first" or self.config.mode == "shadow":
-            return False
-        if self.config.delivery == "hold_all":
-            return True
-        try:
-            return self._supervisor.pregate.decide(payload).score
-        except Exception as problem:
-            # What cannot be looked at may be risky.
-            logger.warning("The pre-gate failed (%s); the turn is held", type(problem).__name__)
-            return True
 
     # Intervening
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from supervision.engine.config import MirrorConfig
+from supervision.engine.config import Delivery, MirrorConfig
 from supervision.engine.context import (
     Correction,
     HistoryEntry,
@@ -49,7 +49,7 @@ from supervision.engine.llm.limiter import QuestionLimiter, Risk, asking
 from supervision.engine.llm.protocol import close_client
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, CompiledPolicy, compile_policy
 from supervision.engine.scorer.llm import LLMScorer
-from supervision.engine.scorer.pregate import PreGate
+from supervision.engine.scorer.pregate import PreGate, PreGateDecision
 from supervision.engine.scorer.protocol import TurnScorer
 from supervision.engine.scorer.streaming import StreamedTurn
 from supervision.engine.scorer.tool_gate import (
@@ -63,6 +63,7 @@ from supervision.engine.scorer.tool_gate import (
     ToolGate,
 )
 from supervision.engine.state.call_memory import CallMemory
+from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.state.protocol import CallKey, StateStore
 from supervision.engine.tool_loop import LoopResult, ToolExecutor, run_tool_loop
@@ -138,9 +139,9 @@ class Supervisor:
         """Starts supervising a call without its audio. The context's tenant is the configuration's unless it names one.
 
         What the call remembers is its own; `CallSupervisor.bind_call` joins it with what the state store knows.
-        """
         `journal` is where its irreversible tool calls are written down instead, with `digest` in place of SHA-256 for
         their arguments.
+        """
         self.prepare()
         return CallSupervisor(self, context, journal=journal, digest=digest)
 
@@ -266,6 +267,8 @@ class CallSupervisor:
         # After an intervention the agent is off its script: until a later turn was judged, none is skipped. This is
         # the number of interventions that a judged turn came after.
         self._judged_after = 0
+        # What the pre-gate said of the newest turn: whether it is held is asked before it is judged.
+        self._looked_at: tuple[TurnPayload | None, PreGateDecision | None] = (None, None)
         self._stream: _Stream | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self._noted_by_review: str | None = None
@@ -320,6 +323,15 @@ class CallSupervisor:
     ) -> None:
         await self.aclose()
 
+    def carried(self) -> CarriedMemory:
+        """What this call remembers, for the process that goes on with it."""
+        return self._memory.carried()
+
+    def carry_on(self, carried: CarriedMemory) -> None:
+        """Goes on with a call that another process supervised until now: its history, its irreversible tool calls, its
+        interventions. Before the first turn, and instead of `bind_call`."""
+        self._memory.carry_on(carried)
+
     # Turns
 
     def payload(
@@ -360,6 +372,30 @@ class CallSupervisor:
         self._count(verdict, interventions)
         return verdict
 
+    @property
+    def delivery(self) -> Delivery:
+        """When this call's turns are heard; in shadow mode at once, whatever the policy says."""
+        return "stream_first" if self.config.mode == "shadow" else self.config.delivery
+
+    def holds(self, payload: TurnPayload, *, growing: bool = False) -> bool:
+        """Whether a turn's audio waits for its verdict (`delivery`). ``growing``: its text has only begun to arrive, so
+        that nothing is known of it yet."""
+        if self.delivery == "stream_first":
+            return False
+        return self.delivery == "hold_all" or growing or self._skipped(payload) is None
+
+    def streamed(
+        self, payload: TurnPayload, *, on_answer: Callable[[Verdict, int], object] | None = None
+    ) -> StreamedTurn:
+        """A turn of this call that is judged at clause boundaries while its text arrives, in any mode but with a policy
+        that sets `streaming_mode` to false. Whoever finishes it counts its verdict (`note_streamed`)."""
+        by_clause = self.config.streaming_mode or "streaming_mode" not in self.config.model_fields_set
+        return StreamedTurn(self._scored, payload, clause_by_clause=by_clause, on_answer=on_answer)
+
+    def note_streamed(self, verdict: Verdict, interventions: int) -> None:
+        """Counts the verdict of a `streamed` turn; ``interventions`` is how many there had been when it began."""
+        self._count(verdict, interventions)
+
     async def _scored(self, payload: TurnPayload) -> Verdict:
         try:
             return self._skipped(payload) or await self._supervisor.scorer.score(payload)
@@ -379,12 +415,15 @@ class CallSupervisor:
         """The verdict of a turn that needs no judge; None when it does."""
         if self._judged_after < self.interventions:
             return None
-        try:
-            decision = self._supervisor.pregate.decide(payload)
-        except Exception as error:
-            # A turn that cannot be looked at is judged.
-            _log_broken("the pre-gate", error)
-            return None
+        looked_at, decision = self._looked_at
+        if looked_at is not payload or decision is None:
+            try:
+                decision = self._supervisor.pregate.decide(payload)
+            except Exception as error:
+                # A turn that cannot be looked at is judged.
+                _log_broken("the pre-gate", error)
+                return None
+            self._looked_at = payload, decision
         if decision.score:
             return None
         threshold = self.config.intervention_threshold
@@ -823,6 +862,24 @@ class CallSupervisor:
         self._note(f"tool:{finished.serial}", "tool", f"{_shown_call(finished.intent)} {outcome}")
         return finished
 
+    @property
+    def ledger(self) -> Ledger:
+        """The call's irreversible tool calls."""
+        return self._gate.ledger
+
+    def ledger_key(self, tool_id: str) -> LedgerKey | None:
+        """What a decided irreversible tool call stands under in the ledger; None for any other id."""
+        return self._gate.key(tool_id)
+
+    def tool_earlier(self, tool_id: str, owner: str, *, done: bool, result: Any = None) -> None:
+        """Takes note that an irreversible call which the gate allowed must not run after all: another connection or
+        process was allowed the same before, asked with the id `owner`. `done`: it has run, with this result."""
+        serial, intent = self._gate.pending(tool_id), self._gate.intent(tool_id)
+        self._gate.earlier(tool_id, owner, done=done, result=result)
+        if serial is not None and intent is not None:
+            what = f"ran before: {_shown(result, MAX_RESULT_SHOWN_CHARS)}" if done else "was allowed before; it may run"
+            self._note(f"tool:{serial}", "tool", f"{_shown_call(intent)} {what}")
+
     async def run_supervised_loop(
         self,
         *,
@@ -862,24 +919,6 @@ class CallSupervisor:
             turn_id=turn_id or self._number("turn"),
             language=language or self.language,
             request=request,
-    @property
-    def ledger(self) -> Ledger:
-        """The call's irreversible tool calls."""
-        return self._gate.ledger
-
-    def ledger_key(self, tool_id: str) -> LedgerKey | None:
-        """What a decided irreversible tool call stands under in the ledger; None for any other id."""
-        return self._gate.key(tool_id)
-
-    def tool_earlier(self, tool_id: str, owner: str, *, done: bool, result: Any = None) -> None:
-        """Takes note that an irreversible call which the gate allowed must not run after all: another connection or
-        process was allowed the same before, asked with the id `owner`. `done`: it has run, with this result."""
-        serial, intent = self._gate.pending(tool_id), self._gate.intent(tool_id)
-        self._gate.earlier(tool_id, owner, done=done, result=result)
-        if serial is not None and intent is not None:
-            what = f"ran before: {_shown(result, MAX_RESULT_SHOWN_CHARS)}" if done else "was allowed before; it may run"
-            self._note(f"tool:{serial}", "tool", f"{_shown_call(intent)} {what}")
-
         )
 
     async def review_final(self, payload: TurnPayload) -> Verdict:

@@ -27,6 +27,9 @@ MAX_JSON_BYTES: Final = 64 * 1024
 MAX_JSON_DEPTH: Final = 32
 _MAX_JSON_INT_BITS: Final = 63
 
+# Events of a call's first socket are numbered from 1; each further socket, by its epoch, has numbers of its own above.
+EPOCH_BITS: Final = 32
+
 JSON = Any
 
 
@@ -70,7 +73,8 @@ InterventionOutcome = Annotated[
 ]
 SilenceProof = Annotated[str, OneOf("cleared", "fence", "unproven", "not_needed")]
 HeardBasis = Annotated[str, OneOf("marks", "pauses", "estimated")]
-ViolationBasis = Annotated[str, OneOf("quote", "turn")]
+ViolationBasis = Annotated[str, OneOf("quote", "clause", "turn")]
+HoldEndedBy = Annotated[str, OneOf("verdict", "budget", "discarded")]
 CorrectionSource = Annotated[str, OneOf("llm", "template")]
 ToolCode = Annotated[
     str,
@@ -84,7 +88,8 @@ class RecordEvent:
     """One thing that happened in a call.
 
     `id` is a UUIDv7 and the key of idempotency: writing an event twice changes nothing. `seq` counts from 1 in each
-    call. `at` is the wall clock in UTC. `data` is JSON and belongs to the event: nobody changes it afterwards.
+    call, and from higher up after each reconnect (`first_seq`). `at` is the wall clock in UTC. `data` is JSON and
+    belongs to the event: nobody changes it afterwards.
     """
 
     id: UUID
@@ -94,6 +99,21 @@ class RecordEvent:
     at: datetime
     kind: str
     data: dict[str, JSON]
+
+    @property
+    def epoch(self) -> int:
+        """Which of the call's sockets this is of, from 1."""
+        return epoch_of(self.seq)
+
+
+def epoch_of(seq: int) -> int:
+    """The epoch of a call that an event with this number is of, from 1."""
+    return ((seq - 1) >> EPOCH_BITS) + 1
+
+
+def first_seq(epoch: int) -> int:
+    """The number of the first event of an epoch: above those of all older ones, whatever their owners still record."""
+    return ((epoch - 1) << EPOCH_BITS) + 1
 
 
 class EventData:
@@ -136,6 +156,41 @@ class CallStarted(EventData):
     to_number: str = ""
     node: str = ""
     storage_limit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallMoved(EventData):
+    """The last event of a call on a socket whose call goes on on another one."""
+
+    KIND: ClassVar[str] = "call.moved"
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallResumed(EventData):
+    """The first event of a call on another socket, perhaps of another node, with all that its row needs: what the older
+    one recorded may come later. `after_seq` is the number of the older socket's last event, None when it was silent."""
+
+    KIND: ClassVar[str] = "call.resumed"
+    epoch: int
+    after_seq: int | None
+    started_at: str
+    plivo_call_id: str
+    stream_id: str
+    account_id: str
+    agent_id: UUID
+    policy_id: UUID | None
+    policy_version_id: UUID | None
+    policy_version: int | None
+    mode: CallMode
+    delivery: CallDelivery
+    encoding: str
+    sample_rate: int
+    from_number: str = ""
+    to_number: str = ""
+    node: str = ""
+    storage_limit: bool = False
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +240,29 @@ class TurnReported(EventData):
     text: str
     tool_calls: Json = field(default_factory=list)
     language: str = ""
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnCompleted(EventData):
+    """All words of a turn whose text came in pieces; `turn.reported` has the first piece."""
+
+    KIND: ClassVar[str] = "turn.completed"
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType({"text": ""})
+    turn_id: UUID
+    text: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnHeld(EventData):
+    """How long the beginning of a turn was kept from the caller until it was judged, and what ended that."""
+
+    KIND: ClassVar[str] = "turn.held"
+    DETAIL: ClassVar[bool] = True
+    turn_id: UUID
+    held_ms: int
+    ended_by: HoldEndedBy
     at_ms: int
 
 
@@ -362,11 +440,15 @@ class CallEnded(EventData):
 
 _ALL: Final[tuple[type[EventData], ...]] = (
     CallStarted,
+    CallMoved,
+    CallResumed,
     CallHello,
     AgentConnected,
     AgentFailed,
     TranscriptNoted,
     TurnReported,
+    TurnCompleted,
+    TurnHeld,
     TurnJudged,
     TurnHeard,
     ToolDecided,

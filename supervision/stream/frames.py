@@ -66,6 +66,19 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """`mirror.delta`: the next piece of a turn that is being generated. Only the first one's ``customer_text``,
+    ``language`` and ``seen`` count."""
+
+    ref: str
+    text: str
+    final: bool
+    customer_text: str
+    language: str | None
+    seen: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Audio:
     """`mirror.audio`: which turn, or which of Mirror's lines (`say`), the audio around it belongs to."""
 
@@ -104,7 +117,7 @@ class ToolDone:
     cancelled: bool
 
 
-AgentFrame = Hello | Transcript | Turn | Audio | Said | Tool | ToolDone
+AgentFrame = Hello | Transcript | Turn | Delta | Audio | Said | Tool | ToolDone
 
 
 def reference(frame: Mapping[str, Any]) -> str | None:
@@ -125,6 +138,15 @@ def parse(frame: Mapping[str, Any]) -> AgentFrame:
         return _transcript(reader)
     if event == "mirror.turn":
         return _turn(reader)
+    if event == "mirror.delta":
+        return Delta(
+            ref=reader.ident("turn_id"),
+            text=reader.text("text", default="" if frame.get("final") is True else None),
+            final=reader.flag("final", default=False),
+            customer_text=reader.text("customer_text", default=""),
+            language=reader.language(),
+            seen=reader.optional("seen"),
+        )
     if event == "mirror.audio":
         return _audio(reader)
     if event == "mirror.tool":
@@ -138,8 +160,6 @@ def parse(frame: Mapping[str, Any]) -> AgentFrame:
         )
     if event == "mirror.said":
         return Said(say=reader.ident("id"))
-    if event == "mirror.delta":
-        raise FrameError("bad_field", f"event: {event} is not supported by this version; send mirror.turn", reader.ref)
     raise FrameError("bad_field", "event: not a frame that an agent sends", reader.ref)
 
 

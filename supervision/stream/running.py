@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mirror_saas.ids import uuid7
 from supervision.audio.heard import span_times
 from supervision.engine.adapters.playback import RelayPlayback, marks_of, pcm_of, played_out
 from supervision.engine.context import Verdict
+from supervision.engine.intervention.clauses import quotes
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.note import note_text
 from supervision.engine.intervention.orchestrator import Intervention, Line, Outcome, Plan, Report
@@ -19,9 +20,6 @@ from supervision.stream.turns import TurnState
 
 if TYPE_CHECKING:
     from supervision.stream.supervised import SupervisedCall
-
-_QUOTED: Final = re.compile(r'"([^"]{2,400})"|“([^”]{2,400})”')
-
 
 class Running(RelayPlayback):
     """One intervention of this call: where its audio goes, and who learns of it."""
@@ -191,11 +189,13 @@ class Running(RelayPlayback):
         """Milliseconds of the violating words that were heard at most; of the whole turn when nobody quoted them."""
         audio, relay = self.turn.audio, self._call.relay
         pcm = pcm_of(relay, audio)
-        for found in _QUOTED.finditer(self.verdict.reason):
-            quote = found.group(1) or found.group(2)
+        spans = [(quote, "quote") for quote in quotes(self.verdict.reason)]
+        if self.turn.violates_from:
+            spans.append((audio.text[self.turn.violates_from :], "clause"))
+        for span, basis in spans:
             times = span_times(
                 audio.text,
-                quote,
+                span,
                 pcm,
                 relay.format.sample_rate,
                 marks_of(audio),
@@ -203,7 +203,7 @@ class Running(RelayPlayback):
             )
             if times is not None:
                 start_ms, end_ms = times
-                return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"
+                return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), basis
         return round(high_s * 1000), "turn"
 
 

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import orjson
 
+from mirror_saas.direct_frames import FAILED, DirectFrames
 from mirror_saas.ids import uuid7
 from supervision.audio.format import MediaFormat, MediaFormatError
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
@@ -100,6 +101,7 @@ class CallSession:
         binding: AgentBinding,
         start: CallStart,
         send: Send,
+        frames: DirectFrames | None = None,
         query: str,
         subprotocols: list[str],
         from_number: str,
@@ -128,7 +130,8 @@ class CallSession:
                 binding.tenant_slug,
                 self.call_id,
             )
-        self._plivo = PlivoLeg(send)
+        self._frames = frames
+        self._plivo = PlivoLeg(send, frames)
         self._agent = AgentLeg(
             on_text=self._agent_text,
             on_binary=self._plivo.send_binary,
@@ -158,10 +161,10 @@ class CallSession:
             ),
             log=self._log,
             recorder=runtime.recorder,
+            ledger=ledger,
             mode=binding.mode,
             ready=runtime.ready(binding, start.call_id),
             arm_lines=lambda language: runtime.arm_lines(binding, language),
-            ledger=ledger,
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
         )
@@ -185,7 +188,7 @@ class CallSession:
                 policy_version_id=binding.policy_version_id,
                 policy_version=binding.policy_version,
                 mode=binding.mode,
-                delivery="stream_first",
+                delivery=self._supervised.delivery,
                 encoding=start.media_format.encoding,
                 sample_rate=start.media_format.sample_rate,
                 from_number=from_number,
@@ -226,6 +229,8 @@ class CallSession:
             if self._closing is not None:
                 self._closing.cancel()
             self._plivo.gone()
+            if self._frames is not None:
+                self._frames.release()
             self._agent.close(1000)
             if self._wake is not None:
                 self._wake.cancel()
@@ -233,6 +238,8 @@ class CallSession:
 
     async def _read(self, receive: Receive) -> None:
         relay, now = self._relay, self._loop.time
+        if self._frames is not None:
+            self._frames.take(self._plivo_text, self._agent.send_binary)
         while True:
             message = await receive()
             kind = message["type"]
@@ -249,6 +256,8 @@ class CallSession:
                         # Whether Plivo hangs up like this, nobody has written down; so it is told, and no failure.
                         self._reason = f"Plivo's connection ended with code {self._close_code}"
                 return
+            elif kind == FAILED:
+                raise message["problem"]
 
     async def _dial(self) -> None:
         url = upstream_url(self._binding.upstream_url, self._query)
@@ -353,6 +362,9 @@ class CallSession:
     def _tell_agent(self, frame: dict[str, Any]) -> None:
         # What models write may hold half a character; a frame with one would break the agent's socket.
         self._agent.send_text(plivo_events.dump(frame).encode("utf-8", "replace").decode())
+
+    def _plivo_text(self, text: str) -> None:
+        self._relay.plivo_text(text, self._loop.time())
 
     def _agent_text(self, text: str) -> None:
         self._relay.agent_text(text, self._loop.time())

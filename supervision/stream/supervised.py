@@ -19,9 +19,12 @@ from supervision.audio.heard import Heard
 from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
 from supervision.engine.adapters.agent_voice import LEAD_S, AgentVoice, SayExpired, SayUnknown
-from supervision.engine.adapters.playback import heard_of, plan_for
+from supervision.engine.adapters.hold import Hold
+from supervision.engine.adapters.playback import heard_of, plan_for, soft_cut
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.config import Delivery
 from supervision.engine.context import JudgingState, TurnPayload, Verdict
+from supervision.engine.intervention.clauses import violation_starts
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.orchestrator import (
     CORRECTION_BEFORE_END_S,
@@ -37,9 +40,10 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
-from supervision.stream.running import Running, words_of
-from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
 from supervision.stream.ledger import CallLedger
+from supervision.stream.running import Running, words_of
+from supervision.stream.streamed import StreamedTurns
+from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
 from supervision.stream.turns import TurnState
 
 logger = logging.getLogger(__name__)
@@ -72,9 +76,9 @@ class SupervisedCall:
         voice: CallVoice,
         log: CallLog,
         recorder: Recorder,
+        ledger: CallLedger | None,
         mode: str,
         ready: dict[str, Any],
-        ledger: CallLedger | None,
         arm_lines: Callable[[str], dict[str, Any]],
         to_agent: Callable[[dict[str, Any]], None],
         at_ms: Callable[[], int],
@@ -102,18 +106,26 @@ class SupervisedCall:
         self._ended = False
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left_at: float | None = None
+        self._hold_budget_s = supervisor.config.hold_budget_ms / 1000 if supervisor is not None else 0.0
+        self.delivery: Delivery = "stream_first"
+        """When this call's turns are heard."""
+        if supervisor is not None and mode != "shadow":
+            self.delivery = supervisor.delivery
+        if self.delivery != "stream_first":
+            relay.hold_undecided_s = self._hold_budget_s
+        self.streamed = StreamedTurns(self, supervisor)
         self.tools = CallTools(
             supervisor=supervisor,
             mode=mode,
             log=log,
             recorder=recorder,
+            ledger=ledger,
             turn_of=lambda ref: self._turns.get(ref),
             to_agent=to_agent,
+            rejected=self.rejected,
             spawn=self._spawn,
-            ledger=ledger,
             at_ms=at_ms,
         )
-            rejected=self.rejected,
 
     # ------------------------------------------------------------------ frames from the agent
 
@@ -138,7 +150,9 @@ class SupervisedCall:
         if isinstance(parsed, frames.Hello):
             self._take_hello(parsed)
         elif isinstance(parsed, frames.Turn):
-            self._take_turn(parsed)
+            self.take_turn(parsed)
+        elif isinstance(parsed, frames.Delta):
+            self.streamed.take(parsed)
         elif isinstance(parsed, frames.Tool):
             # A turn that is not reported yet is no error: many agents run their tools before they know what to say.
             turn = self._turns.get(parsed.turn_ref or "")
@@ -209,13 +223,20 @@ class SupervisedCall:
         words = words_of(text)
         return len(words) >= 3 and bool(said) and len([w for w in words if w in said]) >= 0.8 * len(words)
 
-    def _take_turn(self, turn: frames.Turn) -> None:
+    def turn(self, ref: str) -> TurnState | None:
+        """The turn that the agent reported under this id."""
+        return self._turns.get(ref)
+
+    def take_turn(self, turn: frames.Turn, *, growing: bool = False) -> TurnState:
+        """Take a reported turn; ``growing``: there is more of its text to come, and whoever takes that has it judged.
+        Raises `FrameError` when it was reported before."""
         if turn.ref in self._turns:
             raise frames.FrameError("duplicate_turn", "turn_id: this turn was reported before", turn.ref)
+        self.streamed.close()
         customer = turn.customer_text.strip() or " ".join(self._heard_customer)
         self._heard_customer.clear()
         now = self._loop.time()
-        audio = TurnAudio(uuid7(), turn.ref, now, turn.seen, turn.text)
+        audio = TurnAudio(uuid7(), turn.ref, now, turn.seen, turn.text, growing=growing)
         language = turn.language or self.language
         if self._supervisor is None:
             payload = TurnPayload(customer, turn.text, turn.tool_calls, (), turn.ref, language)
@@ -232,12 +253,14 @@ class SupervisedCall:
         self._turns[turn.ref] = state
         while len(self._turns) > MAX_TURNS_KEPT:
             self._turns.pop(next(iter(self._turns)))
+        if self._holds(payload, growing):
+            audio.hold = Hold(self._hold_budget_s)
         self.relay.turn_reported(audio)
         if self._supervisor is not None:
             # After the payload was made: a turn's history never contains the turn.
             if customer:
                 self._supervisor.note_customer(customer)
-            if turn.text.strip():
+            if turn.text.strip() and not growing:
                 self._supervisor.note_agent(turn.text, turn_id=turn.ref)
         self._record(
             record.TurnReported(
@@ -251,8 +274,10 @@ class SupervisedCall:
                 at_ms=self._at_ms(),
             )
         )
-        self._spawn(self._judge(state))
+        if not growing:
+            self._spawn(self._judge(state))
         self.tools.ask_all(turn.tool_calls, state, customer)
+        return state
 
     # ------------------------------------------------------------------ turns from outside the agent's socket
 
@@ -272,8 +297,7 @@ class SupervisedCall:
             state = self._turns.get(parsed.ref)
             if state is None:
                 self._hear_from_outside()
-                self._take_turn(parsed)
-                state = self._turns[parsed.ref]
+                state = self.take_turn(parsed)
             elif (state.payload.agent_text, state.payload.tool_calls) != (parsed.text, parsed.tool_calls):
                 raise frames.FrameError(
                     "duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref
@@ -352,17 +376,30 @@ class SupervisedCall:
 
     # ------------------------------------------------------------------ judging
 
+    def _holds(self, payload: TurnPayload, growing: bool) -> bool:
+        if self._supervisor is None or self.delivery == "stream_first":
+            return False
+        return self._supervisor.holds(payload, growing=growing)
+
+    def ungoverned(self, turn: TurnState) -> Verdict:
+        """The verdict where there is no policy to judge by."""
+        return Verdict(turn.ref, JudgingState.FAILED, None, None, "", "", 1.0, 0, detail="no live policy")
+
     async def _judge(self, turn: TurnState) -> None:
         if self._supervisor is None:
-            verdict = Verdict(turn.ref, JudgingState.FAILED, None, None, "", "", 1.0, 0, detail="no live policy")
+            verdict = self.ungoverned(turn)
         else:
             verdict = await self._supervisor.judge_turn(turn.payload)
+        if verdict.violates:
+            turn.violates_from = violation_starts(turn.audio.text, verdict.reason)
+        self.judged(turn, verdict, self.decide(turn, verdict))
+
+    def judged(self, turn: TurnState, verdict: Verdict, decided: tuple[bool, str | None]) -> None:
+        """This is the turn's verdict, and what was `decided` about it: tell the record and the agent, and let what was
+        held of the turn be heard."""
+        acted, withheld = decided
+        assert turn.verdict_id is not None
         self.counts.states[verdict.state] += 1
-        turn.verdict_id = uuid7()
-        if self._ended:
-            acted, withheld = False, "late" if verdict.should_intervene else None
-        else:
-            acted, withheld = self._decide(turn, verdict)
         self._record(
             record.TurnJudged(
                 turn_id=turn.turn_id,
@@ -395,13 +432,19 @@ class SupervisedCall:
             "reason": verdict.reason or verdict.detail,
             "latency_ms": verdict.latency_ms,
         }
+        turn.clean.set()
         if not turn.judged.done():
             turn.judged.set_result(verdict)
+        if not turn.audio.muted:
+            self.relay.decide(turn.audio, self._loop.time())
         if self.hello is not None and "verdicts" in self.hello.wants and not self._ended:
             self._to_agent({"event": "mirror.verdict", **turn.told})
 
-    def _decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
+    def decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
         """Act on a verdict, or say why not: ``(acted, withheld)``."""
+        turn.verdict_id = uuid7()
+        if self._ended:
+            return False, "late" if verdict.should_intervene else None
         if not verdict.should_intervene or self._supervisor is None:
             return False, None
         withheld = "shadow" if self._mode == "shadow" else self._supervisor.withheld(verdict)
@@ -422,22 +465,23 @@ class SupervisedCall:
         if not self._voice.armed:
             self._note_only(turn, verdict, "unarmed")
             return False, "unarmed"
-        plan, begins_at = self._plan(turn, now)
+        plan, begins_at, keep_s = self._plan(turn, now)
         if plan is Plan.NOTE_ONLY:
             self._note_only(turn, verdict, "late")
             return False, "late"
         if self._caller_speaks():
             self._cut_for_speaking_caller(turn, verdict, plan, now)
             return True, None
-        self._act(turn, verdict, plan, begins_at, now)
+        self._act(turn, verdict, plan, begins_at, keep_s, now)
         return True, None
 
-    def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None]:
-        """What the caller can hear of this turn decides."""
+    def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None, float]:
+        """What the caller can hear of this turn decides: the plan, when its clear goes out, and how many seconds of
+        the turn's beginning are heard all the same."""
         audio, clock = turn.audio, self.relay.clock
         if clock.end_at > now and self.relay.adopt_unreported(audio):
             # The agent reported this turn after its audio had begun: what is audible is what was reported.
-            return Plan.CUT_NOW, None
+            return Plan.CUT_NOW, None, 0.0
         if (taken := self.relay.taken_for(audio)) is not None:
             # Whose audio it is, nobody said. Better an innocent turn cut than a wrong one heard; the other is mute too.
             other = next((state for state in self._turns.values() if state.audio is taken), None)
@@ -447,7 +491,12 @@ class SupervisedCall:
             self.relay.mute(audio, now)
             turn.audio = audio = taken
         newer = any(other.audio.reported_at > audio.reported_at for other in self._turns.values())
-        return plan_for(self.relay, audio, now, newer=newer, caller_speaks=self._caller_speaks)
+        plan, begins_at = plan_for(self.relay, audio, now, newer=newer, caller_speaks=self._caller_speaks)
+        if taken is None and plan in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
+            spared = soft_cut(self.relay, audio, now, turn.violates_from)
+            if spared is not None:
+                return spared
+        return plan, begins_at, 0.0
 
     def _caller_speaks(self) -> bool:
         detector = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
@@ -455,14 +504,16 @@ class SupervisedCall:
 
     # ------------------------------------------------------------------ intervening
 
-    def _act(self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, now: float) -> None:
+    def _act(
+        self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, keep_s: float, now: float
+    ) -> None:
         assert self._supervisor is not None
         supervisor = self._supervisor
         self.counts.interventions += 1
         supervisor.note_intervention(verdict)
         self._match_level(turn.audio)
         if plan is Plan.REPLACE_HELD:
-            self.relay.mute(turn.audio, now)
+            self.relay.mute(turn.audio, now, keep_s)
         else:
             self.relay.take_over(turn.audio, now)
         opener = plan is Plan.RETRACT
@@ -550,12 +601,20 @@ class SupervisedCall:
         ]
         for state in fresh_turns:
             # Bounded by the engine's own deadline for a turn.
-            either: set[asyncio.Future[Any]] = {state.judged, self._over}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await self._first_words_judged(state)
         if running.dropped or report.outcome is not Outcome.COMPLETED:
             running.send_note(report)
         if self._supervisor is not None:
             running.correct_history(self._supervisor)
+
+    async def _first_words_judged(self, turn: TurnState) -> None:
+        waiting = self._loop.create_task(turn.clean.wait())
+        limit_s = None
+        if turn.audio.growing and self._supervisor is not None:
+            limit_s = self._supervisor.config.semantic_review_timeout_s
+        either: set[asyncio.Future[Any]] = {waiting, self._over}
+        await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
 
     def _cut_for_speaking_caller(self, turn: TurnState, verdict: Verdict, plan: Plan, now: float) -> None:
         """The caller speaks: the turn is silenced, nothing is said over them, and the agent is told what to say."""
@@ -606,6 +665,7 @@ class SupervisedCall:
 
     def agent_cleared(self) -> None:
         """The agent thinks that the caller speaks."""
+        self.streamed.agent_cleared()
         if self._running is not None:
             self._running.agent_cleared = True
 
@@ -645,6 +705,7 @@ class SupervisedCall:
         heard, high_s = await asyncio.to_thread(self._heard, audio, self._hearing())
         audio_s = audio.received_s
         audio.audio.clear()
+        self._record_hold(audio)
         self._record(
             record.TurnHeard(
                 turn_id=audio.turn_id,
@@ -657,6 +718,20 @@ class SupervisedCall:
                 at_ms=self._at_ms(),
             )
         )
+
+    def _record_hold(self, audio: TurnAudio) -> None:
+        hold = audio.hold
+        if hold is not None and hold.since is not None:
+            held_s = hold.held_s if hold.held_s is not None else self._hearing() - hold.since
+            heard = audio.runs.starts_at is not None
+            self._record(
+                record.TurnHeld(
+                    turn_id=audio.turn_id,
+                    held_ms=round(max(0.0, held_s) * 1000),
+                    ended_by="discarded" if not heard else "verdict" if hold.by_verdict else "budget",
+                    at_ms=self._at_ms(),
+                )
+            )
 
     def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
@@ -671,6 +746,7 @@ class SupervisedCall:
         """
         self._ended = True
         self.tools.ended()
+        self.streamed.close()
         # Plivo's goodbye was on its way for a while, too.
         self._left_at = self._loop.time() - self.relay.clock.one_way_s
         self._over.set_result(None)

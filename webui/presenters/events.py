@@ -71,12 +71,16 @@ class EventView:
 
 EVENT_LABELS: Mapping[str, tuple[str, str, Tone]] = {
     "call.started": ("Call started", "phone", "plain"),
+    "call.moved": ("Stream lost", "phone", "warn"),
+    "call.resumed": ("Stream came back", "phone", "warn"),
     "call.hello": ("Agent said hello", "robot", "plain"),
     "call.ended": ("Call ended", "phone", "plain"),
     "agent.connected": ("Agent connected", "robot", "plain"),
     "agent.failed": ("Agent failed", "cross", "bad"),
     "transcript.noted": ("Transcript", "person", "plain"),
     "turn.reported": ("Turn reported", "robot", "plain"),
+    "turn.completed": ("Turn complete", "robot", "plain"),
+    "turn.held": ("Turn held", "clock", "plain"),
     "turn.judged": ("Turn judged", "shield", "plain"),
     "turn.heard": ("Turn heard", "wave", "plain"),
     "tool.decided": ("Tool decided", "tool", "plain"),
@@ -165,12 +169,15 @@ _SUMMARIES: Mapping[str, Callable[[Data], str]] = {
     "call.started": lambda data: _joined(
         data.get("mode"), data.get("delivery"), data.get("encoding"), data.get("sample_rate")
     ),
+    "call.resumed": lambda data: _joined(f"socket {data.get('epoch')} of the call", data.get("node")),
     "call.hello": lambda data: _joined(data.get("sdk"), data.get("language"), "marks" if data.get("marks") else ""),
     "call.ended": _ended,
     "agent.connected": lambda data: f"in {duration(data.get('dial_ms'))}",
     "agent.failed": lambda data: str(data.get("reason", "")),
     "transcript.noted": lambda data: _joined(sentence_of(str(data.get("role", ""))), _said(data.get("text"))),
     "turn.reported": lambda data: _said(data.get("text")),
+    "turn.completed": lambda data: _said(data.get("text")),
+    "turn.held": lambda data: _joined(f"for {duration(data.get('held_ms'))}", data.get("ended_by")),
     "turn.judged": _judged,
     "turn.heard": _heard,
     "tool.decided": _decided,

@@ -50,7 +50,9 @@ def soft_cut(relay: CallRelay, audio: TurnAudio, now: float, from_char: int) -> 
 
     Takes a few milliseconds for a turn of half a minute.
     """
-    keep_s = _word_end(relay, audio, from_char) if from_char > 0 else 0.0
+    if from_char <= 0 or audio.runs.starts_at is None:
+        return None  # of a turn that has not begun to be heard, nothing is
+    keep_s = _word_end(relay, audio, from_char)
     if audio.runs.position(now + relay.clock.one_way_s) >= keep_s - SPARED_S:
         return None
     reached_at = audio.runs.time_at(keep_s)

@@ -80,7 +80,7 @@ class TurnAudio:
 
     def trade_names(self, other: TurnAudio) -> None:
         """Let this audio be the other turn's, and the other's be this turn's."""
-        for name in ("turn_id", "ref", "reported_at", "seen", "text"):
+        for name in ("turn_id", "ref", "reported_at", "seen", "text", "growing"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)
@@ -534,7 +534,7 @@ class CallRelay:
         while self._pending and self._abandoned(self._pending[0], turn.reported_at):
             self._pending.popleft()
         begun, self._begun = self._begun, None
-        if not self.marks and turn.text.strip():
+        if not self.marks and (turn.growing or turn.text.strip()):
             recent = begun is not None and (
                 turn.reported_at - begun.at <= LATE_REPORT_S
                 or (begun.hold is not None and begun.hold.released_at is None)
@@ -543,6 +543,11 @@ class CallRelay:
                 self._reported_late(turn, begun)
             else:
                 self._pending.append(turn)
+
+    def withdraw(self, turn: TurnAudio) -> None:
+        """A reported turn says nothing after all: no audio is its own."""
+        if turn in self._pending:
+            self._pending.remove(turn)
 
     def _reported_late(self, turn: TurnAudio, begun: _Begun) -> None:
         """Count audio that began just before ``turn`` was reported as its own, and no more as the turn's before."""
