@@ -226,9 +226,9 @@ class Journal:
 
     def _follow(self, row: Row, changed: dict[bytes, _Call | None]) -> None:
         """Keep who is on the line, so that a call whose process dies can be ended by whoever adopts the journal."""
-        if row.kind == "call.started":
+        if row.kind in ("call.started", "call.resumed"):
             changed[row.call] = _Call(row.tenant, row.at_us, row.seq, row.at_us)
-        elif row.kind == "call.ended":
+        elif row.kind in ("call.ended", "call.moved"):
             changed[row.call] = None
         else:
             known = changed[row.call] if row.call in changed else self._open.get(row.call)

@@ -125,12 +125,12 @@ def _call_ended(event: RecordEvent, call: Facts) -> list[Told]:
     # From the call's row: it has what ended the call first, and the counts of a call whose process died.
     coverage = {name: call[name] for name in ("coverage_state", "coverage_reason", "coverage", *_COUNTS)}
     names = ("outcome", "ended_by", "duration_ms", "intervention_count", "tools_blocked_count")
-    ended = Told(
-        "call.ended", event.call_id, event.at, {**_ids(call), **{name: call[name] for name in names}, **coverage}
-    )
+    # A call that goes on after its end, for its stream came back, ends once more.
+    subject = event.call_id if event.epoch == 1 else event.id
+    ended = Told("call.ended", subject, event.at, {**_ids(call), **{name: call[name] for name in names}, **coverage})
     if call["coverage_state"] == "full":
         return [ended]
-    return [ended, Told("coverage.alarm", event.call_id, event.at, {**_ids(call), **coverage})]
+    return [ended, Told("coverage.alarm", subject, event.at, {**_ids(call), **coverage})]
 
 
 def _intervention_started(event: RecordEvent, call: Facts) -> list[Told]:

@@ -289,9 +289,9 @@ def test_the_end_of_a_call_tells_that_its_record_lost_detail() -> None:
 
 def test_an_event_of_a_kind_that_nobody_has_named_yet_is_listed() -> None:
     shown = event_view(
-        CallEvent(tenant_id=TENANT, seq=1, at=START + timedelta(milliseconds=250), kind="call.moved", data={}), START
+        CallEvent(tenant_id=TENANT, seq=1, at=START + timedelta(milliseconds=250), kind="call.waved", data={}), START
     )
-    assert (shown.label, shown.at_ms, shown.summary) == ("Call moved", 250, "")
+    assert (shown.label, shown.at_ms, shown.summary) == ("Call waved", 250, "")
 
 
 def test_the_timeline_tells_a_violation_from_a_turn_that_was_not_judged() -> None:
