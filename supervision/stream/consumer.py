@@ -13,6 +13,7 @@ from typing import Any, Final
 from channels.consumer import AsyncConsumer
 from django.conf import settings
 
+from mirror_saas.direct_frames import direct_frames
 from supervision.plivo import signatures
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
 from supervision.stream.limits import CallLease, lease_name
@@ -94,6 +95,7 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             binding=binding,
             start=start,
             send=send,
+            frames=direct_frames(scope),
             query=query,
             subprotocols=offered,
             from_number=token.from_number if token is not None else "",
