@@ -12,7 +12,7 @@ from tenants.tenant_tables import tenant_wall
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('supervision', '0020_webhooks'),
+        ('supervision', '0021_agent_failures'),
         ('tenants', '0020_idempotency_keys'),
     ]
 

@@ -1,4 +1,4 @@
-from supervision.models.agents import Agent, Mode, ProviderCredential, StreamKey, Track
+from supervision.models.agents import Agent, Mode, OnFailure, ProviderCredential, StreamKey, Track
 from supervision.models.calls import (
     AgentNote,
     Call,
@@ -26,6 +26,7 @@ __all__ = [
     "Label",
     "LedgerEntry",
     "Mode",
+    "OnFailure",
     "Policy",
     "PolicyVersion",
     "PrivacySettings",

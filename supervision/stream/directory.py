@@ -31,7 +31,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from mirror_saas.limits import NO_LIMITS, Limits
 from supervision.audio.format import MediaFormat
+from supervision.plivo.rest import PlivoAccount
 from supervision.redaction import RedactionSettings
+from supervision.stream.failure import NO_FAILURE_POLICY, FailurePolicy
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
 from tenants.limits import MIB, limit_of
 from tenants.sealing import key_ring
@@ -102,6 +104,11 @@ class AgentBinding:
     plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
     """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
     when those that were cannot be unsealed: what Plivo signs can then not be checked, so it is refused."""
+    plivo_accounts: tuple[PlivoAccount, ...] = ()
+    """Those of these accounts whose token could be unsealed, in the same order: for Plivo's REST API."""
+    failure: FailurePolicy = NO_FAILURE_POLICY
+    bidirectional: bool = True
+    """Whether Plivo's stream has a way back for audio; false of a `<Stream>` of the tenant's own without one."""
     limits: Limits = NO_LIMITS
     storage_full: bool = False
     """Whether the tenant's record takes all that it may: then the call is recorded without what was said."""
@@ -262,13 +269,14 @@ class StreamDirectory:
 # version never acts.
 _BINDING: Final = """
 SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_sealed, a.headers_sealed, a.mode,
-       a.language, a.voice, a.audio_format, a.policy_overrides, k.id AS stream_key_id, k.expires_at,
+       a.language, a.voice, a.audio_format, a.policy_overrides, a.redials, a.failure_message, a.on_failure,
+       a.failure_transfer_url, a.bidirectional, k.id AS stream_key_id, k.expires_at,
        (SELECT jsonb_object_agg(d.id, encode(d.wrapped, 'hex'))
           FROM tenants_datakey d WHERE d.tenant_id = a.tenant_id) AS data_keys,
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
        tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
-       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed,
+       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed, plivo.accounts AS plivo_auth_ids, plivo.urls AS plivo_urls,
        privacy.redact AS redact_kinds, privacy.phone_region AS redact_region, privacy.patterns AS redact_patterns,
        limits.calls AS limit_calls, limits.judge_calls AS limit_judge_calls, limits.storage_mib AS limit_storage_mib,
        coalesce(storage.storage_bytes, 0) AS storage_bytes
@@ -289,6 +297,8 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
   LEFT JOIN tenants_tenantuse storage ON storage.tenant_id = a.tenant_id
   LEFT JOIN LATERAL (
         SELECT array_agg(id ORDER BY updated_at DESC, id) AS ids,
+               array_agg(account ORDER BY updated_at DESC, id) AS accounts,
+               array_agg(base_url ORDER BY updated_at DESC, id) AS urls,
                array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
           FROM supervision_providercredential WHERE tenant_id = a.tenant_id AND kind = 'plivo') plivo ON true
  WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
@@ -324,6 +334,7 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
     wrapped = {UUID(key_id): bytes.fromhex(key) for key_id, key in (row["data_keys"] or {}).items()}
     keys = TenantKeys(key_ring(), tenant_id, wrapped)
     limits = _limits(row)
+    accounts = _plivo_accounts(row, keys)
     binding = AgentBinding(
         tenant_id=tenant_id,
         tenant_slug=slug,
@@ -346,7 +357,15 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         tts=_provider(row, "tts", keys),
         redaction=RedactionSettings.from_row(row["redact_kinds"], row["redact_region"], row["redact_patterns"]),
         headers=MappingProxyType(_headers(row, keys)),
-        plivo_tokens=_plivo_tokens(row, keys),
+        plivo_tokens=None if accounts is None else tuple(account.auth_token for account in accounts),
+        plivo_accounts=accounts or (),
+        failure=FailurePolicy(
+            redials=row["redials"],
+            message=row["failure_message"],
+            then=row["on_failure"],
+            transfer_url=row["failure_transfer_url"],
+        ),
+        bidirectional=row["bidirectional"],
         limits=limits,
         storage_full=limits.storage_mib is not None and row["storage_bytes"] >= limits.storage_mib * MIB,
     )
@@ -380,17 +399,18 @@ def _headers(row: Mapping[str, Any], keys: TenantKeys) -> dict[str, str]:
     return headers
 
 
-def _plivo_tokens(row: Mapping[str, Any], keys: TenantKeys) -> tuple[str, ...] | None:
+def _plivo_accounts(row: Mapping[str, Any], keys: TenantKeys) -> tuple[PlivoAccount, ...] | None:
     if row["plivo_ids"] is None:
         return None
-    tokens = []
-    for credential_id, sealed in zip(row["plivo_ids"], row["plivo_sealed"], strict=True):
+    accounts = []
+    columns = (row["plivo_ids"], row["plivo_sealed"], row["plivo_auth_ids"], row["plivo_urls"])
+    for credential_id, sealed, auth_id, url in zip(*columns, strict=True):
         where = sealed_field("supervision_providercredential", "api_key_sealed", credential_id)
         try:
-            tokens.append(keys.unseal(sealed, field=where).decode())
+            accounts.append(PlivoAccount(auth_id, keys.unseal(sealed, field=where).decode(), url))
         except SealBroken as error:
             logger.error("%s", error)
-    return tuple(tokens)
+    return tuple(accounts)
 
 
 def _provider(row: Mapping[str, Any], kind: str, keys: TenantKeys) -> ProviderSettings | None:
