@@ -88,7 +88,8 @@ class Supervisors:
             logger.exception("Policy version %s cannot be used", binding.policy_version_id)
             return None
         supervisor = Supervisor(config, limiter=share)
-        weakref.finalize(supervisor, _unused, asyncio.get_running_loop(), weakref.ref(self), config.llm).atexit = False
+        gone = weakref.finalize(supervisor, _unused, asyncio.get_running_loop(), weakref.ref(self), config.llm)
+        gone.atexit = False  # type: ignore[misc]
         return supervisor
 
     def _close(self, llm: LLMClient) -> None:

@@ -19,11 +19,16 @@ T = TypeVar("T")
 
 
 class Counted(Protocol):
-    """A client's answer of any kind, with what it cost."""
+    """A client's answer of any kind, with what it cost and who gave it."""
 
     @property
     def usage(self) -> Usage:
         """Tokens, as the provider counted them."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name; empty when the client does not know."""
         ...
 
 
@@ -49,6 +54,10 @@ class Answer(Generic[T]):
     detail: str
     usage: Usage
     latency_ms: int
+    model: str = ""
+    """The model that answered, where its client knows it; empty when none did."""
+    fallback: bool = False
+    """Whether that is the second provider's."""
 
 
 class DeadlineAsker:
@@ -133,7 +142,7 @@ class DeadlineAsker:
         except asyncio.CancelledError:
             _abandon(task)
             raise
-        usage = NO_USAGE
+        usage, model, fallback = NO_USAGE, "", False
         value: T | None = None
         if not task.done():
             _abandon(task)
@@ -141,7 +150,7 @@ class DeadlineAsker:
         else:
             try:
                 result = task.result()
-                usage = result.usage
+                usage, model, fallback = result.usage, result.model, getattr(result, "fallback", False)
                 value = read(result)
                 state, detail = JudgingState.JUDGED, ""
             except InvalidAnswer as error:
@@ -156,7 +165,7 @@ class DeadlineAsker:
                 # A client of somebody's own may raise anything; its message may hold what was said, so it is not kept.
                 logger.error("the LLM client %s raised %s", type(self._llm).__name__, type(error).__name__)
                 state, detail = JudgingState.FAILED, f"the LLM client raised {type(error).__name__}"
-        return Answer(state, value, detail, usage, round((loop.time() - started) * 1000))
+        return Answer(state, value, detail, usage, round((loop.time() - started) * 1000), model, fallback)
 
     async def aclose(self) -> None:
         """Waits until no question is under way any more."""

@@ -40,7 +40,7 @@ LIMIT = 1_000
 KEPT_PARTS = 8
 """One in so many places is kept for tenants below their share."""
 WAITING_PER_PLACE = 2
-"""Unless it is said otherwise, so many questions may wait for each place."""
+"""Unless it is said otherwise, so many questions may wait for each place, a hundred at least."""
 WAIT_BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the histogram of waits, in seconds."""
 
@@ -185,11 +185,12 @@ class ScoringPool:
 
     def __init__(self, *, limit: int | None = LIMIT, most_waiting: int | None = None) -> None:
         """`limit` is of questions with models at a time, None for no bound but the tenants' own; `most_waiting` of
-        those that wait (twice the limit unless it is given). Raises `ValueError` for a limit that is negative."""
+        those that wait (twice the limit unless it is given, a hundred at least). Raises `ValueError` for a limit that
+        is negative."""
         if limit is not None and limit < 0:
             raise ValueError("limit: give the number of questions that may be with models at a time, or None")
         self.limit = limit
-        self.most_waiting = most_waiting if most_waiting is not None else WAITING_PER_PLACE * (limit or LIMIT)
+        self.most_waiting = most_waiting if most_waiting is not None else max(100, WAITING_PER_PLACE * (limit or LIMIT))
         self._lock = threading.Lock()
         self._shares: WeakValueDictionary[str, PoolShare] = WeakValueDictionary()
         # Tenants with questions, whoever else has forgotten them.

@@ -477,6 +477,7 @@ class ToolGate:
                         answer.detail,
                         usage,
                         scene,
+                        (answer.model, answer.fallback),
                     )
                     for decision, usage in zip(decisions, usages, strict=True)
                 )
@@ -493,6 +494,7 @@ class ToolGate:
         scene: _Scene,
     ) -> ToolVerdict:
         if judgement is not None and not judgement.allow:
+        model, fallback = judge
             return ToolVerdict(
                 id=decision.intent.id,
                 name=decision.intent.name,
@@ -507,6 +509,8 @@ class ToolGate:
                 latency_ms=scene.ms(),
                 usage=usage,
             )
+                model=model,
+                fallback=fallback,
         if judgement is not None:
             verdict = self._allowed(decision, state, judgement.score, scene, ToolCode.OK, judgement.reason)
         else:
@@ -514,7 +518,7 @@ class ToolGate:
             verdict = self._failed(decision, code, scene, detail, state=state)
         if verdict.allow and decision.irreversible and self._recorded_first(scene):
             verdict = await self._recorded(decision, verdict, scene)
-        return replace(verdict, usage=usage, latency_ms=scene.ms())
+        return replace(verdict, usage=usage, latency_ms=scene.ms(), model=model, fallback=fallback)
 
     def _recorded_first(self, scene: _Scene) -> bool:
         journal = self.ledger.journal
