@@ -283,6 +283,8 @@ class TurnJudged(EventData):
     latency_ms: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    fallback: bool = False
     late: bool = False
     detail: str = ""
     at_ms: int
@@ -322,6 +324,8 @@ class ToolDecided(EventData):
     latency_ms: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    fallback: bool = False
     at_ms: int
 
 
@@ -436,6 +440,12 @@ class CallEnded(EventData):
     duration_ms: int | None
     dropped_media_ms: int | None
     detail_dropped: int | None = 0
+
+    def without_counts(self) -> CallEnded:
+        """The same for a call whose counts nobody has; they are taken from its rows."""
+        counted = ("turns", "judged", "skipped", "timed_out", "failed", "shed", "interventions", "tools_blocked")
+        unknown: dict[str, Any] = dict.fromkeys(("coverage_state", "coverage", "dropped_media_ms", *counted))
+        return replace(self, coverage_reason="", **unknown)
 
 
 _ALL: Final[tuple[type[EventData], ...]] = (

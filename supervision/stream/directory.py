@@ -154,8 +154,9 @@ class StreamDirectory:
         self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
         self._down_until = float("-inf")
 
-    async def lookup(self, slug: str, key: str) -> AgentBinding | None:
-        """The agent that `key` names in the tenant `slug`, or None.
+    async def lookup(self, slug: str, key: str, *, pinned_version: UUID | None = None) -> AgentBinding | None:
+        """The agent that `key` names in the tenant `slug`, or None; with `pinned_version` under that version of a
+        policy, whatever is published by now.
 
         None is the one answer for an unknown tenant or key, another tenant's key, a key that was revoked or has
         expired, and an archived agent. Raises DirectoryUnavailable.
@@ -167,16 +168,17 @@ class StreamDirectory:
             return None
         if "\x00" in slug or len(slug) > 63:
             return None
-        if self._clock() < self._down_until:
+        if self.is_down:
             return self._from_memory(slug, hashed)
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                known = await self._from_database(slug, hashed)
+                known = await self._from_database(slug, hashed, pinned_version)
         except (psycopg.Error, PoolTimeout, TimeoutError, OSError) as error:
             self._note_down(error)
             return self._from_memory(slug, hashed)
         self._note_up()
-        self._remember(slug, hashed, known)
+        if pinned_version is None:
+            self._remember(slug, hashed, known)
         return known.binding if known is not None else None
 
     async def keys_revoked(self, key_ids: Collection[UUID]) -> set[UUID]:
@@ -195,6 +197,11 @@ class StreamDirectory:
             raise DirectoryUnavailable("The database cannot say which stream keys were revoked.") from error
         self._note_up()
         return gone
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the database failed a moment ago, so that asking it again is no use yet."""
+        return self._clock() < self._down_until
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[dict[str, Any]]]:
@@ -242,7 +249,7 @@ class StreamDirectory:
             self._opened = True
             await self._pool.open(wait=False)
 
-    async def _from_database(self, slug: str, hashed: bytes) -> _Known | None:
+    async def _from_database(self, slug: str, hashed: bytes, pinned_version: UUID | None) -> _Known | None:
         await self._open()
         async with self._pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(
@@ -255,8 +262,9 @@ class StreamDirectory:
                 "SELECT set_config('app.tenant_id', %s, true), set_config('statement_timeout', '2000', true)",
                 (str(found["tenant_id"]),),
             )
+            of_agent = {"tenant": found["tenant_id"], "agent": found["agent_id"], "key_hash": hashed}
             cursor = await connection.execute(
-                _BINDING, {"tenant": found["tenant_id"], "agent": found["agent_id"], "key_hash": hashed}
+                _BINDING if pinned_version is None else _BINDING_PINNED, {**of_agent, "version": pinned_version}
             )
             row = await cursor.fetchone()
         if row is None:
@@ -304,6 +312,14 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
  WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
    AND (k.id IS NOT NULL OR %(key_hash)s::bytea IS NULL)
 """
+
+
+# The same for a call that goes on: by the version that it began with.
+_BINDING_PINNED: Final = _BINDING.replace(
+    "tenant_id = a.tenant_id AND policy_id = a.policy_id AND status IN ('live', 'shadow')",
+    "tenant_id = a.tenant_id AND id = %(version)s",
+)
+assert _BINDING_PINNED != _BINDING
 
 
 def agent_binding(*, tenant: TenantRef, agent_id: UUID) -> AgentBinding | None:

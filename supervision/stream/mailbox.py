@@ -100,6 +100,29 @@ class Mailbox:
         if self._deliver.pop(call_channel(tenant_id, call_id), None) is not None:
             self._changed.set()
 
+    async def ask(
+        self, tenant_id: UUID, call_id: UUID, message: Mapping[str, Any], *, within_s: float
+    ) -> dict[str, Any]:
+        """Send `message` to the node that has the call, as `call_post` does, and return its answer.
+
+        Raises NobodyThere, and CallSilent after `within_s` seconds.
+        """
+        if self._redis is None:
+            raise CallSilent
+        reply = f"{tenant_key('calls-replies', tenant_id)}:{uuid4()}"
+        body = json.dumps({"reply": reply, "message": dict(message)})
+        try:
+            async with asyncio.timeout(within_s):
+                if not await self._redis.publish(call_channel(tenant_id, call_id), body):
+                    raise NobodyThere
+                answered = await self._redis.blpop([reply], timeout=within_s)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise CallSilent from error
+        if answered is None:
+            raise CallSilent
+        answer: dict[str, Any] = json.loads(answered[1])
+        return answer
+
     async def aclose(self) -> None:
         """Stop hearing; what is being answered is given up."""
         tasks = [*self._tasks, *([self._listening] if self._listening is not None else [])]

@@ -112,6 +112,7 @@ class Running(RelayPlayback):
                 at_ms=call._at_ms(),
             )
         )
+        call.notes.sent(note)
         if call.hello is not None and "notes" in call.hello.wants and not call._ended:
             call._to_agent({"event": "mirror.note", **note})
         if self.note_sent_at is None:

@@ -31,8 +31,10 @@ from supervision.stream.directory import AgentBinding, StreamDirectory
 from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
+from supervision.stream.owners import CallOwners
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.supervisors import Supervisors, scoring_pool
+from supervision.stream.takeover import Takeovers
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class StreamRuntime:
         self.mailbox = Mailbox(settings.REDIS_URL)
         self.keys = KeyWatch(self.directory.keys_revoked)
         self.calls = CallLeases(settings.REDIS_URL)
+        self.takeovers = Takeovers(CallOwners(settings.REDIS_URL, self.node), self.mailbox, self.directory)
         self.lines = LineCache()
         self.tts = _tts()
         self._llms = OpenAIPool(http_client=egress_http_client)
@@ -85,6 +88,7 @@ class StreamRuntime:
 
     async def aclose(self) -> None:
         """Close what calls shared; what is not in the database yet stays in the journal."""
+        await self.takeovers.aclose()
         await self.mailbox.aclose()
         await self.recorder.aclose(CLOSE_S)
         await self.ledger.aclose()

@@ -11,13 +11,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
 import orjson
 
 from mirror_saas.direct_frames import FAILED, DirectFrames
-from mirror_saas.ids import uuid7
 from supervision.audio.format import MediaFormat, MediaFormatError
 from supervision.engine.adapters.relay import CallRelay, TurnAudio
 from supervision.engine.tts.voice import CallVoice
@@ -25,17 +25,20 @@ from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalUnavailable
+from supervision.stream.carried import CarriedCall
 from supervision.stream.dial import AgentClosed, AgentLeg, AgentUnreachable, handshake_headers, upstream_url
 from supervision.stream.directory import AgentBinding
 from supervision.stream.plivo_leg import PlivoLeg, Send
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervised import SupervisedCall
+from supervision.stream.takeover import HAND_OVER, Taken
 from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
 AGENT_CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after the agent said goodbye
 COMMIT_WITHIN_S: Final = 2.0  # for the call's last events to be on disk; the journal goes on trying
+RETURN_WITHIN_S: Final = 5.0  # for Plivo to come back after its connection broke; then the call has ended
 DISCONNECT_WAITS_S: Final = 5.0  # for Plivo to answer our close
 
 KEY_REVOKED_CLOSE: Final = 1008
@@ -99,6 +102,7 @@ class CallSession:
         *,
         runtime: StreamRuntime,
         binding: AgentBinding,
+        taken: Taken,
         start: CallStart,
         send: Send,
         frames: DirectFrames | None = None,
@@ -107,20 +111,31 @@ class CallSession:
         from_number: str,
         to_number: str,
     ) -> None:
+        carried = taken.carried
         self._runtime = runtime
         self._binding = binding
+        self._carried = carried
+        self.held = taken.held
         self._start = start
         self._query = query
         self._subprotocols = subprotocols
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
-        self.call_id: UUID = uuid7()
+        self._began_at = datetime.now(UTC)
+        if carried is not None:
+            # As if the call had never had another socket.
+            self._started_at -= max(0.0, (self._began_at - carried.started_at).total_seconds())
+            self._began_at = carried.started_at
+            from_number, to_number = from_number or carried.from_number, to_number or carried.to_number
+        self._numbers = (from_number, to_number)
+        self.call_id: UUID = taken.held.call_id
         # Before anything of the call is recorded.
         runtime.redaction.learn(binding.tenant_id, binding.redaction)
         self._log = CallLog(
             record=runtime.recorder.record,
             tenant_id=binding.tenant_id,
             call_id=self.call_id,
+            last_seq=record.first_seq(taken.held.epoch) - 1,
             without_said=binding.storage_full,
         )
         if binding.storage_full:
@@ -163,7 +178,7 @@ class CallSession:
             recorder=runtime.recorder,
             ledger=ledger,
             mode=binding.mode,
-            ready=runtime.ready(binding, start.call_id),
+            ready=runtime.ready(binding, start.call_id) | {"resumed": carried is not None},
             arm_lines=lambda language: runtime.arm_lines(binding, language),
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
@@ -178,25 +193,47 @@ class CallSession:
         self._dropped_reported_s = 0.0
         self._closing: asyncio.Task[None] | None = None
         self._reading: asyncio.Timeout | None = None
-        self._log.add(
-            record.CallStarted(
-                plivo_call_id=start.call_id,
-                stream_id=start.stream_id,
-                account_id=start.account_id,
-                agent_id=binding.agent_id,
-                policy_id=binding.policy_id,
-                policy_version_id=binding.policy_version_id,
-                policy_version=binding.policy_version,
-                mode=binding.mode,
-                delivery=self._supervised.delivery,
-                encoding=start.media_format.encoding,
-                sample_rate=start.media_format.sample_rate,
-                from_number=from_number,
-                to_number=to_number,
-                node=runtime.node,
-                storage_limit=binding.storage_full,
-            )
+        self._lost = False  # the stream broke without a goodbye of anybody's
+        self._moved = asyncio.Event()
+        self._moving: asyncio.Task[CarriedCall] | None = None
+        if carried is not None:
+            self._supervised.carry_on(carried)
+        self._log.add(self._beginning(carried))
+
+    def _beginning(self, carried: CarriedCall | None) -> record.CallStarted | record.CallResumed:
+        """The first event of this socket."""
+        binding, start = self._binding, self._start
+        first = record.CallStarted(
+            plivo_call_id=start.call_id,
+            stream_id=start.stream_id,
+            account_id=start.account_id,
+            agent_id=binding.agent_id,
+            policy_id=binding.policy_id,
+            policy_version_id=binding.policy_version_id,
+            policy_version=binding.policy_version,
+            mode=binding.mode,
+            delivery=self._supervised.delivery,
+            encoding=start.media_format.encoding,
+            sample_rate=start.media_format.sample_rate,
+            from_number=self._numbers[0],
+            to_number=self._numbers[1],
+            node=self._runtime.node,
+            storage_limit=binding.storage_full,
         )
+        if carried is None:
+            return first
+        return record.CallResumed(
+            **{name: getattr(first, name) for name in record.CallStarted.__slots__},
+            epoch=self.held.epoch,
+            after_seq=carried.last_seq,
+            started_at=carried.started_at.isoformat(),
+            at_ms=self.at_ms(),
+        )
+
+    @property
+    def binding(self) -> AgentBinding:
+        """What the call runs under, from its first socket to its last."""
+        return self._binding
 
     def at_ms(self) -> int:
         """Milliseconds since the call's `start`, by a clock that never jumps."""
@@ -211,7 +248,6 @@ class CallSession:
         for text in before:
             self._relay.plivo_text(text, self._loop.time())
         self._supervised.arm()
-        self._runtime.mailbox.open(self._binding.tenant_id, self.call_id, self._from_outside)
         dialling = asyncio.create_task(self._dial())
         try:
             async with asyncio.timeout(0 if self._cut else None) as self._reading:
@@ -224,7 +260,6 @@ class CallSession:
             self._finish("mirror", "failed", 1012, "Mirror was stopped during the call")
             raise
         finally:
-            self._runtime.mailbox.close(self._binding.tenant_id, self.call_id)
             dialling.cancel()
             if self._closing is not None:
                 self._closing.cancel()
@@ -234,7 +269,7 @@ class CallSession:
             self._agent.close(1000)
             if self._wake is not None:
                 self._wake.cancel()
-            await self._end()
+            await self._return_or_end()
 
     async def _read(self, receive: Receive) -> None:
         relay, now = self._relay, self._loop.time
@@ -253,6 +288,7 @@ class CallSession:
                 if self._close_code is None:
                     self._close_code = message.get("code")
                     if self._close_code not in NORMAL_CLOSE:
+                        self._lost = True
                         # Whether Plivo hangs up like this, nobody has written down; so it is told, and no failure.
                         self._reason = f"Plivo's connection ended with code {self._close_code}"
                 return
@@ -319,34 +355,92 @@ class CallSession:
         if self._reading is not None:
             self._reading.reschedule(self._loop.time())
 
-    async def _end(self) -> None:
+    # ------------------------------------------------------------------ another socket of the same call
+
+    def open(self) -> None:
+        """From now on the call is reached from outside, and another socket of it finds this one."""
+        self._runtime.mailbox.open(self._binding.tenant_id, self.call_id, self._from_outside)
+        self._runtime.takeovers.add(self)
+
+    async def hand_over(self) -> CarriedCall:
+        """End this socket, for the call goes on on another one; how it stands is returned, to whoever asks."""
+        if self._moving is None:
+            self._moving = self._loop.create_task(self._hand_over())
+        return await asyncio.shield(self._moving)
+
+    async def _hand_over(self) -> CarriedCall:
+        self._runtime.mailbox.close(self._binding.tenant_id, self.call_id)
+        self._moved.set()
+        self._plivo.close(1000)
+        self._agent.close(1000)
+        self._cut = True
+        if self._reading is not None:
+            self._reading.reschedule(self._loop.time())
+        await self._supervised.move()
+        self._note_dropped()
+        last = self._log.add(record.CallMoved(at_ms=self.at_ms()))
+        return self._supervised.carried(
+            CarriedCall(
+                call_id=self.call_id,
+                epoch=self.held.epoch,
+                started_at=self._began_at,
+                last_seq=last.seq,
+                policy_version_id=self._binding.policy_version_id,
+                mode=self._binding.mode,
+                from_number=self._numbers[0],
+                to_number=self._numbers[1],
+            )
+        )
+
+    async def _return_or_end(self) -> None:
+        """Both sockets are closed. If Plivo's broke, it may come again; else the call has ended."""
         ended_ms = self.at_ms()
+        stopped: asyncio.CancelledError | None = None
+        if self._lost and self._moving is None:
+            self._supervised.line_lost()
+            try:
+                async with asyncio.timeout(RETURN_WITHIN_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                pass  # the caller is gone
+            except asyncio.CancelledError as error:
+                stopped = error
+        if self._moving is not None:
+            await asyncio.wait({self._moving})
+        else:
+            self._runtime.mailbox.close(self._binding.tenant_id, self.call_id)
+            await self._runtime.takeovers.remove(self, back=self._close_code not in NORMAL_CLOSE)
+            await self._end(ended_ms)
+        if stopped is not None:
+            raise stopped
+
+    async def _end(self, ended_ms: int) -> None:
         await self._supervised.end(hung_up=self._ended_by == "caller")
         self._note_dropped()
         counts = self._supervised.counts
         states = {state.value: number for state, number in counts.states.items()}
         coverage_state, coverage_reason, coverage = self._supervised.coverage()
-        self._log.add(
-            record.CallEnded(
-                outcome=self._outcome,
-                ended_by=self._ended_by,
-                close_code=self._close_code,
-                reason=self._reason,
-                coverage_state=coverage_state,
-                coverage_reason=coverage_reason,
-                coverage=coverage,
-                turns=counts.turns,
-                judged=states["judged"],
-                skipped=states["skipped"],
-                timed_out=states["timed_out"],
-                failed=states["failed"],
-                shed=states["shed"],
-                interventions=counts.interventions,
-                tools_blocked=self._supervised.tools.blocked,
-                duration_ms=ended_ms,
-                dropped_media_ms=round(self._dropped_s * 1000),
-            )
+        ended = record.CallEnded(
+            outcome=self._outcome,
+            ended_by=self._ended_by,
+            close_code=self._close_code,
+            reason=self._reason,
+            coverage_state=coverage_state,
+            coverage_reason=coverage_reason,
+            coverage=coverage,
+            turns=counts.turns,
+            judged=states["judged"],
+            skipped=states["skipped"],
+            timed_out=states["timed_out"],
+            failed=states["failed"],
+            shed=states["shed"],
+            interventions=counts.interventions,
+            tools_blocked=self._supervised.tools.blocked,
+            duration_ms=ended_ms,
+            dropped_media_ms=round(self._dropped_s * 1000),
         )
+        # This socket did not see all of a call that had another one before.
+        self._log.add(ended if self._carried is None else ended.without_counts())
         try:
             async with asyncio.timeout(COMMIT_WITHIN_S):
                 await self._runtime.recorder.commit(self.call_id)
@@ -354,7 +448,10 @@ class CallSession:
             logger.error("The end of a call could not be journalled; its record is incomplete")
 
     async def _from_outside(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What came to this call's mailbox: a turn, reported by `POST /calls/{id}/turns`."""
+        """What came to this call's mailbox: a turn of `POST /calls/{id}/turns`, or another node that has the call."""
+        if HAND_OVER in message:
+            logger.info("A call goes on on another node")
+            return {"carried": (await self.hand_over()).seal(self._binding.tenant_id)}
         return await self._supervised.report_turn(message["turn"], message["wait_ms"] / 1000)
 
     # ------------------------------------------------------------------ RelayListener

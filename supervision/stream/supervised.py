@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -33,6 +33,7 @@ from supervision.engine.intervention.orchestrator import (
     Plan,
     Report,
 )
+from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
@@ -40,7 +41,9 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
+from supervision.stream.carried import CarriedCall, CarriedTurn
 from supervision.stream.ledger import CallLedger
+from supervision.stream.pending_notes import PendingNotes
 from supervision.stream.running import Running, words_of
 from supervision.stream.streamed import StreamedTurns
 from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
@@ -51,6 +54,7 @@ logger = logging.getLogger(__name__)
 SETTLES_S: Final = 0.5  # after a turn has played, until its last acknowledgements are in and it is known what was heard
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
+MOVES_WITHIN_S: Final = 0.3  # for the same when the call goes on on another socket, whose caller waits
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
 LEVEL_FROM_S: Final = 3.0
@@ -104,8 +108,13 @@ class SupervisedCall:
         self._running: Running | None = None
         self._playing_on: dict[UUID, Callable[[], None]] = {}  # by turn: ends of interventions that were only a note
         self._ended = False
+        self._moved = False
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left_at: float | None = None
+        # Once the line is lost: how what was running ends, which shows when the stream comes back, or does not.
+        self._fate: asyncio.Future[Outcome] | None = None
+        self.notes = PendingNotes()
+        self._turns_before: dict[str, CarriedTurn] = {}  # reported on an earlier socket of the call
         self._hold_budget_s = supervisor.config.hold_budget_ms / 1000 if supervisor is not None else 0.0
         self.delivery: Delivery = "stream_first"
         """When this call's turns are heard."""
@@ -179,7 +188,8 @@ class SupervisedCall:
             self.language, self._voice.voice = changed
             self._voice.language = self.language
             self.arm()
-        self._to_agent({"event": "mirror.ready", **self._ready})
+        notes = self.notes.pending() if "notes" in hello.wants else []
+        self._to_agent({"event": "mirror.ready", **self._ready, "notes": notes})
         if not first:
             return
         self._record(
@@ -230,8 +240,9 @@ class SupervisedCall:
     def take_turn(self, turn: frames.Turn, *, growing: bool = False) -> TurnState:
         """Take a reported turn; ``growing``: there is more of its text to come, and whoever takes that has it judged.
         Raises `FrameError` when it was reported before."""
-        if turn.ref in self._turns:
+        if turn.ref in self._turns or turn.ref in self._turns_before:
             raise frames.FrameError("duplicate_turn", "turn_id: this turn was reported before", turn.ref)
+        self.notes.answered(turn.seen)
         self.streamed.close()
         customer = turn.customer_text.strip() or " ".join(self._heard_customer)
         self._heard_customer.clear()
@@ -289,12 +300,21 @@ class SupervisedCall:
         `{"taken": False, "code": …, "message": …}`, with `ended` when the call is over and `not_recorded` when the
         journal does not work. A turn that was reported before, with the same words, is answered and not taken again.
         """
+        if self._moved:
+            return {"taken": False, "code": "moved", "message": "the call goes on elsewhere"}
         if self._ended:
             return {"taken": False, "code": "ended", "message": "the call has ended"}
         try:
             parsed = frames.parse({**raw, "event": "mirror.turn"})
             assert isinstance(parsed, frames.Turn)
             state = self._turns.get(parsed.ref)
+            if state is None and (before := self._turns_before.get(parsed.ref)) is not None:
+                if before.text is not None and (before.text, before.tool_calls) != (parsed.text, parsed.tool_calls):
+                    raise frames.FrameError(
+                        "duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref
+                    )
+                # It is in the record; what was said of it, the socket that took it has told.
+                return {"taken": True, "verdict": None, "tools": []}
             if state is None:
                 self._hear_from_outside()
                 state = self.take_turn(parsed)
@@ -416,6 +436,8 @@ class SupervisedCall:
                 latency_ms=verdict.latency_ms,
                 prompt_tokens=verdict.usage.prompt_tokens,
                 completion_tokens=verdict.usage.completion_tokens,
+                model=verdict.model,
+                fallback=verdict.fallback,
                 late=False,  # of answers after their deadline; one that came in time counts, whatever could be done
                 detail=verdict.detail,
                 at_ms=self._at_ms(),
@@ -443,8 +465,13 @@ class SupervisedCall:
     def decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
         """Act on a verdict, or say why not: ``(acted, withheld)``."""
         turn.verdict_id = uuid7()
-        if self._ended:
+        if self._ended or (self._fate is not None and not verdict.should_intervene):
             return False, "late" if verdict.should_intervene else None
+        if self._fate is not None:
+            # Nobody hears anything now; should the stream come back, the agent has to know.
+            turn.flagged = True
+            self._note_only(turn, verdict, "late")
+            return False, "late"
         if not verdict.should_intervene or self._supervisor is None:
             return False, None
         withheld = "shadow" if self._mode == "shadow" else self._supervisor.withheld(verdict)
@@ -565,12 +592,17 @@ class SupervisedCall:
         report = running.intervention.report
         try:
             await running.intervention.run()
-            if not self._ended:
+            if self._fate is not None:
+                report.outcome = await self._fate
+            elif not self._ended:
                 await self._hand_back(running, report)
         finally:
             self.relay.inbound_tap = None
             self._running = None
-            if not self._ended:
+            if self._moved:
+                # What was said and heard of it differs from what was told, if anything was.
+                running.send_note(report)
+            elif not self._ended:
                 self.relay.hand_back(self._loop.time())
                 running.step("handed_back")
             running.ended(report)
@@ -739,23 +771,69 @@ class SupervisedCall:
 
     # ------------------------------------------------------------------ the end
 
-    async def end(self, *, hung_up: bool) -> None:
-        """The call is over: stop what would speak, and give what is being judged a moment to be recorded.
+    def carry_on(self, carried: CarriedCall) -> None:
+        """Go on with a call that lost its last socket. Before the agent is dialled."""
+        if carried.language:
+            self.language = self._voice.language = carried.language
+        self.counts.turns = carried.turn_count
+        self._turns_before = {turn.ref: turn for turn in carried.turns}
+        self.notes = PendingNotes(carried.notes)
+        self.tools.carry_on(carried.tools)
+        if self._supervisor is not None:
+            self._supervisor.carry_on(carried.memory)
+
+    def line_lost(self) -> None:
+        """The stream broke, and may come back: nothing is said to anybody until then."""
+        self._fate = self._loop.create_future()
+        self._left_at = self._loop.time() - self.relay.clock.one_way_s
+        if self._running is not None and self._running.intervention is not None:
+            self._running.intervention.stop(Outcome.CALLER_GONE)
+
+    async def move(self) -> None:
+        """The call goes on on another socket: end here within half a second. An intervention that runs has failed."""
+        self._moved = True
+        if self._fate is None:
+            self._fate = self._loop.create_future()
+        if not self._fate.done():
+            self._fate.set_result(Outcome.FAILED)
+        await self.end(hung_up=False, within_s=MOVES_WITHIN_S)
+
+    def carried(self, carried: CarriedCall) -> CarriedCall:
+        """What the socket that goes on has to know, added to what the session knows."""
+        turns = [
+            CarriedTurn(turn.ref, turn.turn_id, turn.payload.agent_text, turn.payload.tool_calls)
+            for turn in self._turns.values()
+        ]
+        return replace(
+            carried,
+            language=self.language,
+            turn_count=self.counts.turns,
+            turns=(*self._turns_before.values(), *turns)[-MAX_TURNS_KEPT:],
+            tools=self.tools.carried(),
+            notes=tuple(self.notes.pending()),
+            memory=self._supervisor.carried() if self._supervisor is not None else CarriedMemory(),
+        )
+
+    async def end(self, *, hung_up: bool, within_s: float = END_WAITS_S) -> None:
+        """The call is over: stop what would speak, and give what is being judged ``within_s`` to be recorded.
 
         ``hung_up`` says that the caller ended it; otherwise an intervention that is still running has failed.
         """
         self._ended = True
+        if self._fate is not None and not self._fate.done():
+            self._fate.set_result(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
         self.tools.ended()
         self.streamed.close()
         # Plivo's goodbye was on its way for a while, too.
-        self._left_at = self._loop.time() - self.relay.clock.one_way_s
+        if self._left_at is None:
+            self._left_at = self._loop.time() - self.relay.clock.one_way_s
         self._over.set_result(None)
         if self._running is not None and self._running.intervention is not None:
             self._running.intervention.stop(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
         for state in self._turns.values():
             if state.audio.started:
                 self._spawn(self._turn_heard(state.audio))
-        until = self._loop.time() + END_WAITS_S
+        until = self._loop.time() + within_s
         while self._tasks and self._loop.time() < until:
             # What ends may leave something to do, such as to tell what was heard.
             await asyncio.wait(self._tasks, timeout=until - self._loop.time())

@@ -18,6 +18,7 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
+from supervision.stream.carried import CarriedTool
 from supervision.stream.database import DatabaseSilent
 from supervision.stream.ledger import CallLedger, Kept
 from supervision.stream.turns import TurnState
@@ -141,6 +142,23 @@ class CallTools:
     def decisions(self, intents: Sequence[ToolCallIntent]) -> list[asyncio.Future[ToolVerdict]]:
         """The verdicts, known or to come, of those of ``intents`` that were asked about."""
         return [known.decided for intent in intents if (known := self._tools.get(intent.id)) is not None]
+
+    def carried(self) -> tuple[CarriedTool, ...]:
+        """What was decided, for the socket that goes on with the call."""
+        return tuple(
+            CarriedTool(tool.intent, tool.decision_id, tool.decided.result(), tool.turn_ref, tool.finished)
+            for tool in self._tools.values()
+            if tool.decided.done() and not tool.decided.cancelled()
+        )
+
+    def carry_on(self, tools: Sequence[CarriedTool]) -> None:
+        """Go on from what was decided on an earlier socket of the call."""
+        for tool in tools:
+            decided: asyncio.Future[ToolVerdict] = self._loop.create_future()
+            decided.set_result(tool.verdict)
+            known = ToolState(tool.intent, tool.decision_id, decided, self._loop.time(), tool.turn_ref)
+            known.finished = tool.finished
+            self._tools[tool.intent.id] = known
 
     def ended(self) -> None:
         """The call is over: nothing may run any more, and nobody is told anything."""

@@ -38,7 +38,8 @@ CONTRACT = {
     "delivery encoding sample_rate from_number to_number node storage_limit",
     "call.moved": "at_ms",
     "call.resumed": "epoch after_seq started_at plivo_call_id stream_id account_id agent_id policy_id "
-    "policy_version_id policy_version mode delivery encoding sample_rate from_number to_number node storage_limit at_ms",
+    "policy_version_id policy_version mode delivery encoding sample_rate from_number to_number node storage_limit "
+    "at_ms",
     "call.hello": "sdk language wants marks at_ms",
     "agent.connected": "at_ms dial_ms",
     "agent.failed": "at_ms reason",

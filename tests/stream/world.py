@@ -47,9 +47,11 @@ from supervision.stream.directory import AgentBinding, ProviderSettings
 from supervision.stream.ledger import Kept, LedgerCall
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
+from supervision.stream.owners import CallOwners
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervisors import Supervisors
+from supervision.stream.takeover import Takeovers
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN, Asked, ScriptedLLM
 
@@ -231,10 +233,11 @@ class VirtualRuntime(StreamRuntime):
     def __init__(self, binding: AgentBinding, llm: Any, tts: ToneTTS | None) -> None:
         self.node = "test:1"
         self.recorder = MemoryRecorder()  # type: ignore[assignment]
-        self.directory = SimpleNamespace(lookup=self._lookup)  # type: ignore[assignment]
+        self.directory = SimpleNamespace(lookup=self._lookup, is_down=True)  # type: ignore[assignment]
         self.redaction = Redaction()
         self.mailbox = Mailbox(None)
         self.calls = CallLeases(None)
+        self.takeovers = Takeovers(CallOwners(None, self.node), self.mailbox, self.directory)
         self.revoked: set[UUID] = set()
         self.keys = KeyWatch(self._revoked)
         self.lines = LineCache()
