@@ -140,6 +140,16 @@ class PolicyConfig(BaseModel):
     down (to a state store that is down, for instance). Others are allowed then."""
     tool_gate_timeout_ms: Millis = Field(default=3000, ge=100, le=60_000)
     """Milliseconds within which the tool gate answers."""
+    approval_tools: Names = ()
+    """Names of tools that a person has to approve, each time, after the gate let them pass; compared without regard to
+    case. In the library the `approver` of the `Supervisor` asks; without one they are refused."""
+    approval_timeout_ms: Millis = Field(default=60_000, ge=1_000, le=600_000)
+    """Milliseconds that a tool call waits for a person at most; less when the agent waits for less (`timeout_ms`)."""
+    approval_on_silence: Literal["deny", "allow"] = "deny"
+    """What becomes of a tool call when nobody has decided by then."""
+    approval_hold_text: str | None = Field(default=None, max_length=MAX_BUFFER_TEXT_CHARS)
+    """What the caller hears while a tool call waits for a person, at most every 8 seconds and never while somebody
+    speaks. None: the engine's own lines."""
     mode: Literal["live", "shadow"] = "live"
     """`shadow` judges and records, and never acts."""
     max_interventions_per_call: Millis = Field(default=3, ge=0, le=100)
@@ -205,14 +215,14 @@ class PolicyConfig(BaseModel):
             )
         return value
 
-    @field_validator("buffer_text")
+    @field_validator("buffer_text", "approval_hold_text")
     @classmethod
     def _buffer_text_says_something(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("the line is blank; write one, or leave it out for the engine's own lines")
         return value
 
-    @field_validator("irreversible_tools", mode="before")
+    @field_validator("irreversible_tools", "approval_tools", mode="before")
     @classmethod
     def _irreversible_tools_is_a_list(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -226,7 +236,7 @@ class PolicyConfig(BaseModel):
             raise ValueError('give a list of classes of turns, for instance ["amount"]')
         return value
 
-    @field_validator("irreversible_tools")
+    @field_validator("irreversible_tools", "approval_tools")
     @classmethod
     def _irreversible_tools_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not name.strip() for name in value):

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from supervision.engine.approval import Approver, PersonGate
 from supervision.engine.config import Delivery, MirrorConfig
 from supervision.engine.context import (
     Correction,
@@ -90,8 +91,8 @@ class Supervisor:
     where it stopped: a `MemoryStateStore` of this supervisor (15 minutes) unless another is given, which stays its
     owner's to close. `clock` gives seconds since 1970, as everybody who shares the store sees them. `limiter` bounds
     how many questions are with the model at a time, see `ScoringPool`: what gets no place is `shed`; an irreversible
-    tool call waits for its place to its deadline, and is then decided by `tool_gate_on_failure`. Raises `TypeError` for
-    a `state` that is no `StateStore`.
+    tool call waits for its place to its deadline, and is then decided by `tool_gate_on_failure`. `approver` asks a
+    person about the tools in `approval_tools`. Raises `TypeError` for a `state` that is no `StateStore`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Supervisor:
         *,
         clock: Callable[[], float] = time.time,
         limiter: QuestionLimiter | None = None,
+        approver: Approver | None = None,
     ) -> None:
         if state is not None and not isinstance(state, StateStore):
             raise TypeError(
@@ -108,6 +110,7 @@ class Supervisor:
                 f"got {type(state).__name__}"
             )
         self.config = config
+        self.approver = approver
         self.state: StateStore = state if state is not None else MemoryStateStore(ttl_s=RECONNECT_WITHIN_S)
         self.clock = clock
         self.policy: CompiledPolicy = compile_policy(config)
@@ -272,6 +275,12 @@ class CallSupervisor:
         self._stream: _Stream | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self._noted_by_review: str | None = None
+        self._persons = PersonGate(
+            self.config,
+            supervisor.approver,
+            serial_of=self._gate.pending,
+            refused=lambda tool_id: self.tool_done(tool_id, False, cancelled=True),
+        )
         self._reviewed_by_loop: tuple[TurnPayload, Verdict] | None = None
 
     # The call
@@ -766,9 +775,13 @@ class CallSupervisor:
         before_allow: BeforeAllow | None = None,
         on_verdict: OnVerdict | None = None,
         history: Sequence[HistoryEntry] | None = None,
+        ask_person: bool = True,
     ) -> list[ToolVerdict]:
         """Decides whether tool calls may run; one verdict for each, in order, at the latest after
         min(`timeout_ms`, `tool_gate_timeout_ms`) milliseconds. `history` takes the place of the call's own.
+
+        What is allowed and stands in `approval_tools` then waits for the supervisor's `approver`, for
+        min(`timeout_ms`, `approval_timeout_ms`) in all; without `ask_person` that is left to whoever asks.
 
         All calls that need judging are one question. A cooldown, a clean turn or shadow mode change nothing here.
         Irreversible calls (listed in `irreversible_tools`, or flagged) that cannot be judged are blocked or allowed by
@@ -782,10 +795,12 @@ class CallSupervisor:
 
         Raises nothing but `asyncio.CancelledError`; calls that were not allowed by then may be asked for again.
         """
+        waiting = self._persons.begin(intents if ask_person else (), self.context, timeout_ms, on_verdict)
         try:
             verdicts = await self._gate_tools(
-                intents, customer_text, agent_text, turn_id, keys, timeout_ms, before_allow, on_verdict, history
+                intents, customer_text, agent_text, turn_id, keys, timeout_ms, before_allow, waiting.judged, history
             )
+            verdicts = await waiting.decided(intents, verdicts)
         except Exception as error:
             _log_broken("gating tool calls", error)
             verdicts = [self._gate_broke(intent, error) for intent in intents]

@@ -27,6 +27,10 @@ from tenants.services.audit import Snapshot, auditevent_record, changes, snapsho
 # published later cannot make an agent's settings unusable.
 OVERRIDABLE: Final = frozenset(
     {
+        "approval_hold_text",
+        "approval_on_silence",
+        "approval_timeout_ms",
+        "approval_tools",
         "buffer_text",
         "cooldown_s",
         "intervention_threshold",

@@ -2,6 +2,7 @@
 
 - buffer lines fill the moment between a cut and the correction; at most 1.6 seconds when spoken;
 - retraction openers begin a correction of something that the caller has heard to its end;
+- hold lines tell the caller that a tool waits for a person's word;
 - correction lines speak when no text of a model is there, clean and in time. They take back whatever was said and ask
   what to do next, so they fit any rule, and with an opener stay within 20 words and 6 seconds.
 
@@ -20,6 +21,7 @@ class Lines:
     buffers: tuple[str, ...]
     openers: tuple[str, ...]
     corrections: tuple[str, ...]
+    holds: tuple[str, ...]
 
 
 # Measured with the offline English voice, without the silence around the words: buffer lines 0.8 to 1.6 s, an opener
@@ -37,6 +39,7 @@ _LINES: dict[str, Lines] = {
             "Let me take that back. What can I help you with?",
             "I have to take that back. What do you need?",
         ),
+        holds=("One moment please, this needs a quick confirmation.", "Thanks for waiting, it will only be a moment."),
     ),
     "es": Lines(
         buffers=("Un momento.", "Un segundo.", "Un instante.", "Permítame."),
@@ -45,6 +48,7 @@ _LINES: dict[str, Lines] = {
             "Permítame retirar eso. ¿En qué puedo ayudarle?",
             "Tengo que retirar lo que dije. ¿Qué necesita?",
         ),
+        holds=("Un momento, por favor, falta una confirmación.", "Gracias por esperar, ya casi está."),
     ),
     "fr": Lines(
         buffers=("Un instant.", "Un moment.", "Une seconde.", "Un petit instant."),
@@ -53,6 +57,7 @@ _LINES: dict[str, Lines] = {
             "Je retire ce que j'ai dit. Comment puis-je vous aider ?",
             "Je dois revenir sur cela. Que vous faut-il ?",
         ),
+        holds=("Un instant, il me faut une confirmation.", "Merci de patienter, cela ne sera pas long."),
     ),
     "de": Lines(
         buffers=("Moment, bitte.", "Einen Augenblick.", "Eine Sekunde.", "Kleinen Moment."),
@@ -61,6 +66,7 @@ _LINES: dict[str, Lines] = {
             "Das nehme ich zurück. Wobei kann ich Ihnen helfen?",
             "Das muss ich zurücknehmen. Was brauchen Sie?",
         ),
+        holds=("Einen Moment bitte, das muss noch bestätigt werden.", "Danke für Ihre Geduld, es dauert nicht lange."),
     ),
     "pt": Lines(
         buffers=("Um momento.", "Um segundo.", "Um instante.", "Só um momento."),
@@ -69,6 +75,7 @@ _LINES: dict[str, Lines] = {
             "Vou retirar o que eu disse. Em que posso ajudar?",
             "Preciso voltar atrás nisso. Do que você precisa?",
         ),
+        holds=("Um momento, por favor, falta uma confirmação.", "Obrigado por aguardar, é só mais um instante."),
     ),
     "hi": Lines(
         buffers=("एक पल।", "एक क्षण।", "ज़रा रुकिए।", "बस एक पल।"),
@@ -77,6 +84,7 @@ _LINES: dict[str, Lines] = {
             "वह बात रहने दीजिए। मैं आपकी क्या मदद करूँ?",
             "मेरी वह बात छोड़ दीजिए। आपको क्या चाहिए?",
         ),
+        holds=("कृपया एक पल रुकिए, इसकी पुष्टि होनी है।", "प्रतीक्षा के लिए धन्यवाद, बस थोड़ी देर और।"),
     ),
     "it": Lines(
         buffers=("Un momento.", "Un attimo.", "Un secondo.", "Solo un attimo."),
@@ -85,6 +93,7 @@ _LINES: dict[str, Lines] = {
             "Ritiro quello che ho detto. Come posso aiutarla?",
             "Devo ritirare quello che ho detto. Di che cosa ha bisogno?",
         ),
+        holds=("Un momento, per favore, serve una conferma.", "Grazie per l'attesa, ci vuole solo un attimo."),
     ),
     "nl": Lines(
         buffers=("Een moment.", "Een seconde.", "Een ogenblik.", "Momentje."),
@@ -93,6 +102,7 @@ _LINES: dict[str, Lines] = {
             "Dat neem ik terug. Waarmee kan ik u helpen?",
             "Dat moet ik terugnemen. Wat heeft u nodig?",
         ),
+        holds=("Een moment, dit moet nog bevestigd worden.", "Bedankt voor het wachten, het duurt niet lang."),
     ),
 }
 
@@ -129,3 +139,10 @@ def correction_lines(language: str) -> tuple[str, ...]:
     """Correction lines in order of use. Empty when the language has none."""
     lines = lines_for(language)
     return lines.corrections if lines else ()
+
+
+def hold_lines(language: str, own: str | None = None) -> tuple[str, ...]:
+    """Hold lines in order of use, a policy's own (`MirrorConfig.approval_hold_text`) alone. Empty when there are
+    none."""
+    lines = lines_for(language)
+    return (own,) if own else lines.holds if lines else ()
