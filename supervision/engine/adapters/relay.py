@@ -448,8 +448,7 @@ class CallRelay:
         return max(quiet, now - since)
 
     def _speaks(self, payload: str) -> bool:
-        samples = self.format.decode(_decoded(payload, 0, len(payload)))
-        return bool(samples.size) and int(abs(samples.astype("int32")).max()) > SPEECH_PEAK
+        return self.format.louder_than(_decoded(payload, 0, len(payload)), SPEECH_PEAK)
 
     def _begin(self, turn: TurnAudio) -> None:
         turn.started = True
@@ -827,6 +826,29 @@ class CallRelay:
             self._send_queued(item, now)
         self._ahead.clear()
         self._requeue(())
+
+    def agent_replaced(self, now: float) -> None:
+        """Another socket of the agent's takes the place of the one that broke: what that one sent plays on, and what it
+        waited for nobody waits for any more."""
+        self.marks = False
+        if self._line is not None:
+            self.line_ends(now)
+        for waiting in (self._owed, self._outstanding, self._synthesised, self._pending):
+            waiting.clear()
+        self._clears = deque(("mirror", at, proved) for _, at, proved in self._clears)
+        self._mirror_cleared = True
+        ended, self.current, self._begun, self._gap = self.current, None, None, True
+        if ended is not None:
+            self._end(ended)
+
+    def unplayed_s(self, now: float) -> float:
+        """Seconds until all that Mirror was given to play has played."""
+        return self.owed_s(now) + self._queue_s
+
+    def silence(self, now: float) -> None:
+        """Clear what plays, and discard what waits."""
+        self._requeue(())
+        self.clear(lambda kind, at: None, now)
 
     def silence_unproven(self, now: float) -> None:
         """Neither acknowledgement of Mirror's clear came in time: what was heard is bounded by now."""
