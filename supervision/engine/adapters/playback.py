@@ -184,18 +184,23 @@ class RelayPlayback:
         )
 
     def _rendered(self, line: Line, label: str) -> RelayPlaying:
-        relay, now = self._relay, asyncio.get_running_loop().time()
-        duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
-        begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
-        playing = RelayPlaying(begin, duration)
+        return play_line(self._relay, line, label, self._on_buffer_played if label == "buffer" else None)
 
-        def played(at: float) -> None:
-            playing.acknowledged(at)
-            if label == "buffer":
-                self._on_buffer_played()
 
-        relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=played)
-        return playing
+def play_line(relay: CallRelay, line: Line, label: str, on_played: Callable[[], None] | None = None) -> RelayPlaying:
+    """Queue a rendered line behind what Mirror already said."""
+    now = asyncio.get_running_loop().time()
+    duration = len(line.audio) / (relay.format.bytes_per_ms * 1000)
+    begin = max(now + relay.clock.one_way_s, now + relay.owed_s(now))
+    playing = RelayPlaying(begin, duration)
+
+    def played(at: float) -> None:
+        playing.acknowledged(at)
+        if on_played is not None:
+            on_played()
+
+    relay.inject(line.audio, label, now=now, on_sent=playing.sent, on_played=played)
+    return playing
 
 
 class RelayPlaying:

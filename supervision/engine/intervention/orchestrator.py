@@ -205,7 +205,6 @@ class Intervention:
             self.report.detail = f"could not clear after the interruption: {type(problem).__name__}: {problem}"
 
     async def _perform(self) -> None:
-        loop = asyncio.get_running_loop()
         self.observer.phase("started")
         correcting = asyncio.ensure_future(self.correct())
         try:
