@@ -17,6 +17,7 @@ from typing import Final
 
 RELEASE_LEAD_S: Final = 0.2
 STARVING_LEAD_S: Final = 0.06  # whatever is known of it: audio goes when Plivo has no more than this left
+_ROUNDING_S: Final = 0.001
 SPEECH_CHARS_PER_S: Final = 14.0  # for placing judged words in audio that has no marks; decides on 140 ms of lead only
 
 
@@ -47,7 +48,7 @@ class Hold:
         """Whether the frame at ``position_s`` may go, with so much audio at Plivo; notes the release if it may."""
         if self.released_at is None and not self._over(position_s, now):
             return False
-        if lead_s > STARVING_LEAD_S and lead_s + duration_s > self._lead_s(position_s):
+        if lead_s > STARVING_LEAD_S and lead_s + duration_s > self._lead_s(position_s) + _ROUNDING_S:
             return False
         if self.released_at is None:
             self.released_at = now
