@@ -882,6 +882,11 @@ class CallSupervisor:
         """The call's irreversible tool calls."""
         return self._gate.ledger
 
+    def agent_replaced(self) -> None:
+        """Another agent goes on with the call, with ids of its own: an id that was decided before says nothing any
+        more. What may be running, or has run, stays in the ledger."""
+        self._gate.forget_ids()
+
     def ledger_key(self, tool_id: str) -> LedgerKey | None:
         """What a decided irreversible tool call stands under in the ledger; None for any other id."""
         return self._gate.key(tool_id)

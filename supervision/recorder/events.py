@@ -80,6 +80,8 @@ ToolCode = Annotated[
     str,
     OneOf("ok", "policy", "duplicate", "in_doubt", "timeout", "failed", "cancelled", "bad_args", "denied"),
 ]
+OnSilence = Annotated[str, OneOf("deny", "allow")]
+ApprovalOutcome = Annotated[str, OneOf("approved", "denied", "expired", "cancelled", "void", "unasked")]
 MediaDirection = Annotated[str, OneOf("inbound", "outbound")]
 
 
@@ -341,6 +343,33 @@ class ToolDone(EventData):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequested(EventData):
+    KIND: ClassVar[str] = "approval.requested"
+    decision_id: UUID
+    turn_id: UUID | None
+    ref: str
+    name: str
+    args: Json
+    irreversible: bool
+    on_silence: OnSilence
+    within_ms: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDecided(EventData):
+    """`by` and `note` are empty when no person decided."""
+
+    KIND: ClassVar[str] = "approval.decided"
+    decision_id: UUID
+    outcome: ApprovalOutcome
+    by: str = ""
+    note: str = ""
+    waited_ms: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InterventionStarted(EventData):
     KIND: ClassVar[str] = "intervention.started"
     intervention_id: UUID
@@ -463,6 +492,8 @@ _ALL: Final[tuple[type[EventData], ...]] = (
     TurnHeard,
     ToolDecided,
     ToolDone,
+    ApprovalRequested,
+    ApprovalDecided,
     InterventionStarted,
     InterventionStep,
     InterventionEnded,

@@ -159,6 +159,17 @@ def _tool_blocked(event: RecordEvent, call: Facts) -> list[Told]:
     return [told]
 
 
+def _approval_requested(event: RecordEvent, call: Facts) -> list[Told]:
+    names = ("decision_id", "turn_id", "name", "irreversible", "on_silence", "within_ms", "at_ms")
+    told = _of(event, call, "approval.requested", "decision_id", names)
+    told.data["name"] = str(told.data["name"])[:200]
+    return [told]
+
+
+def _approval_decided(event: RecordEvent, call: Facts) -> list[Told]:
+    return [_of(event, call, "approval.decided", "decision_id", ("decision_id", "outcome", "waited_ms", "at_ms"))]
+
+
 def _of(event: RecordEvent, call: Facts, event_type: str, subject: str, names: Sequence[str]) -> Told:
     data = {**_ids(call), **{name: event.data[name] for name in names}}
     return Told(event_type, UUID(event.data[subject]), event.at, data)
@@ -174,4 +185,6 @@ _TOLD: Final[dict[str, Callable[[RecordEvent, Facts], list[Told]]]] = {
     "intervention.started": _intervention_started,
     "intervention.ended": _intervention_ended,
     "tool.decided": _tool_blocked,
+    "approval.requested": _approval_requested,
+    "approval.decided": _approval_decided,
 }

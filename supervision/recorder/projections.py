@@ -636,6 +636,9 @@ _PROJECTIONS: Final[dict[str, Callable[[RecordEvent], list[Patch]]]] = {
     "media.dropped": _media_dropped,
     "call.ended": _call_ended,
 }
+    # Whoever waits for a person has written that itself, before this: supervision.stream.approvals.
+    "approval.requested": _nothing,
+    "approval.decided": _nothing,
 
 _COUNTED: Final = frozenset(
     {"turn.reported", "turn.judged", "tool.decided", "intervention.started", "intervention.ended"}

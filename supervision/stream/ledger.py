@@ -337,6 +337,11 @@ class CallLedger:
         """The claim had no answer and nothing was allowed: what may have been written is taken back."""
         self._store.settle(self._call, Kept(decision_id, key, ref, done=False), freed=True)
 
+    def socket_replaced(self) -> None:
+        """Another socket of the agent goes on: what the old one was allowed is for it to tell of, if it knows."""
+        self._foreign.update(self._own)
+        self._own.clear()
+
     def decision(self, ref: str) -> UUID | None:
         """The decision about a tool call that an earlier connection was allowed."""
         return next((row.row_id for row in self._foreign.values() if row.ref == ref), None)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 from uuid import UUID
@@ -24,8 +25,10 @@ from supervision.engine.llm.openai import OpenAIPool, warm_up
 from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
+from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalLimits, Recorder
 from supervision.redaction import Redaction
+from supervision.stream.approvals import ApprovalCall, CallApprovals, PostgresApprovals
 from supervision.stream.database import TenantDatabase
 from supervision.stream.directory import AgentBinding, StreamDirectory
 from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
@@ -58,6 +61,7 @@ class StreamRuntime:
         self.database = TenantDatabase(self.directory.connection)
         self.ledger = PostgresLedger(self.database)
         self.mailbox = Mailbox(settings.REDIS_URL)
+        self.approvals = PostgresApprovals(self.database)
         self.keys = KeyWatch(self.directory.keys_revoked)
         self.calls = CallLeases(settings.REDIS_URL)
         self.takeovers = Takeovers(CallOwners(settings.REDIS_URL, self.node), self.mailbox, self.directory)
@@ -109,6 +113,11 @@ class StreamRuntime:
     def call_supervisor(
         self, binding: AgentBinding, call_id: str, ledger: CallLedger | None = None
     ) -> CallSupervisor | None:
+    def call_approvals(self, binding: AgentBinding, log: CallLog, at_ms: Callable[[], int]) -> CallApprovals:
+        """Where a call's tools wait for a person."""
+        call = ApprovalCall(binding.tenant_id, log.call_id, binding.agent_id)
+        return CallApprovals(self.approvals, call, log=log, redact=self.redaction.event, at_ms=at_ms)
+
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
         supervisor = self.supervisors.get(binding)
         if supervisor is None:

@@ -25,6 +25,7 @@ from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalUnavailable
+from supervision.stream.approvals import APPROVAL
 from supervision.stream.carried import CarriedCall
 from supervision.stream.dial import AgentClosed, AgentLeg, AgentUnreachable, handshake_headers, upstream_url
 from supervision.stream.directory import AgentBinding
@@ -182,6 +183,7 @@ class CallSession:
             arm_lines=lambda language: runtime.arm_lines(binding, language),
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
+            approvals=runtime.call_approvals(binding, self._log, self.at_ms),
         )
         self._wake: asyncio.TimerHandle | None = None
         self._ended_by = "caller"
@@ -327,7 +329,28 @@ class CallSession:
             return
         reason = f"the agent's socket ended with code {closed.code}"
         self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason=reason))
-        self._finish("agent", "failed", 1011, reason)
+        # Whoever answers next is told of the call as the first one was: `start` before everything else.
+        self._agent.reopen(self._start.text)
+        self._supervised.agent_replaced()
+        self._dialling = self._loop.create_task(self._dial_again(closed, reason))
+
+    async def _dial_again(self, closed: AgentClosed, reason: str) -> None:
+        if closed.temporary and await self._redials.wait():
+            await self._dial()
+        else:
+            await self._agent_failed(reason)
+
+    async def _agent_failed(self, reason: str) -> None:
+        """The agent has failed for good: what happens now, its policy says."""
+        self._ended_by, self._outcome, self._reason = "agent", "failed", reason
+        done = await failure_handle(
+            self._binding.failure, tell=self._supervised.announce, plivo=self._supervised.plivo_call
+        )
+        self._reason = "; ".join(part for part in (reason, done.detail) if part)
+        if done.plivo_ends_it:
+            # Plivo would dial again what ends with a failure, so it is left to close.
+            await asyncio.sleep(PLIVO_ENDS_WITHIN_S)
+        self._finish("agent", "failed", 1000 if done.plivo_ends_it else FAILED_CLOSE, self._reason)
 
     async def _close_after_intervention(self) -> None:
         try:
@@ -475,6 +498,8 @@ class CallSession:
     def turn_started(self, turn: TurnAudio) -> None:
         self._supervised.turn_started(turn)
 
+        if APPROVAL in message:
+            return {"taken": self._supervised.tools.approval_look(UUID(message[APPROVAL]))}
     def turn_ended(self, turn: TurnAudio) -> None:
         self._supervised.turn_ended(turn)
 

@@ -34,6 +34,8 @@ from supervision.engine.intervention.orchestrator import (
     Report,
 )
 from supervision.engine.state.carried import CarriedMemory
+from supervision.engine.intervention.templates import hold_lines
+from supervision.engine.llm.limiter import Risk, asking
 from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
@@ -42,7 +44,10 @@ from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
 from supervision.stream.carried import CarriedCall, CarriedTurn
+from supervision.stream.announcement import announce
+from supervision.stream.approvals import CallApprovals
 from supervision.stream.ledger import CallLedger
+from supervision.stream.hold_line import HoldLine
 from supervision.stream.pending_notes import PendingNotes
 from supervision.stream.running import Running, words_of
 from supervision.stream.streamed import StreamedTurns
@@ -85,6 +90,7 @@ class SupervisedCall:
         ready: dict[str, Any],
         arm_lines: Callable[[str], dict[str, Any]],
         to_agent: Callable[[dict[str, Any]], None],
+        approvals: CallApprovals,
         at_ms: Callable[[], int],
     ) -> None:
         self.relay = relay
@@ -138,12 +144,21 @@ class SupervisedCall:
 
     # ------------------------------------------------------------------ frames from the agent
 
+            approvals=approvals,
     def frame(self, raw: dict[str, Any]) -> None:
         """Take a decoded `mirror.*` frame. Never raises: what is wrong with it is told to the agent."""
         try:
             if self.hello is None and raw["event"] != "mirror.hello":
                 raise frames.FrameError("no_hello", "send mirror.hello first", frames.reference(raw))
             self._take(frames.parse(raw))
+        own_line = supervisor.config.approval_hold_text if supervisor is not None else None
+        approvals.hold = HoldLine(
+            relay=relay,
+            voice=voice,
+            lines=lambda: hold_lines(self.language, own_line),
+            somebody_speaks=self._somebody_speaks,
+            said=self._hold_line_said,
+        ).say
         except frames.FrameError as problem:
             self.rejected(problem.code, problem.message, problem.ref)
         except Exception:
@@ -185,6 +200,19 @@ class SupervisedCall:
         self._voice.by_agent = self.agent_voice.usable
         changed = (hello.language or self.language, hello.voice or self._voice.voice)
         if changed != (self.language, self._voice.voice):
+    def agent_replaced(self) -> None:
+        """The agent's socket broke. If another takes its place, that knows nothing of this one: neither its hello, nor
+        its turns' ids; what it has to know it is told in `mirror.ready`."""
+        self._replaced += 1
+        self.hello = None
+        self.agent_voice.lost()
+        self.tools.agent_replaced()
+        self._voice.by_agent = False
+        self.relay.agent_replaced(self._loop.time())
+        # Ids of an agent are the socket's: the next one may begin at the same number.
+        self._turns = {f"{ref} (socket {self._replaced})": state for ref, state in self._turns.items()}
+        self._ready = {**self._ready, "resumed": True}
+
             self.language, self._voice.voice = changed
             self._voice.language = self.language
             self.arm()
@@ -697,6 +725,17 @@ class SupervisedCall:
 
     def agent_cleared(self) -> None:
         """The agent thinks that the caller speaks."""
+    def _somebody_speaks(self) -> bool:
+        """Whether the caller or Mirror speaks, or the agent has words that nobody has heard yet."""
+        if self._running is not None or self.relay.speaking or self._caller_speaks():
+            return True
+        return any(self.relay.queued(state.audio) for state in self._turns.values())
+
+    def _hold_line_said(self, text: str) -> None:
+        self._record(record.TranscriptNoted(at_ms=self._at_ms(), role="mirror", text=text, final=True))
+        if self._supervisor is not None:
+            self._supervisor.note_mirror(text)
+
         self.streamed.agent_cleared()
         if self._running is not None:
             self._running.agent_cleared = True

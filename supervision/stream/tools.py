@@ -13,11 +13,13 @@ from uuid import UUID
 from mirror_saas.ids import uuid7
 from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
 from supervision.engine.context import JudgingState, ToolCallIntent, ToolCode, ToolVerdict
+from supervision.engine.scorer.tool_gate import LedgerKey
 from supervision.engine.supervisor import CallSupervisor
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
+from supervision.stream.approvals import CallApprovals
 from supervision.stream.carried import CarriedTool
 from supervision.stream.database import DatabaseSilent
 from supervision.stream.ledger import CallLedger, Kept
@@ -39,6 +41,9 @@ class ToolState:
     decided: asyncio.Future[ToolVerdict]
     asked_at: float
     turn_ref: str | None = None
+    timeout_ms: int | None = None
+    socket: int = 0
+    key: LedgerKey | None = None  # of one that was undecided when its socket broke: ids say nothing of it any more
     finished: bool = False
 
     def repeated_by(self, later: ToolCallIntent, turn_ref: str | None) -> bool:
@@ -59,6 +64,7 @@ class CallTools:
         log: CallLog,
         recorder: Recorder,
         ledger: CallLedger | None,
+        approvals: CallApprovals,
         turn_of: Callable[[str], TurnState | None],
         to_agent: Callable[[dict[str, Any]], None],
         rejected: Callable[[str, str, str | None], None],
@@ -73,6 +79,7 @@ class CallTools:
         self._log = log
         self._recorder = recorder
         self._ledger = ledger
+        self._approvals = approvals
         self._rejected = rejected
         self._turn_of = turn_of
         self._to_agent = to_agent
@@ -81,6 +88,7 @@ class CallTools:
         self._loop = asyncio.get_running_loop()
         self._tools: dict[str, ToolState] = {}
         self._ended = False
+        self._socket = 0
 
     # ------------------------------------------------------------------ what the agent asks and tells
 
@@ -91,7 +99,7 @@ class CallTools:
             self._spawn(self._repeat_verdict(known))
             return
         keys = {tool.intent.id: tool.key} if tool.key is not None else {}
-        asked = self._asked(tool.intent, tool.turn_ref)
+        asked = self._asked(tool.intent, tool.turn_ref, tool.timeout_ms)
         self._spawn(self._gate([asked], turn, customer_text, keys, tool.timeout_ms))
 
     def ask_all(self, intents: Sequence[ToolCallIntent], turn: TurnState, customer_text: str) -> None:
@@ -102,7 +110,7 @@ class CallTools:
             if known is not None and known.repeated_by(intent, turn.ref):
                 self._spawn(self._repeat_verdict(known))
             else:
-                tools.append(self._asked(intent, turn.ref))
+                tools.append(self._asked(intent, turn.ref, None))
         if tools:
             self._spawn(self._gate(tools, turn, customer_text, keys={}, timeout_ms=None))
 
@@ -111,6 +119,7 @@ class CallTools:
         tool = self._tools.get(done.ref)
         if tool is not None:
             tool.finished = True
+            self._approvals.withdrawn(tool.decision_id)
             self._tool_done(done, tool.decision_id)
         else:
             self._spawn(self._done_elsewhere(done))
@@ -163,11 +172,31 @@ class CallTools:
     def ended(self) -> None:
         """The call is over: nothing may run any more, and nobody is told anything."""
         self._ended = True
+        self._approvals.end()
+
+    def agent_replaced(self) -> None:
+        """Another socket takes the agent's place. Ids are the socket's: what the old one was allowed is in the ledger
+        from now on, like another connection's, and what it still waits for is nobody's any more."""
+        self._socket += 1
+        for tool in self._tools.values():
+            self._approvals.withdrawn(tool.decision_id)
+            if self._supervisor is not None and not tool.decided.done():
+                tool.key = self._supervisor.ledger_key(tool.intent.id)
+        self._tools.clear()
+        if self._supervisor is not None:
+            self._supervisor.agent_replaced()
+        if self._ledger is not None:
+            self._ledger.socket_replaced()
+
+    def approval_look(self, decision_id: UUID) -> bool:
+        """Somebody decided about a tool call; False when it does not wait (any more)."""
+        return self._approvals.look(decision_id)
 
     # ------------------------------------------------------------------ the gate
 
-    def _asked(self, intent: ToolCallIntent, turn_ref: str | None) -> ToolState:
-        asked = ToolState(intent, uuid7(), self._loop.create_future(), self._loop.time(), turn_ref)
+    def _asked(self, intent: ToolCallIntent, turn_ref: str | None, timeout_ms: int | None) -> ToolState:
+        now, decided = self._loop.time(), self._loop.create_future()
+        asked = ToolState(intent, uuid7(), decided, now, turn_ref, timeout_ms, self._socket)
         self._tools[intent.id] = asked
         while len(self._tools) > MAX_TOOLS_KEPT:
             self._tools.pop(next(iter(self._tools)))
@@ -224,11 +253,15 @@ class CallTools:
                 turn_id=turn.ref if turn is not None else "",
                 keys=keys,
                 timeout_ms=max(0, round((until - self._loop.time()) * 1000)),
+                ask_person=False,
             )
         turn = turn or self._turn_of(tools[0].turn_ref or "")
         clean = await self._speech_clean(turn, until)
-        for tool, verdict in zip(tools, verdicts, strict=True):
-            await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started, until=until)
+        spoken = [self._with_speech(tool, verdict, clean) for tool, verdict in zip(tools, verdicts, strict=True)]
+        # Each for itself: one that waits for a person keeps no other waiting.
+        async with asyncio.TaskGroup() as group:
+            for tool, verdict in zip(tools, spoken, strict=True):
+                group.create_task(self._tool_decided(tool, verdict, turn, started, until=until))
 
     async def _speech_clean(self, turn: TurnState | None, until: float) -> bool | None:
         """Whether the words of the tool's own turn passed; None when that is not known by ``until``."""
@@ -262,6 +295,8 @@ class CallTools:
         if self._mode == "shadow" and not verdict.allow:
             verdict = _shadowed(verdict)
         irreversible = self._irreversible(tool.intent)
+        if verdict.allow and not self._ended:
+            verdict = await self._approved(tool, verdict, turn, irreversible)
         if irreversible and verdict.allow and not self._ended:
             verdict = await self._claimed(tool, verdict, until)
         verdict = self._unless_ended(tool, verdict)
@@ -283,10 +318,37 @@ class CallTools:
 
     def _unless_ended(self, tool: ToolState, verdict: ToolVerdict) -> ToolVerdict:
         """A permission that does not reach its agent any more is none, and leaves nothing in doubt."""
-        if not self._ended or not verdict.allow:
+        stale = tool.socket != self._socket
+        if not (self._ended or stale) or not verdict.allow:
             return verdict
         self._take_back(tool)
-        return _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
+        return _refused(
+            verdict, ToolCode.CANCELLED, verdict.state, "the agent's socket broke" if stale else "the call ended"
+        )
+
+    async def _approved(
+        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, irreversible: bool
+    ) -> ToolVerdict:
+        """The verdict once a person has decided, for a tool that needs one."""
+        config = self._supervisor.config if self._supervisor is not None else None
+        if config is None or self._mode == "shadow" or not self._approvals.needed(config, tool.intent):
+            return verdict
+        verdict = await self._approvals.decided(
+            verdict,
+            tool.intent,
+            config=config,
+            decision_id=tool.decision_id,
+            turn_id=turn.turn_id if turn is not None else None,
+            irreversible=irreversible,
+            asked_at=tool.asked_at,
+            timeout_ms=tool.timeout_ms,
+            fails_open=not irreversible or self._fails_open(),
+        )
+        if not verdict.allow:
+            self._take_back(tool)
+            return verdict
+        # Its turn may have been found wrong meanwhile.
+        return self._with_speech(tool, verdict, turn is None or not turn.flagged)
 
     async def _claimed(self, tool: ToolState, verdict: ToolVerdict, until: float) -> ToolVerdict:
         """The verdict once it is in the ledger that this call may run; another one when it may not after all."""
@@ -310,15 +372,20 @@ class CallTools:
 
     def _take_back(self, tool: ToolState) -> None:
         """A permission of the gate that does not reach the agent: the call may be asked for again."""
-        if self._supervisor is not None and self._mode != "shadow":
+        if self._supervisor is None or self._mode == "shadow":
+            return
+        if tool.socket == self._socket:
             self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
+        elif tool.key is not None and (entry := self._supervisor.ledger.get(tool.key)) is not None:
+            self._supervisor.ledger.free(tool.key, entry)
 
     def _tool_answered(self, tool: ToolState, verdict: ToolVerdict) -> None:
         if not verdict.allow:
             self.blocked += 1
         if not tool.decided.done():
             tool.decided.set_result(verdict)
-        self._send_tool_verdict(verdict)
+        if tool.socket == self._socket:
+            self._send_tool_verdict(verdict)
 
     def _record_tool(
         self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, irreversible: bool, started: float
@@ -340,6 +407,8 @@ class CallTools:
                 latency_ms=round((self._loop.time() - started) * 1000),
                 prompt_tokens=verdict.usage.prompt_tokens,
                 completion_tokens=verdict.usage.completion_tokens,
+                model=verdict.model,
+                fallback=verdict.fallback,
                 at_ms=self._at_ms(),
             )
         )

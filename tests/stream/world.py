@@ -41,6 +41,7 @@ from supervision.recorder.recorder import JournalUnavailable
 from supervision.redaction import Redaction
 from supervision.stream import consumer as consumer_module
 from supervision.stream import dial as dial_module
+from supervision.stream.approvals import ApprovalCall, Standing, Waiting
 from supervision.stream.consumer import StreamConsumer
 from supervision.stream.database import DatabaseSilent
 from supervision.stream.directory import AgentBinding, ProviderSettings
@@ -228,6 +229,40 @@ class MemoryLedger:
 
 
 class VirtualRuntime(StreamRuntime):
+class MemoryApprovals:
+    """Approvals in memory; `down` makes them fail, and `decide` is a person who does not tell the call."""
+
+    def __init__(self) -> None:
+        self.rows: dict[UUID, Standing] = {}
+        self.asked: list[Waiting] = []
+        self.down = False
+
+    async def _answered(self) -> None:
+        await asyncio.sleep(0.001)
+        if self.down:
+            raise DatabaseSilent("the database is gone")
+
+    async def ask(self, call: ApprovalCall, waiting: Waiting) -> None:
+        await self._answered()
+        self.asked.append(waiting)
+        self.rows[waiting.decision_id] = Standing("waiting")
+
+    async def look(self, call: ApprovalCall, decision_id: UUID) -> Standing:
+        await self._answered()
+        return self.rows[decision_id]
+
+    async def close(self, call: ApprovalCall, decision_id: UUID, *, was: str, state: str) -> Standing:
+        await self._answered()
+        if self.rows[decision_id].state == was:
+            self.rows[decision_id] = replace(self.rows[decision_id], state=state)
+        return self.rows[decision_id]
+
+    def decide(self, state: str, *, by: str = "alice@example.com", note: str = "") -> UUID:
+        (decision_id,) = [each for each, standing in self.rows.items() if standing.state == "waiting"]
+        self.rows[decision_id] = Standing(state, by, note)
+        return decision_id
+
+
     """The real runtime over a directory of one agent, a scripted model, tones for speech and memory for a journal."""
 
     def __init__(self, binding: AgentBinding, llm: Any, tts: ToneTTS | None) -> None:
@@ -244,6 +279,7 @@ class VirtualRuntime(StreamRuntime):
         self.ledger = MemoryLedger()  # type: ignore[assignment]
         self.tts = tts
         self.supervisors = Supervisors(SimpleNamespace(client=lambda **_: llm), ScoringPool())  # type: ignore[arg-type]
+        self.approvals = MemoryApprovals()  # type: ignore[assignment]
         self.binding = binding
 
     async def start(self) -> None:

@@ -280,6 +280,10 @@ class ToolGate:
         if decision is not None:
             self.ledger.restore(decision.key, owner, done=done, result=result)
 
+    def forget_ids(self) -> None:
+        """From now on ids mean other tool calls. What is being judged is freed when it is not allowed, as ever."""
+        self._decisions.clear()
+
     def pending(self, tool_id: str) -> str | None:
         """The serial of a decided tool call that has not been reported as ended; None when there is none."""
         decision = self._decisions.get(tool_id)
