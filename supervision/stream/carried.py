@@ -53,13 +53,15 @@ class CarriedTool:
 class CarriedCall:
     """A call as it stood when its last socket was lost.
 
-    `last_seq` is the number of the last event that its owner recorded, None when that owner could not be asked.
-    `notes` are those that no turn of the agent has answered, each with the fields of `mirror.note`.
+    `age_ms` is how long ago it began, by a clock that never jumps where there is one. `last_seq` is the number of the
+    last event that its owner recorded, None when that owner could not be asked. `notes` are those that no turn of the
+    agent has answered, each with the fields of `mirror.note`.
     """
 
     call_id: UUID
     epoch: int
     started_at: datetime
+    age_ms: int
     last_seq: int | None = None
     policy_version_id: UUID | None = None
     mode: str = ""
@@ -93,6 +95,7 @@ class CarriedCall:
             "call_id": self.call_id,
             "epoch": self.epoch,
             "started_at": self.started_at,
+            "age_ms": self.age_ms,
             "last_seq": self.last_seq,
             "policy_version_id": self.policy_version_id,
             "mode": self.mode,
@@ -119,6 +122,7 @@ class CarriedCall:
             call_id=UUID(value["call_id"]),
             epoch=int(value["epoch"]),
             started_at=datetime.fromisoformat(value["started_at"]),
+            age_ms=int(value["age_ms"]),
             last_seq=None if value["last_seq"] is None else int(value["last_seq"]),
             policy_version_id=None if version is None else UUID(version),
             mode=str(value["mode"]),

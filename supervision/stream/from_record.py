@@ -111,6 +111,7 @@ async def call_from_record(
         call_id=call["id"],
         epoch=call["epoch"],
         started_at=call["started_at"],
+        age_ms=max(0, now["ms"]),
         policy_version_id=call["policy_version_id"],
         mode=call["mode"],
         language=call["language"],

@@ -125,7 +125,7 @@ class CallSession:
         self._began_at = datetime.now(UTC)
         if carried is not None:
             # As if the call had never had another socket.
-            self._started_at -= max(0.0, (self._began_at - carried.started_at).total_seconds())
+            self._started_at -= carried.age_ms / 1000
             self._began_at = carried.started_at
             from_number, to_number = from_number or carried.from_number, to_number or carried.to_number
         self._numbers = (from_number, to_number)
@@ -265,6 +265,7 @@ class CallSession:
             dialling.cancel()
             if self._closing is not None:
                 self._closing.cancel()
+            self._reading = None
             self._plivo.gone()
             if self._frames is not None:
                 self._frames.release()
@@ -407,6 +408,7 @@ class CallSession:
                 call_id=self.call_id,
                 epoch=self.held.epoch,
                 started_at=self._began_at,
+                age_ms=self.at_ms(),
                 last_seq=last.seq,
                 policy_version_id=self._binding.policy_version_id,
                 mode=self._binding.mode,

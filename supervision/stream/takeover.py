@@ -139,10 +139,15 @@ class Takeovers:
         claimed_at = self._owners.now()
         claim = await self._owners.claim(key, call_id=fresh_id, least_epoch=least_epoch)
         if mine is not None:
-            carried = await mine.hand_over()
             epoch = max(least_epoch, claim.epoch if claim is not None else 0)
-            held = Held(key, carried.call_id, epoch, claimed_at)
-            return Taken(held, True, replace(carried, epoch=epoch), mine.binding)
+            held = Held(key, mine.held.call_id, epoch, claimed_at)
+            try:
+                carried = replace(await mine.hand_over(), epoch=epoch)
+            except Exception:
+                # A defect of ours must not cost the caller who came back the call.
+                logger.exception("A call could not be handed over; it goes on without what was known of it")
+                carried = self._unknown(held.call_id, epoch)
+            return Taken(held, True, carried, mine.binding)
         known = (claim is not None and claim.known) or self._ended_lately(key)
         if claim is not None and claim.epoch > 1:
             carried = await self._carried(key, claim)
@@ -159,7 +164,13 @@ class Takeovers:
         if found is not None:
             return found
         logger.warning("A call goes on of which neither its node nor the database says anything")
-        return CarriedCall(call_id=claim.call_id, epoch=claim.epoch, started_at=uuid7_time(claim.call_id))
+        return self._unknown(claim.call_id, claim.epoch)
+
+    def _unknown(self, call_id: UUID, epoch: int) -> CarriedCall:
+        """A call of which nothing is known but its id, which was made when it began."""
+        began = uuid7_time(call_id)
+        age_ms = max(0, round((self._owners.now() - began.timestamp()) * 1000))
+        return CarriedCall(call_id=call_id, epoch=epoch, started_at=began, age_ms=age_ms)
 
     async def _handed_over(self, key: CallKey, claim: Claim) -> CarriedCall | None:
         try:

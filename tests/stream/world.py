@@ -36,7 +36,7 @@ from supervision.engine.tts.voice import LineCache
 from supervision.plivo.simulator import CallRecord, Heard, PlivoSwitches, SimulatedCall
 from supervision.plivo.simulator import call as simulator_call
 from supervision.plivo.simulator.connection import Closed, Connection, DialFailed, Message
-from supervision.recorder.events import RecordEvent
+from supervision.recorder.events import RecordEvent, first_seq
 from supervision.recorder.recorder import JournalUnavailable
 from supervision.redaction import Redaction
 from supervision.stream import consumer as consumer_module
@@ -460,7 +460,9 @@ class PlivoTransport:
         self._connection._end(Closed(int(code.value), ""))
 
     def disconnect(self, graceful: bool = True) -> None:
-        self.gone(1006)
+        if not self._over:
+            self.gone(1006)
+            self._connection._end(Closed(1006, ""))
 
     def closed_by_server(self, code: int) -> None:
         if self._answers_close:
@@ -679,17 +681,22 @@ def check_record(events: Sequence[RecordEvent]) -> None:
     kinds = Counter(event.kind for event in events)
     assert (events[0].kind, events[-1].kind) == ("call.started", "call.ended")
     assert (kinds["call.started"], kinds["call.ended"]) == (1, 1)
-    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert kinds["call.moved"] == kinds["call.resumed"]
+    for epoch in range(1, kinds["call.resumed"] + 2):
+        numbers = [event.seq - first_seq(epoch) for event in events if event.epoch == epoch]
+        assert numbers == list(range(len(numbers)))
     end = events[-1].data
     turns = Counter(event.data["turn_id"] for event in events if event.kind == "turn.reported")
     judged = Counter(event.data["turn_id"] for event in events if event.kind == "turn.judged")
     heard = Counter(event.data["turn_id"] for event in events if event.kind == "turn.heard")
     assert set(judged) | set(heard) <= set(turns)
     assert {1} >= {*turns.values(), *judged.values(), *heard.values()}
-    assert end["turns"] == len(turns)
-    states = Counter(event.data["state"] for event in events if event.kind == "turn.judged")
-    assert states["judged"] == end["judged"]
-    assert sum(end[state] for state in ("judged", "skipped", "timed_out", "failed", "shed")) == end["turns"]
+    if not kinds["call.resumed"]:
+        # Of a call that had several sockets, PostgreSQL counts the rows.
+        assert end["turns"] == len(turns)
+        states = Counter(event.data["state"] for event in events if event.kind == "turn.judged")
+        assert states["judged"] == end["judged"]
+        assert sum(end[state] for state in ("judged", "skipped", "timed_out", "failed", "shed")) == end["turns"]
     begun = [event.data["intervention_id"] for event in events if event.kind == "intervention.started"]
     assert sorted(begun) == sorted(e.data["intervention_id"] for e in events if e.kind == "intervention.ended")
     revisions: dict[str, int] = {}
