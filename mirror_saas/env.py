@@ -118,6 +118,8 @@ class Environment:
     """Who mails are from: an address, or `Name <address>`."""
     limits: Limits
     """What a tenant may use that has no limits of its own."""
+    metrics_token: str | None = field(repr=False)
+    """Who reads /metrics sends it; None: only this machine reads them."""
     judge_calls_total: int | None
     """Questions to judges that are under way at the same time in one process, of all tenants; None: no limit."""
     database_url: str | None = field(repr=False)
@@ -223,6 +225,7 @@ def environment_parse(
             key_requests_per_minute=reader.limit("MIRROR_LIMIT_KEY_REQUESTS_PER_MINUTE", default=3000),
             storage_mib=reader.limit("MIRROR_LIMIT_STORAGE_MIB", default=20 * 1024),
         ),
+        metrics_token=_metrics_token(reader),
         judge_calls_total=reader.limit("MIRROR_JUDGE_CALLS_TOTAL", default=1000),
         database_url=database_url,
         database_owner_url=owner_url,
@@ -237,6 +240,13 @@ def environment_parse(
     if reader.problems:
         raise EnvironmentInvalid(tuple(reader.problems))
     return environment
+
+
+def _metrics_token(reader: "_Reader") -> str | None:
+    token = reader.text("MIRROR_METRICS_TOKEN")
+    if token is not None and not re.fullmatch(r"[\x21-\x7e]{16,}", token):
+        reader.bad("MIRROR_METRICS_TOKEN", "use at least 16 characters that a header can carry, without blanks")
+    return token
 
 
 class _Reader:

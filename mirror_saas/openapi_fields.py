@@ -68,6 +68,8 @@ FIELDS: Final[dict[str, str]] = {
     "expires_turns": "After how many turns of the agent the note counts no more.",
     "failed": "Turns whose judging failed.",
     "failed_count": "Turns whose judging failed.",
+    "fallback": "Whether the second provider's model decided, because the first did not answer.",
+    "fallback_credential_id": "The model that is asked when the first does not answer; null: none.",
     "from_number": "The caller's number.",
     "gap_ms_buffer_to_correction": "Silence between the buffer line and the correction.",
     "gap_ms_cut_to_buffer": "Silence between the cut and the buffer line.",

@@ -56,7 +56,7 @@ ERROR_DETAILS = {
     500: "Mirror failed to answer. Its log says why.",
 }
 
-HEALTH_PATHS = frozenset({"/livez", "/readyz"})
+HEALTH_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class ListenError(Exception):

@@ -12,7 +12,7 @@ from tenants.tenant_tables import tenant_wall
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('supervision', '0021_agent_failures'),
+        ('supervision', '0022_second_models'),
         ('tenants', '0020_idempotency_keys'),
     ]
 

@@ -183,6 +183,9 @@ class Verdict(TenantModel):
     latency_ms = ms_column()
     prompt_tokens = count_column()
     completion_tokens = count_column()
+    # Which model judged, and whether it is the second provider's, because the first did not answer.
+    model = word_column(200)
+    fallback = flag_column()
     late = flag_column()
     detail = text_column()
     at_ms = models.BigIntegerField()
@@ -231,6 +234,8 @@ class ToolDecision(TenantModel):
     latency_ms = ms_column()
     prompt_tokens = count_column()
     completion_tokens = count_column()
+    model = word_column(200)
+    fallback = flag_column()
     at_ms = models.BigIntegerField()
 
     # What the agent said came of it; `ok` is NULL while it has said nothing.

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from mirror_saas.egress import EgressRefused, egress_check
@@ -180,7 +181,7 @@ def credential_delete(*, credential_id: UUID) -> None:
     with transaction.atomic():
         # Whoever makes use of it now holds its row until they are done.
         credential = ProviderCredential.objects.select_for_update().get(id=credential_id)
-        versions = PolicyVersion.objects.filter(llm_credential=credential)
+        versions = PolicyVersion.objects.filter(Q(llm_credential=credential) | Q(fallback_credential=credential))
         retired = PolicyVersion.Status.RETIRED
         used = [
             f"version {number} of {policy}"
@@ -196,7 +197,8 @@ def credential_delete(*, credential_id: UUID) -> None:
         if used:
             shown = ", ".join(used[:5]) + (", …" if len(used) > 5 else "")
             raise Conflict(f"This credential is in use ({shown}); give those another one first.")
-        versions.update(llm_credential=None)
+        PolicyVersion.objects.filter(llm_credential=credential).update(llm_credential=None)
+        PolicyVersion.objects.filter(fallback_credential=credential).update(fallback_credential=None)
         agents.update(tts_credential=None)
         auditevent_record(action="credential.delete", row=credential, before=snapshot(credential))
         credential.delete()

@@ -93,6 +93,8 @@ class AgentBinding:
     rules: tuple[Mapping[str, Any], ...]
     config: Mapping[str, Any]
     llm: ProviderSettings | None
+    fallback_llm: ProviderSettings | None = None
+    """Who is asked when `llm` does not answer."""
     tts: ProviderSettings | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that this agent has otherwise than its policy; `config` has them already."""
@@ -285,6 +287,8 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
        tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
        plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed, plivo.accounts AS plivo_auth_ids, plivo.urls AS plivo_urls,
+       fallback.id AS fallback_id, fallback.base_url AS fallback_base_url, fallback.model AS fallback_model,
+       fallback.api_key_sealed AS fallback_sealed,
        privacy.redact AS redact_kinds, privacy.phone_region AS redact_region, privacy.patterns AS redact_patterns,
        limits.calls AS limit_calls, limits.judge_calls AS limit_judge_calls, limits.storage_mib AS limit_storage_mib,
        coalesce(storage.storage_bytes, 0) AS storage_bytes
@@ -300,6 +304,8 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
     ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
   LEFT JOIN supervision_providercredential tts
     ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
+  LEFT JOIN supervision_providercredential fallback
+    ON fallback.tenant_id = a.tenant_id AND fallback.id = v.fallback_credential_id AND fallback.kind = 'llm'
   LEFT JOIN supervision_privacysettings privacy ON privacy.tenant_id = a.tenant_id
   LEFT JOIN tenants_tenantlimits limits ON limits.tenant_id = a.tenant_id
   LEFT JOIN tenants_tenantuse storage ON storage.tenant_id = a.tenant_id
@@ -372,6 +378,7 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         llm=_provider(row, "llm", keys),
         tts=_provider(row, "tts", keys),
         redaction=RedactionSettings.from_row(row["redact_kinds"], row["redact_region"], row["redact_patterns"]),
+        fallback_llm=_provider(row, "fallback", keys),
         headers=MappingProxyType(_headers(row, keys)),
         plivo_tokens=None if accounts is None else tuple(account.auth_token for account in accounts),
         plivo_accounts=accounts or (),

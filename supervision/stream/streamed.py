@@ -16,6 +16,7 @@ from supervision.engine.adapters.hold import position_of
 from supervision.engine.adapters.relay import TurnAudio
 from supervision.engine.context import Verdict
 from supervision.engine.intervention.clauses import violation_starts
+from supervision.engine.llm.limiter import asking
 from supervision.engine.supervisor import CallSupervisor
 from supervision.recorder import events as record
 from supervision.stream import frames
@@ -59,7 +60,7 @@ class StreamedTurns:
         if self._supervisor is not None:
             turn.interventions = self._supervisor.interventions
             turn.stream = self._supervisor.streamed(turn.payload, on_answer=partial(self._answered, turn))
-            turn.stream.push(turn.audio.text)
+            self._push(turn, turn.audio.text)
 
     def _grows(self, turn: TurnState, text: str) -> None:
         if len(turn.audio.text) + len(text) > frames.MAX_TEXT:
@@ -67,8 +68,13 @@ class StreamedTurns:
             raise frames.FrameError("bad_field", message, turn.ref)
         turn.audio.text += text
         turn.payload = replace(turn.payload, agent_text=turn.audio.text)
-        if turn.stream is not None and not turn.judged.done():
-            turn.stream.push(text)
+        if not turn.judged.done():
+            self._push(turn, text)
+
+    def _push(self, turn: TurnState, text: str) -> None:
+        if turn.stream is not None:
+            with asking(self._call.risk_of(turn)):
+                turn.stream.push(text)
 
     def agent_cleared(self) -> None:
         """The agent took its audio back: a turn that was being said ends with it."""
@@ -91,7 +97,8 @@ class StreamedTurns:
             self._call._spawn(self._finish(turn))
 
     async def _finish(self, turn: TurnState) -> None:
-        verdict = await turn.stream.finish() if turn.stream is not None else self._call.ungoverned(turn)
+        with asking(self._call.risk_of(turn)):
+            verdict = await turn.stream.finish() if turn.stream is not None else self._call.ungoverned(turn)
         if not turn.judged.done():
             self._judged(turn, verdict, self._call.decide(turn, verdict))
 

@@ -36,6 +36,7 @@ from supervision.engine.intervention.orchestrator import (
 from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.intervention.templates import hold_lines
 from supervision.engine.llm.limiter import Risk, asking
+from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
@@ -73,6 +74,7 @@ class Counts:
     states: dict[JudgingState, int] = field(default_factory=lambda: dict.fromkeys(JudgingState, 0))
     interventions: int = 0
 
+    why: dict[JudgingState, str] = field(default_factory=dict)  # of each state, what its last turn's verdict said
 
 class SupervisedCall:
     """The dialogue with an agent that said `mirror.hello`, and what Mirror does about its turns and tools."""
@@ -437,9 +439,16 @@ class SupervisedCall:
         if self._supervisor is None:
             verdict = self.ungoverned(turn)
         else:
-            verdict = await self._supervisor.judge_turn(turn.payload)
+            with asking(self.risk_of(turn)):
+                verdict = await self._supervisor.judge_turn(turn.payload)
         if verdict.violates:
             turn.violates_from = violation_starts(turn.audio.text, verdict.reason)
+    def risk_of(self, turn: TurnState) -> Risk:
+        """What hangs on the verdict about this turn."""
+        if self._mode == "shadow":
+            return Risk.SHADOW
+        return Risk.TURN if turn.audio.hold is None else Risk.HELD
+
         self.judged(turn, verdict, self.decide(turn, verdict))
 
     def judged(self, turn: TurnState, verdict: Verdict, decided: tuple[bool, str | None]) -> None:
@@ -455,6 +464,7 @@ class SupervisedCall:
                 state=verdict.state.value,
                 score=verdict.score,
                 threshold=verdict.threshold,
+        self.counts.why[verdict.state] = verdict.detail
                 rule=verdict.rule,
                 reason=verdict.reason,
                 correction=verdict.correction,
@@ -908,7 +918,7 @@ class SupervisedCall:
         if share >= 1.0:
             return "full", "", 1.0
         missing = ", ".join(
-            f"{states[state]} {state.value}"
+            f"{states[state]} {state.value}" + (f" ({why[state]})" if why.get(state) else "")
             for state in (JudgingState.TIMED_OUT, JudgingState.FAILED, JudgingState.SHED)
             if states[state]
         )
@@ -925,6 +935,7 @@ class SupervisedCall:
         task.add_done_callback(self._tasks.discard)
 
 
+        why = self.counts.why
 async def _all_done(futures: set[asyncio.Future[Any]]) -> None:
     await asyncio.wait(futures)
 

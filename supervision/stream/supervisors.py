@@ -15,6 +15,7 @@ from typing import Any, Final
 from django.conf import settings
 
 from supervision.engine.config import MirrorConfig
+from supervision.engine.llm.fallback import with_fallback
 from supervision.engine.llm.openai import OpenAIPool
 from supervision.engine.llm.pool import PoolShare, ScoringPool
 from supervision.engine.llm.protocol import LLMClient, close_client
@@ -36,6 +37,8 @@ class Supervisors:
 
     def __init__(self, llms: OpenAIPool, pool: ScoringPool, *, most: int = SUPERVISORS) -> None:
         self._llms = llms
+        if isinstance(llms, OpenAIPool):
+            _llm_pools.add(llms)
         self._pool = pool
         self._most = most
         self._known: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
@@ -46,7 +49,8 @@ class Supervisors:
         if binding.policy_version_id is None or binding.llm is None:
             return None
         share = self._share(binding)
-        key = (binding.policy_version_id, binding.llm, json.dumps(dict(binding.overrides), sort_keys=True))
+        models = (binding.llm, binding.fallback_llm)
+        key = (binding.policy_version_id, models, json.dumps(dict(binding.overrides), sort_keys=True))
         supervisor = self._known.get(key)
         if supervisor is None:
             made = self._made(binding, share)
@@ -74,18 +78,23 @@ class Supervisors:
         )
 
     def _made(self, binding: AgentBinding, share: PoolShare) -> Supervisor | None:
-        assert binding.llm is not None
+        clients: list[LLMClient] = []
         try:
+            clients.extend(
+                self._llms.client(api_key=one.api_key, model=one.model, base_url=one.base_url or None)
+                for one in (binding.llm, binding.fallback_llm)
+                if one is not None
+            )
             config = MirrorConfig.from_stored(
                 [dict(rule) for rule in binding.rules],
                 dict(binding.config),
-                self._llms.client(
-                    api_key=binding.llm.api_key, model=binding.llm.model, base_url=binding.llm.base_url or None
-                ),
+                with_fallback(*clients) if len(clients) == 2 else clients[0],
                 tenant_id=str(binding.tenant_id),
             )
         except ValueError:
             logger.exception("Policy version %s cannot be used", binding.policy_version_id)
+            for client in clients:
+                self._close(client)
             return None
         supervisor = Supervisor(config, limiter=share)
         gone = weakref.finalize(supervisor, _unused, asyncio.get_running_loop(), weakref.ref(self), config.llm)
@@ -104,6 +113,14 @@ def _unused(loop: asyncio.AbstractEventLoop, whose: weakref.ref[Supervisors], ll
     if supervisors is None or loop.is_closed():
         return  # the connections went with the loop
     loop.call_soon_threadsafe(supervisors._close, llm)
+
+
+_llm_pools: weakref.WeakSet[OpenAIPool] = weakref.WeakSet()
+
+
+def llm_pools() -> list[OpenAIPool]:
+    """The connections to models of this process, by event loop."""
+    return list(_llm_pools)
 
 
 _lock = threading.Lock()

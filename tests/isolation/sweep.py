@@ -409,6 +409,7 @@ PAGES = [
         answers=_COUNTED,
     ),
     page("GET", "sign-in/code", PUBLIC),
+    page("GET", "metrics", PUBLIC),
     page("POST", "sign-in/code", PUBLIC),
     page("POST", "sign-out", PUBLIC),
     page("GET", "forgot-password", PUBLIC),

@@ -15,6 +15,7 @@ from django.utils import timezone
 from mirror_saas.ids import uuid7
 from supervision.models import Agent, PolicyVersion, ProviderCredential, StreamKey
 from supervision.services.agents import agent_stream_key_create, agent_stream_key_revoke, agent_stream_key_rotate
+from supervision.services.credentials import credential_create
 from supervision.services.plivo_accounts import plivo_account_save
 from supervision.services.policies import policy_version_create, policy_version_publish
 from supervision.stream import directory as directory_module
@@ -219,6 +220,35 @@ async def test_the_version_that_was_published_last_counts_and_no_draft(directory
     binding = await directory.lookup(alice.slug, alice.stream_key)
     assert (binding.policy_version_id, binding.policy_version) == (published_twice.id, 2)
     assert [rule["text"] for rule in binding.rules] == ["Never swear."]
+
+
+@pytest.fixture
+def with_two_models(alice: Tenancy) -> None:
+    with alice.context():
+        second = credential_create(
+            kind=ProviderCredential.Kind.LLM,
+            name="Second",
+            base_url="https://second.example/v1",
+            model="s-1",
+            api_key="sk-second",
+        )
+        draft = policy_version_create(
+            policy_id=alice.policy.id,
+            rules=["Never swear."],
+            llm_credential=alice.credential,
+            fallback_credential=second,
+        )
+        policy_version_publish(policy_id=alice.policy.id, number=draft.number)
+
+
+async def test_a_second_model_comes_with_the_version_that_names_it(directory, alice, with_two_models, charlie):
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    assert (binding.llm.model, binding.fallback_llm.model, binding.fallback_llm.api_key) == (
+        alice.credential.model,
+        "s-1",
+        "sk-second",
+    )
+    assert (await directory.lookup(charlie.slug, charlie.stream_key)).fallback_llm is None
 
 
 async def test_a_policy_whose_newest_version_is_a_shadow_never_acts(directory, database_urls, alice):

@@ -48,10 +48,10 @@ CONTRACT = {
     "turn.completed": "turn_id text at_ms",
     "turn.held": "turn_id held_ms ended_by at_ms",
     "turn.judged": "turn_id verdict_id state score threshold rule reason correction intervene acted withheld "
-    "latency_ms prompt_tokens completion_tokens late detail at_ms",
+    "latency_ms prompt_tokens completion_tokens model fallback late detail at_ms",
     "turn.heard": "turn_id audio_ms heard_ms heard_text uncertain_text unheard_text basis at_ms",
     "tool.decided": "decision_id turn_id ref name args irreversible allow code state score reason instruction "
-    "latency_ms prompt_tokens completion_tokens at_ms",
+    "latency_ms prompt_tokens completion_tokens model fallback at_ms",
     "tool.done": "decision_id ref ok result cancelled at_ms",
     "intervention.started": "intervention_id turn_id verdict_id rule plan at_ms",
     "intervention.step": "intervention_id step at_ms detail",
