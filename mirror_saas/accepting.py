@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
+import autobahn.websocket.protocol
 import daphne.http_protocol
 from twisted.web import http
 
@@ -19,6 +20,9 @@ HEAD_WITHIN_S: Final = 10.0
 BODY_WITHIN_S: Final = 120.0
 UNFINISHED_HEADS: Final = 512
 
+
+# Autobahn lays out all its options for a debug line at every handshake, whatever is logged: a quarter of its cost.
+autobahn.websocket.protocol.pformat = repr  # type: ignore[assignment, attr-defined]
 
 # Twisted is typed in parts only.
 _HTTPChannel: Any = http.HTTPChannel

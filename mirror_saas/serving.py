@@ -46,6 +46,10 @@ CLOSE_TIMEOUT_S = 30
 CANCEL_TIMEOUT_S = 10.0
 ON_STOP_TIMEOUT_S = 10.0
 
+# Connections that the kernel holds until they are accepted; what finds no room there is tried again by its sender after
+# a second or more, a call's handshake among them.
+BACKLOG = 1024
+
 # Of a request's body. Refused before it is read: nothing behind us sees, stores or counts more than this.
 HTTP_BODY_MAX_BYTES = 10 * 1024 * 1024
 # A client that is still sending would not see its refusal if we closed under it.
@@ -238,7 +242,9 @@ def server_build(application: ASGIApp, *, host: str, port: int, on_ready: Callab
     daphne.server.HTTPFactory = ServerFactory
     return MirrorServer(
         application=application,
-        endpoints=build_endpoint_description_strings(host=host, port=port),
+        endpoints=[
+            f"{endpoint}:backlog={BACKLOG}" for endpoint in build_endpoint_description_strings(host=host, port=port)
+        ],
         signal_handlers=False,
         action_logger=None,
         http_timeout=None,

@@ -253,22 +253,24 @@ class StreamDirectory:
 
     async def _from_database(self, slug: str, hashed: bytes, pinned_version: UUID | None) -> _Known | None:
         await self._open()
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._pool.connection() as connection:
+            # In no transaction: for a wrong key, of which many may come, this is all that is asked.
             cursor = await connection.execute(
                 "SELECT tenant_id, agent_id FROM stream_key_lookup(%s, %s)", (slug, hashed)
             )
             found = await cursor.fetchone()
             if found is None:
                 return None
-            await connection.execute(
-                "SELECT set_config('app.tenant_id', %s, true), set_config('statement_timeout', '2000', true)",
-                (str(found["tenant_id"]),),
-            )
             of_agent = {"tenant": found["tenant_id"], "agent": found["agent_id"], "key_hash": hashed}
-            cursor = await connection.execute(
-                _BINDING if pinned_version is None else _BINDING_PINNED, {**of_agent, "version": pinned_version}
-            )
-            row = await cursor.fetchone()
+            async with connection.transaction():
+                await connection.execute(
+                    "SELECT set_config('app.tenant_id', %s, true), set_config('statement_timeout', '2000', true)",
+                    (str(found["tenant_id"]),),
+                )
+                cursor = await connection.execute(
+                    _BINDING if pinned_version is None else _BINDING_PINNED, {**of_agent, "version": pinned_version}
+                )
+                row = await cursor.fetchone()
         if row is None:
             return None
         expires = row["expires_at"].timestamp() if row["expires_at"] is not None else None
