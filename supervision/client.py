@@ -32,7 +32,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -580,6 +580,7 @@ class _State:
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     abandoned: OrderedDict[str, None] = field(default_factory=OrderedDict)
     seen: str | None = None
+    growing: str | None = None  # the turn whose text is arriving
 
 
 def _remember(memory: OrderedDict[str, Any], key: str, value: Any = None) -> None:
@@ -686,6 +687,68 @@ class MirrorClient:
             return None
         self._age_notes()
         return turn if await self._send(encoded) else None
+
+    async def delta(
+        self,
+        text: str,
+        *,
+        turn_id: str | None = None,
+        final: bool = False,
+        customer_text: str = "",
+        language: str | None = None,
+        seen: str | None = None,
+    ) -> str | None:
+        """Report the next piece of a turn while it is generated, in place of :meth:`turn`; before the piece's audio.
+
+        Each clause is judged as soon as it is complete, while the rest is generated. Returns the turn's id, None
+        without Mirror: give it with every further piece. final: with the last one, whose text may be empty. The other
+        arguments are those of :meth:`turn`, and count with the first piece. A tool call of the turn is asked for with
+        its `turn_id`. Once :meth:`muted`, there is no need to go on. See :meth:`told` for a stream of pieces.
+        """
+        first = turn_id is None or turn_id != self._state.growing
+        turn = turn_id or uuid.uuid4().hex
+        frame: dict[str, JSON] = {"event": "mirror.delta", "turn_id": turn, "text": text}
+        if final:
+            frame["final"] = True
+        if first:
+            frame["customer_text"] = customer_text
+            if language is not None:
+                frame["language"] = language
+            self._add_seen(frame, seen)
+        encoded = _encode(frame, f"turn {turn}")
+        if not self.supervised:
+            return None
+        if first:
+            self._age_notes()
+        self._state.growing = None if final else turn
+        return turn if await self._send(encoded) else None
+
+    async def told(
+        self,
+        pieces: AsyncIterable[str],
+        *,
+        customer_text: str = "",
+        turn_id: str | None = None,
+        language: str | None = None,
+        seen: str | None = None,
+    ) -> AsyncIterator[str]:
+        """The pieces of a turn that is being generated, each told to Mirror (:meth:`delta`) before it is given on.
+
+            async for piece in mirror.told(llm.stream(messages), customer_text=heard):
+                await tts.feed(piece)
+
+        Ends early when Mirror has stepped in on the turn. However it ends, Mirror learns that the turn is complete.
+        """
+        turn = turn_id or uuid.uuid4().hex
+        try:
+            async for piece in pieces:
+                await self.delta(piece, turn_id=turn, customer_text=customer_text, language=language, seen=seen)
+                if self.muted(turn):
+                    return
+                yield piece
+        finally:
+            if self.supervised and self._state.growing == turn:
+                await self.delta("", turn_id=turn, final=True)
 
     async def tool(
         self,
