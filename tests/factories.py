@@ -21,6 +21,7 @@ from supervision.models import (
     Agent,
     AgentNote,
     Call,
+    Approval,
     CallEvent,
     Intervention,
     Policy,
@@ -153,6 +154,25 @@ def tenancy_create(
 
 
 def call_create(
+def approval_create(tenancy: Tenancy, *, within: timedelta = timedelta(minutes=1), **fields: Any) -> Approval:
+    """A tool call of a call that runs, which waits for a person for so long from now."""
+    now = timezone.now()
+    with tenancy.context():
+        made = {
+            "id": uuid7(),
+            "call_id": uuid7(),
+            "agent": tenancy.agent,
+            "ref": "c1",
+            "tool": "charge_card",
+            "args": {"amount": 99},
+            "irreversible": True,
+            "on_silence": "deny",
+            "requested_at": now,
+            "expires_at": now + within,
+        }
+        return Approval.objects.create(**{**made, **fields})
+
+
     tenancy: Tenancy,
     *,
     customer_text: str = "Can I have my money back?",

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from mirror_saas.exports import ExportQuery, Format, export_content, export_format, export_response
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Moment, PageOut, PageQuery, Text
-from supervision.api.schemas import InterventionRowOut, LabelOut, ToolDecisionRowOut, VerdictRowOut
+from supervision.api.schemas import ApprovalOut, InterventionRowOut, LabelOut, ToolDecisionRowOut, VerdictRowOut
 from supervision.models import Intervention, ToolDecision, Verdict
 from supervision.selectors.decisions import (
+from supervision.selectors.approvals import approval_get
     InterventionFilters,
     ToolDecisionFilters,
     VerdictFilters,
@@ -28,6 +29,8 @@ from supervision.selectors.decisions import (
     verdicts_found,
 )
 from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
+from supervision.services.approvals import MAX_NOTE_CHARS as MAX_APPROVAL_NOTE_CHARS
+from supervision.services.approvals import approval_decide
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import writes
 from tenants.context import tenant_context
@@ -85,6 +88,15 @@ class InterventionsQuery(MadeQuery):
 
 class LabelIn(In):
     """What a reviewer says."""
+class ApprovalIn(In):
+    """What a person says about a tool call that waits."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"decision": "approve", "note": "Confirmed by phone."}]})
+
+    decision: Literal["approve", "deny"]
+    note: str = Field("", max_length=MAX_APPROVAL_NOTE_CHARS, description="For the agent.")
+
+
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -136,6 +148,33 @@ def tool_decisions(
 
 
 @router.get(
+
+@router.get(
+    "/tool-decisions/{uuid:decision_id}/approval",
+    response={200: ApprovalOut, **problem_responses(401, 403, 404)},
+    operation_id="approval_get",
+    summary="A tool call that needs a person's approval",
+)
+@requires(Scope.CALLS_READ)
+def approval(request: HttpRequest, decision_id: UUID) -> ApprovalOut:
+    """How a tool call stands that waits, or waited, for a person. `approval.requested` webhooks name its decision."""
+    return ApprovalOut.of(approval_get(decision_id=decision_id), timezone.now())
+
+
+@router.post(
+    "/tool-decisions/{uuid:decision_id}/approval",
+    response={200: ApprovalOut, **APPROVAL_ERRORS},
+    operation_id="approval_decide",
+    summary="Approve or deny a tool call that waits",
+)
+@writes(Scope.CALLS_WRITE)
+def decide(request: HttpRequest, decision_id: UUID, body: ApprovalIn) -> ApprovalOut:
+    """The call hears of it at once, on whatever node it runs, and the agent is told the note. The same decision by the
+    same person again changes nothing; one that was decided, or whose time is over, is 409. An approval that reaches
+    the call after the agent stopped waiting becomes `void`."""
+    decided = approval_decide(decision_id=decision_id, approve=body.decision == "approve", note=body.note)
+    return ApprovalOut.of(decided, timezone.now())
+
     "/interventions",
     response={200: PageOut[InterventionRowOut], **LIST_ERRORS},
     operation_id="intervention_list",

@@ -74,6 +74,19 @@ def call_post(
     return answer
 
 
+def call_tell(url: str | None, *, tenant_id: UUID, call_id: UUID, message: Mapping[str, Any]) -> None:
+    """Send `message` to the node that has the call and wait for no answer: for what the call finds out by itself, only
+    later. Blocks for as long as Valkey takes, 2 s at most."""
+    if url is None:
+        return
+    body = json.dumps({"reply": f"{tenant_key('calls-replies', tenant_id)}:{uuid4()}", "message": dict(message)})
+    try:
+        with Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as redis:
+            redis.publish(call_channel(tenant_id, call_id), body)
+    except (RedisError, OSError) as error:
+        logger.warning("a call cannot be told through Valkey: %s", type(error).__name__)
+
+
 class Mailbox:
     """Hears for the calls of this process. Belongs to one event loop; nothing is opened before the first call."""
 

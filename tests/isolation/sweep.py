@@ -56,7 +56,7 @@ from tenants.services.api_keys import api_key_create
 from tenants.services.invitations import invitation_create, invitation_mark
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
-from tests.factories import Tenancy, call_create, tenancy_create
+from tests.factories import Tenancy, approval_create, call_create, tenancy_create
 
 PUBLIC, PERSON, MEMBER = "public", "person", "member"
 
@@ -111,6 +111,11 @@ def turn(tenancy: Tenancy) -> Made:
 
 def intervention(tenancy: Tenancy) -> Made:
     return {"intervention_id": Intervention.objects.order_by("id")[0].id}
+
+
+def approval(tenancy: Tenancy) -> Made:
+    """A tool call that waits for a person."""
+    return {"decision_id": approval_create(tenancy).id}
 
 
 def api_key(tenancy: Tenancy) -> Made:
@@ -376,6 +381,14 @@ API = [
     ),
     api("GET", "/verdicts", "calls:read"),
     api("GET", "/tool-decisions", "calls:read"),
+    api("GET", "/tool-decisions/{uuid:decision_id}/approval", "calls:read", approval),
+    api(
+        "POST",
+        "/tool-decisions/{uuid:decision_id}/approval",
+        "calls:write",
+        approval,
+        body=lambda tenancy, made: {"decision": "approve", "note": "new"},
+    ),
     api("GET", "/interventions", "calls:read"),
     api("PUT", "/turns/{uuid:turn_id}/label", "labels:write", turn, body=lambda tenancy, made: {"label": "unsure"}),
     api(
