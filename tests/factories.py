@@ -15,13 +15,14 @@ from typing import Any
 from uuid import UUID
 
 from django.test import Client
+from django.utils import timezone
 
 from mirror_saas.ids import uuid7
 from supervision.models import (
     Agent,
     AgentNote,
-    Call,
     Approval,
+    Call,
     CallEvent,
     Intervention,
     Policy,
@@ -153,7 +154,6 @@ def tenancy_create(
     )
 
 
-def call_create(
 def approval_create(tenancy: Tenancy, *, within: timedelta = timedelta(minutes=1), **fields: Any) -> Approval:
     """A tool call of a call that runs, which waits for a person for so long from now."""
     now = timezone.now()
@@ -173,6 +173,7 @@ def approval_create(tenancy: Tenancy, *, within: timedelta = timedelta(minutes=1
         return Approval.objects.create(**{**made, **fields})
 
 
+def call_create(
     tenancy: Tenancy,
     *,
     customer_text: str = "Can I have my money back?",

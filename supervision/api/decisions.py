@@ -6,6 +6,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
+from django.utils import timezone
 from ninja import Query, Router
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,8 +15,8 @@ from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Moment, PageOut, PageQuery, Text
 from supervision.api.schemas import ApprovalOut, InterventionRowOut, LabelOut, ToolDecisionRowOut, VerdictRowOut
 from supervision.models import Intervention, ToolDecision, Verdict
-from supervision.selectors.decisions import (
 from supervision.selectors.approvals import approval_get
+from supervision.selectors.decisions import (
     InterventionFilters,
     ToolDecisionFilters,
     VerdictFilters,
@@ -28,9 +29,9 @@ from supervision.selectors.approvals import approval_get
     verdict_list,
     verdicts_found,
 )
-from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
 from supervision.services.approvals import MAX_NOTE_CHARS as MAX_APPROVAL_NOTE_CHARS
 from supervision.services.approvals import approval_decide
+from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import writes
 from tenants.context import tenant_context
@@ -41,6 +42,7 @@ router = Router(tags=["decisions"])
 Row = TypeVar("Row", Verdict, ToolDecision, Intervention)
 LIST_ERRORS = problem_responses(401, 403, 422)
 LABEL_ERRORS = problem_responses(400, 401, 403, 404, 422)
+APPROVAL_ERRORS = problem_responses(400, 401, 403, 404, 409, 422)
 JudgingStateName = Literal["judged", "skipped", "timed_out", "failed", "shed"]
 LabelName = Literal["confirmed", "false_alarm", "missed", "unsure"]
 
@@ -86,8 +88,6 @@ class InterventionsQuery(MadeQuery):
     label: LabelName | Literal["none"] | None = Field(None, description="What a reviewer said; `none`: nothing yet.")
 
 
-class LabelIn(In):
-    """What a reviewer says."""
 class ApprovalIn(In):
     """What a person says about a tool call that waits."""
 
@@ -97,6 +97,8 @@ class ApprovalIn(In):
     note: str = Field("", max_length=MAX_APPROVAL_NOTE_CHARS, description="For the agent.")
 
 
+class LabelIn(In):
+    """What a reviewer says."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -148,8 +150,6 @@ def tool_decisions(
 
 
 @router.get(
-
-@router.get(
     "/tool-decisions/{uuid:decision_id}/approval",
     response={200: ApprovalOut, **problem_responses(401, 403, 404)},
     operation_id="approval_get",
@@ -175,6 +175,8 @@ def decide(request: HttpRequest, decision_id: UUID, body: ApprovalIn) -> Approva
     decided = approval_decide(decision_id=decision_id, approve=body.decision == "approve", note=body.note)
     return ApprovalOut.of(decided, timezone.now())
 
+
+@router.get(
     "/interventions",
     response={200: PageOut[InterventionRowOut], **LIST_ERRORS},
     operation_id="intervention_list",

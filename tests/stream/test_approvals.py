@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.utils import timezone
 
 from mirror_saas.ids import uuid7
 from supervision.models import Approval
@@ -83,12 +82,8 @@ async def test_a_person_and_a_call_agree_on_who_was_first(alice: Tenancy, store:
             return Approval.objects.get(id=asked.decision_id)
 
     made = await sync_to_async(row)()
-    assert (made.call_id, made.agent_id, made.tool, made.args) == (
-        call.call_id,
-        call.agent_id,
-        "charge_card",
-        asked.args,
-    )
+    assert (made.call_id, made.agent_id) == (call.call_id, call.agent_id)
+    assert (made.tool, made.args) == ("charge_card", {"amount": 99})
     assert made.expires_at - made.requested_at == timedelta(seconds=60)
 
 
@@ -147,11 +142,10 @@ async def test_a_call_is_told_within_a_second(redis_url: str) -> None:
 @pytest.mark.django_db
 def test_an_erased_call_takes_its_approvals_along(tenant: Tenancy, stranger: Tenancy) -> None:
     call = call_create(tenant)
-    gone = approval_create(tenant, call_id=call.id)
+    approval_create(tenant, call_id=call.id)
     kept, theirs = approval_create(tenant), approval_create(stranger, call_id=call.id)
     with tenant.context():
         call_erase(call_id=call.id)
         assert [row.id for row in Approval.objects.all()] == [kept.id]
     with stranger.context():
         assert [row.id for row in Approval.objects.all()] == [theirs.id]
-    assert gone.requested_at <= timezone.now()
