@@ -636,6 +636,9 @@ _PROJECTIONS: Final[dict[str, Callable[[RecordEvent], list[Patch]]]] = {
     "turn.heard": _turn_heard,
     "tool.decided": _tool_decided,
     "tool.done": _tool_done,
+    # Whoever waits for a person has written that itself, before this: supervision.stream.approvals.
+    "approval.requested": _nothing,
+    "approval.decided": _nothing,
     "intervention.started": _intervention_started,
     "intervention.step": _intervention_step,
     "intervention.ended": _intervention_ended,
@@ -644,9 +647,6 @@ _PROJECTIONS: Final[dict[str, Callable[[RecordEvent], list[Patch]]]] = {
     "media.dropped": _media_dropped,
     "call.ended": _call_ended,
 }
-    # Whoever waits for a person has written that itself, before this: supervision.stream.approvals.
-    "approval.requested": _nothing,
-    "approval.decided": _nothing,
 
 _COUNTED: Final = frozenset(
     {"turn.reported", "turn.judged", "tool.decided", "intervention.started", "intervention.ended"}

@@ -35,6 +35,7 @@ from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.owners import CallOwners
+from supervision.stream.plivo_rest import PlivoDoor
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.supervisors import Supervisors, scoring_pool
 from supervision.stream.takeover import Takeovers
@@ -60,8 +61,9 @@ class StreamRuntime:
         self.directory = StreamDirectory(settings.DATABASE_URL)
         self.database = TenantDatabase(self.directory.connection)
         self.ledger = PostgresLedger(self.database)
-        self.mailbox = Mailbox(settings.REDIS_URL)
         self.approvals = PostgresApprovals(self.database)
+        self.mailbox = Mailbox(settings.REDIS_URL)
+        self.plivo = PlivoDoor()
         self.keys = KeyWatch(self.directory.keys_revoked)
         self.calls = CallLeases(settings.REDIS_URL)
         self.takeovers = Takeovers(CallOwners(settings.REDIS_URL, self.node), self.mailbox, self.directory)
@@ -99,6 +101,7 @@ class StreamRuntime:
         await self.database.aclose()
         await self.directory.aclose()
         await self.calls.aclose()
+        await self.plivo.aclose()
         await self.supervisors.aclose()
         await self._llms.aclose()
         if self.tts is not None:
@@ -110,14 +113,14 @@ class StreamRuntime:
             return None
         return CallLedger(self.ledger, LedgerCall(binding.tenant_id, plivo_call_id, call_id))
 
-    def call_supervisor(
-        self, binding: AgentBinding, call_id: str, ledger: CallLedger | None = None
-    ) -> CallSupervisor | None:
     def call_approvals(self, binding: AgentBinding, log: CallLog, at_ms: Callable[[], int]) -> CallApprovals:
         """Where a call's tools wait for a person."""
         call = ApprovalCall(binding.tenant_id, log.call_id, binding.agent_id)
         return CallApprovals(self.approvals, call, log=log, redact=self.redaction.event, at_ms=at_ms)
 
+    def call_supervisor(
+        self, binding: AgentBinding, call_id: str, ledger: CallLedger | None = None
+    ) -> CallSupervisor | None:
         """The engine for one call under the agent's live policy; None when it has none that can be used."""
         supervisor = self.supervisors.get(binding)
         if supervisor is None:

@@ -29,7 +29,9 @@ from supervision.stream.approvals import APPROVAL
 from supervision.stream.carried import CarriedCall
 from supervision.stream.dial import AgentClosed, AgentLeg, AgentUnreachable, handshake_headers, upstream_url
 from supervision.stream.directory import AgentBinding
+from supervision.stream.failure import FAILED_CLOSE, PLIVO_ENDS_WITHIN_S, Redials, failure_handle
 from supervision.stream.plivo_leg import PlivoLeg, Send
+from supervision.stream.plivo_rest import plivo_call
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervised import SupervisedCall
 from supervision.stream.takeover import HAND_OVER, Taken
@@ -62,6 +64,7 @@ class CallStart:
     stream_id: str
     account_id: str
     media_format: MediaFormat
+    bidirectional: bool = True  # False where `start` rules a way back out
 
     @classmethod
     def parse(cls, text: str) -> CallStart | None:
@@ -92,6 +95,8 @@ class CallStart:
             stream_id=ids["streamId"],
             account_id=account_id[:200] if isinstance(account_id, str) else "",
             media_format=media_format,
+            # Of a stream with a way back, Plivo sends the caller's track and no other.
+            bidirectional=not isinstance(start.get("tracks"), list) or "outbound" not in start["tracks"],
         )
 
 
@@ -178,12 +183,12 @@ class CallSession:
             log=self._log,
             recorder=runtime.recorder,
             ledger=ledger,
+            approvals=runtime.call_approvals(binding, self._log, self.at_ms),
             mode=binding.mode,
             ready=runtime.ready(binding, start.call_id) | {"resumed": carried is not None},
             arm_lines=lambda language: runtime.arm_lines(binding, language),
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
-            approvals=runtime.call_approvals(binding, self._log, self.at_ms),
         )
         self._wake: asyncio.TimerHandle | None = None
         self._ended_by = "caller"
@@ -194,6 +199,8 @@ class CallSession:
         self._dropped_s = 0.0
         self._dropped_reported_s = 0.0
         self._closing: asyncio.Task[None] | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._redials = Redials(binding.failure.redials)
         self._reading: asyncio.Timeout | None = None
         self._lost = False  # the stream broke without a goodbye of anybody's
         self._moved = asyncio.Event()
@@ -250,7 +257,7 @@ class CallSession:
         for text in before:
             self._relay.plivo_text(text, self._loop.time())
         self._supervised.arm()
-        dialling = asyncio.create_task(self._dial())
+        self._dialling = self._loop.create_task(self._dial())
         try:
             async with asyncio.timeout(0 if self._cut else None) as self._reading:
                 await self._read(receive)
@@ -262,7 +269,7 @@ class CallSession:
             self._finish("mirror", "failed", 1012, "Mirror was stopped during the call")
             raise
         finally:
-            dialling.cancel()
+            self._dialling.cancel()
             if self._closing is not None:
                 self._closing.cancel()
             self._reading = None
@@ -299,6 +306,14 @@ class CallSession:
                 raise message["problem"]
 
     async def _dial(self) -> None:
+        """Dial the agent, again while that may help and its policy allows it; else it has failed for good."""
+        while (problem := await self._dialled()) is not None:
+            if not problem.temporary or not await self._redials.wait():
+                await self._agent_failed(f"the agent could not be reached: {problem}")
+                return
+
+    async def _dialled(self) -> AgentUnreachable | None:
+        """Dial once; returns why it failed."""
         url = upstream_url(self._binding.upstream_url, self._query)
         began = self._loop.time()
         try:
@@ -315,14 +330,15 @@ class CallSession:
             )
         except AgentUnreachable as problem:
             self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason=str(problem)))
-            self._finish("agent", "failed", 1011, f"the agent could not be reached: {problem}")
-            return
+            return problem
         except Exception:
             logger.exception("Dialling an agent failed")
             self._log.add(record.AgentFailed(at_ms=self.at_ms(), reason="dialling failed inside Mirror"))
-            self._finish("mirror", "failed", 1011, "dialling the agent failed inside Mirror")
-            return
+            self._finish("mirror", "failed", FAILED_CLOSE, "dialling the agent failed inside Mirror")
+            return None
+        self._redials.connected(self._loop.time())
         self._log.add(record.AgentConnected(at_ms=self.at_ms(), dial_ms=round((self._loop.time() - began) * 1000)))
+        return None
 
     def _agent_closed(self, closed: AgentClosed) -> None:
         if closed.normal:
@@ -477,6 +493,8 @@ class CallSession:
         if HAND_OVER in message:
             logger.info("A call goes on on another node")
             return {"carried": (await self.hand_over()).seal(self._binding.tenant_id)}
+        if APPROVAL in message:
+            return {"taken": self._supervised.tools.approval_look(UUID(message[APPROVAL]))}
         return await self._supervised.report_turn(message["turn"], message["wait_ms"] / 1000)
 
     # ------------------------------------------------------------------ RelayListener
@@ -500,8 +518,6 @@ class CallSession:
     def turn_started(self, turn: TurnAudio) -> None:
         self._supervised.turn_started(turn)
 
-        if APPROVAL in message:
-            return {"taken": self._supervised.tools.approval_look(UUID(message[APPROVAL]))}
     def turn_ended(self, turn: TurnAudio) -> None:
         self._supervised.turn_ended(turn)
 

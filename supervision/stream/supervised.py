@@ -7,6 +7,7 @@ never acts on a newer one; one intervention runs at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,6 @@ from supervision.engine.intervention.orchestrator import (
     Plan,
     Report,
 )
-from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.intervention.templates import hold_lines
 from supervision.engine.llm.limiter import Risk, asking
 from supervision.engine.state.carried import CarriedMemory
@@ -44,12 +44,13 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
-from supervision.stream.carried import CarriedCall, CarriedTurn
 from supervision.stream.announcement import announce
 from supervision.stream.approvals import CallApprovals
 from supervision.stream.ledger import CallLedger
 from supervision.stream.hold_line import HoldLine
+from supervision.stream.ledger import CallLedger
 from supervision.stream.pending_notes import PendingNotes
+from supervision.stream.plivo_rest import PlivoCall
 from supervision.stream.running import Running, words_of
 from supervision.stream.streamed import StreamedTurns
 from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
@@ -64,6 +65,7 @@ MOVES_WITHIN_S: Final = 0.3  # for the same when the call goes on on another soc
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
 LEVEL_FROM_S: Final = 3.0
+ANNOUNCED_WITHIN_S: Final = 5.0  # of an intervention that is still going on, whose words come first
 
 
 @dataclass(slots=True)
@@ -72,9 +74,9 @@ class Counts:
 
     turns: int = 0
     states: dict[JudgingState, int] = field(default_factory=lambda: dict.fromkeys(JudgingState, 0))
+    why: dict[JudgingState, str] = field(default_factory=dict)  # of each state, what its last turn's verdict said
     interventions: int = 0
 
-    why: dict[JudgingState, str] = field(default_factory=dict)  # of each state, what its last turn's verdict said
 
 class SupervisedCall:
     """The dialogue with an agent that said `mirror.hello`, and what Mirror does about its turns and tools."""
@@ -88,11 +90,11 @@ class SupervisedCall:
         log: CallLog,
         recorder: Recorder,
         ledger: CallLedger | None,
+        approvals: CallApprovals,
         mode: str,
         ready: dict[str, Any],
         arm_lines: Callable[[str], dict[str, Any]],
         to_agent: Callable[[dict[str, Any]], None],
-        approvals: CallApprovals,
         at_ms: Callable[[], int],
     ) -> None:
         self.relay = relay
@@ -137,22 +139,13 @@ class SupervisedCall:
             log=log,
             recorder=recorder,
             ledger=ledger,
+            approvals=approvals,
             turn_of=lambda ref: self._turns.get(ref),
             to_agent=to_agent,
             rejected=self.rejected,
             spawn=self._spawn,
             at_ms=at_ms,
         )
-
-    # ------------------------------------------------------------------ frames from the agent
-
-            approvals=approvals,
-    def frame(self, raw: dict[str, Any]) -> None:
-        """Take a decoded `mirror.*` frame. Never raises: what is wrong with it is told to the agent."""
-        try:
-            if self.hello is None and raw["event"] != "mirror.hello":
-                raise frames.FrameError("no_hello", "send mirror.hello first", frames.reference(raw))
-            self._take(frames.parse(raw))
         own_line = supervisor.config.approval_hold_text if supervisor is not None else None
         approvals.hold = HoldLine(
             relay=relay,
@@ -161,6 +154,15 @@ class SupervisedCall:
             somebody_speaks=self._somebody_speaks,
             said=self._hold_line_said,
         ).say
+
+    # ------------------------------------------------------------------ frames from the agent
+
+    def frame(self, raw: dict[str, Any]) -> None:
+        """Take a decoded `mirror.*` frame. Never raises: what is wrong with it is told to the agent."""
+        try:
+            if self.hello is None and raw["event"] != "mirror.hello":
+                raise frames.FrameError("no_hello", "send mirror.hello first", frames.reference(raw))
+            self._take(frames.parse(raw))
         except frames.FrameError as problem:
             self.rejected(problem.code, problem.message, problem.ref)
         except Exception:
@@ -168,8 +170,7 @@ class SupervisedCall:
             logger.exception("A mirror.* frame could not be handled")
 
     def rejected(self, code: str, message: str, ref: str | None = None) -> None:
-        """Tell the agent, and the record, that a frame was not taken."""
-        self._record(record.FrameRejected(code=code, message=message, at_ms=self._at_ms()))
+        """Tell the agent, and the record, that a frame was not taken; of a flood, the record has one a second."""
         self._to_agent({"event": "mirror.error", "code": code, "message": message, "ref": ref})
 
     def _take(self, parsed: frames.AgentFrame) -> None:
@@ -193,15 +194,6 @@ class SupervisedCall:
         else:
             self._take_transcript(parsed)
 
-    def _take_hello(self, hello: frames.Hello) -> None:
-        first = self.hello is None
-        self.hello = hello
-        self.relay.hello = True
-        self.relay.marks = hello.marks
-        self.agent_voice.offered = "say" in hello.wants
-        self._voice.by_agent = self.agent_voice.usable
-        changed = (hello.language or self.language, hello.voice or self._voice.voice)
-        if changed != (self.language, self._voice.voice):
     def agent_replaced(self) -> None:
         """The agent's socket broke. If another takes its place, that knows nothing of this one: neither its hello, nor
         its turns' ids; what it has to know it is told in `mirror.ready`."""
@@ -215,6 +207,15 @@ class SupervisedCall:
         self._turns = {f"{ref} (socket {self._replaced})": state for ref, state in self._turns.items()}
         self._ready = {**self._ready, "resumed": True}
 
+    def _take_hello(self, hello: frames.Hello) -> None:
+        first = self.hello is None
+        self.hello = hello
+        self.relay.hello = True
+        self.relay.marks = hello.marks
+        self.agent_voice.offered = "say" in hello.wants
+        self._voice.by_agent = self.agent_voice.usable
+        changed = (hello.language or self.language, hello.voice or self._voice.voice)
+        if changed != (self.language, self._voice.voice):
             self.language, self._voice.voice = changed
             self._voice.language = self.language
             self.arm()
@@ -435,6 +436,12 @@ class SupervisedCall:
         """The verdict where there is no policy to judge by."""
         return Verdict(turn.ref, JudgingState.FAILED, None, None, "", "", 1.0, 0, detail="no live policy")
 
+    def risk_of(self, turn: TurnState) -> Risk:
+        """What hangs on the verdict about this turn."""
+        if self._mode == "shadow":
+            return Risk.SHADOW
+        return Risk.TURN if turn.audio.hold is None else Risk.HELD
+
     async def _judge(self, turn: TurnState) -> None:
         if self._supervisor is None:
             verdict = self.ungoverned(turn)
@@ -443,12 +450,6 @@ class SupervisedCall:
                 verdict = await self._supervisor.judge_turn(turn.payload)
         if verdict.violates:
             turn.violates_from = violation_starts(turn.audio.text, verdict.reason)
-    def risk_of(self, turn: TurnState) -> Risk:
-        """What hangs on the verdict about this turn."""
-        if self._mode == "shadow":
-            return Risk.SHADOW
-        return Risk.TURN if turn.audio.hold is None else Risk.HELD
-
         self.judged(turn, verdict, self.decide(turn, verdict))
 
     def judged(self, turn: TurnState, verdict: Verdict, decided: tuple[bool, str | None]) -> None:
@@ -457,6 +458,7 @@ class SupervisedCall:
         acted, withheld = decided
         assert turn.verdict_id is not None
         self.counts.states[verdict.state] += 1
+        self.counts.why[verdict.state] = verdict.detail
         self._record(
             record.TurnJudged(
                 turn_id=turn.turn_id,
@@ -464,7 +466,6 @@ class SupervisedCall:
                 state=verdict.state.value,
                 score=verdict.score,
                 threshold=verdict.threshold,
-        self.counts.why[verdict.state] = verdict.detail
                 rule=verdict.rule,
                 reason=verdict.reason,
                 correction=verdict.correction,
@@ -718,23 +719,6 @@ class SupervisedCall:
             # How much of the violation is heard shows when the turn has played.
             self._playing_on[turn.turn_id] = ended
 
-    def _match_level(self, audio: TurnAudio) -> None:
-        if not audio.audio:
-            return
-        newest = bytes(audio.audio[-int(LEVEL_FROM_S * 1000) * self.relay.format.bytes_per_ms :])
-        level = rms_dbfs(self.relay.format.decode(newest), self.relay.format.sample_rate)
-        if level is not None:
-            self._voice.level_dbfs = level
-
-    # ------------------------------------------------------------------ what the caller does
-
-    def caller_pressed(self) -> None:
-        """A DTMF key interrupts as a voice does."""
-        if self._running is not None:
-            self._running.interrupt()
-
-    def agent_cleared(self) -> None:
-        """The agent thinks that the caller speaks."""
     def _somebody_speaks(self) -> bool:
         """Whether the caller or Mirror speaks, or the agent has words that nobody has heard yet."""
         if self._running is not None or self.relay.speaking or self._caller_speaks():
@@ -746,6 +730,34 @@ class SupervisedCall:
         if self._supervisor is not None:
             self._supervisor.note_mirror(text)
 
+    def _match_level(self, audio: TurnAudio) -> None:
+        if not audio.audio:
+            return
+        newest = bytes(audio.audio[-int(LEVEL_FROM_S * 1000) * self.relay.format.bytes_per_ms :])
+        level = rms_dbfs(self.relay.format.decode(newest), self.relay.format.sample_rate)
+        if level is not None:
+            self._voice.level_dbfs = level
+
+    # ------------------------------------------------------------------ without an agent
+
+    async def announce(self, text: str) -> bool:
+        """Tell the caller something when no agent speaks any more; see `announcement.announce`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANNOUNCED_WITHIN_S):
+                await self.intervention_over()
+        return await announce(
+            text, relay=self.relay, voice=self._voice, plivo=self.plivo_call, way_back=self.bidirectional
+        )
+
+    # ------------------------------------------------------------------ what the caller does
+
+    def caller_pressed(self) -> None:
+        """A DTMF key interrupts as a voice does."""
+        if self._running is not None:
+            self._running.interrupt()
+
+    def agent_cleared(self) -> None:
+        """The agent thinks that the caller speaks."""
         self.streamed.agent_cleared()
         if self._running is not None:
             self._running.agent_cleared = True
@@ -917,6 +929,7 @@ class SupervisedCall:
         share = min(1.0, covered / self.counts.turns)
         if share >= 1.0:
             return "full", "", 1.0
+        why = self.counts.why
         missing = ", ".join(
             f"{states[state]} {state.value}" + (f" ({why[state]})" if why.get(state) else "")
             for state in (JudgingState.TIMED_OUT, JudgingState.FAILED, JudgingState.SHED)
@@ -935,7 +948,6 @@ class SupervisedCall:
         task.add_done_callback(self._tasks.discard)
 
 
-        why = self.counts.why
 async def _all_done(futures: set[asyncio.Future[Any]]) -> None:
     await asyncio.wait(futures)
 

@@ -409,6 +409,7 @@ _COUNTED = (200, 302, 429)
 PAGES = [
     page("GET", "livez", PUBLIC),
     page("GET", "readyz", PUBLIC, answers=(200, 503)),
+    page("GET", "metrics", PUBLIC),
     page("GET", "api/v1/openapi.json", PUBLIC),
     page("GET", "api/v1/docs", PUBLIC),
     page("GET", "api/v1/", PUBLIC, answers=(404,)),
@@ -422,7 +423,6 @@ PAGES = [
         answers=_COUNTED,
     ),
     page("GET", "sign-in/code", PUBLIC),
-    page("GET", "metrics", PUBLIC),
     page("POST", "sign-in/code", PUBLIC),
     page("POST", "sign-out", PUBLIC),
     page("GET", "forgot-password", PUBLIC),

@@ -49,6 +49,7 @@ from supervision.stream.ledger import Kept, LedgerCall
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
 from supervision.stream.owners import CallOwners
+from supervision.stream.plivo_rest import PlivoDoor
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.runtime import StreamRuntime
 from supervision.stream.supervisors import Supervisors
@@ -228,7 +229,6 @@ class MemoryLedger:
             self.rows[place] = replace(row, row_id=kept.row_id)
 
 
-class VirtualRuntime(StreamRuntime):
 class MemoryApprovals:
     """Approvals in memory; `down` makes them fail, and `decide` is a person who does not tell the call."""
 
@@ -263,6 +263,7 @@ class MemoryApprovals:
         return decision_id
 
 
+class VirtualRuntime(StreamRuntime):
     """The real runtime over a directory of one agent, a scripted model, tones for speech and memory for a journal."""
 
     def __init__(self, binding: AgentBinding, llm: Any, tts: ToneTTS | None) -> None:
@@ -274,12 +275,13 @@ class MemoryApprovals:
         self.calls = CallLeases(None)
         self.takeovers = Takeovers(CallOwners(None, self.node), self.mailbox, self.directory)
         self.revoked: set[UUID] = set()
+        self.plivo = PlivoDoor()
         self.keys = KeyWatch(self._revoked)
         self.lines = LineCache()
         self.ledger = MemoryLedger()  # type: ignore[assignment]
+        self.approvals = MemoryApprovals()  # type: ignore[assignment]
         self.tts = tts
         self.supervisors = Supervisors(SimpleNamespace(client=lambda **_: llm), ScoringPool())  # type: ignore[arg-type]
-        self.approvals = MemoryApprovals()  # type: ignore[assignment]
         self.binding = binding
 
     async def start(self) -> None:
@@ -307,6 +309,9 @@ class Frame:
 
     def get_payload_as_bytes(self) -> bytes:
         return self.payload
+
+    def get_payload_as_utf8_text(self) -> str:
+        return self.payload.decode()
 
     def get_close_code(self) -> Any:
         return self.code

@@ -496,9 +496,10 @@ class ToolGate:
         detail: str,
         usage: Usage,
         scene: _Scene,
+        judge: tuple[str, bool],
     ) -> ToolVerdict:
-        if judgement is not None and not judgement.allow:
         model, fallback = judge
+        if judgement is not None and not judgement.allow:
             return ToolVerdict(
                 id=decision.intent.id,
                 name=decision.intent.name,
@@ -512,9 +513,9 @@ class ToolGate:
                 valid_ms=0,
                 latency_ms=scene.ms(),
                 usage=usage,
-            )
                 model=model,
                 fallback=fallback,
+            )
         if judgement is not None:
             verdict = self._allowed(decision, state, judgement.score, scene, ToolCode.OK, judgement.reason)
         else:
