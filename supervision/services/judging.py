@@ -134,7 +134,9 @@ def review_count(*, judge: Judge, verdict: Verdict | None, tools: Sequence[ToolV
         completion_tokens=sum(usage.completion_tokens for usage in usages),
     )
     assert judge.binding.llm is not None  # or nothing would have judged
-    usage_add(day=now.astimezone(UTC).date(), source="api", model=judge.binding.llm.model, figures=figures)
+    answered = (one.model for one in (*([verdict] if verdict is not None else []), *tools) if one.model)
+    model = next(answered, judge.binding.llm.model)
+    usage_add(day=now.astimezone(UTC).date(), source="api", model=model, figures=figures)
 
 
 _NOTE: Final[dict[str, Callable[[CallSupervisor, str], None]]] = {
