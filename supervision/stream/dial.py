@@ -42,6 +42,7 @@ PING_AFTER_S: Final = 20.0
 WRITE_HIGH: Final = 256 * 1024  # bytes in the socket's buffer from which frames wait in our own queue
 BACKLOG_MEDIA: Final = 500  # media frames of 20 ms that wait for a slow agent: 10 s, then the oldest go
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
+BACKLOG_MOST: Final = 64 * 1024 * 1024  # of what is no media and is never dropped; with more, the agent has failed
 _TEXT: Final = WSMsgType.TEXT
 GOODBYE_S: Final = 5.0  # for an agent to take what was sent and our close frame; then the connection is cut
 
@@ -164,6 +165,8 @@ class AgentLeg:
             self._transport = transport
             self._ping_later()
             self._resume()
+        else:
+            transport.disconnect(False)
 
     def send_text(self, text: str) -> None:
         """Send a text frame as it is, or queue it while the agent is dialled or slow."""
@@ -225,6 +228,14 @@ class AgentLeg:
         self._backlog_media += media
         if self._backlog_media > BACKLOG_MEDIA or self._backlog_bytes > BACKLOG_BYTES:
             self._drop_oldest_media()
+        if self._backlog_bytes > BACKLOG_MOST:
+            # All that is left are frames that are never dropped: answers that it asks for and does not read.
+            self._backlog.clear()
+            self._backlog_bytes = self._backlog_media = 0
+            if self._transport is not None:
+                self.cut()
+            else:
+                self._ended(AgentClosed(1006, "too much came before the agent was reached"))
 
     def _drop_oldest_media(self) -> None:
         for index, (_, data, media) in enumerate(self._backlog):

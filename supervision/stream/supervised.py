@@ -64,6 +64,7 @@ BARGE_IN_WITH_CLEAR_MS: Final = 200
 MOVES_WITHIN_S: Final = 0.3  # for the same when the call goes on on another socket, whose caller waits
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
+REJECTIONS_TOLD: Final = 500  # in the record each by itself; of more of them one a second
 LEVEL_FROM_S: Final = 3.0
 ANNOUNCED_WITHIN_S: Final = 5.0  # of an intervention that is still going on, whose words come first
 
@@ -121,6 +122,8 @@ class SupervisedCall:
         self._moved = False
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left_at: float | None = None
+        # Frames that were not taken: how many, and how many and until when the record tells of.
+        self._rejected = self._rejections_told = self._rejection_told_ms = 0
         # Once the line is lost: how what was running ends, which shows when the stream comes back, or does not.
         self._fate: asyncio.Future[Outcome] | None = None
         self.notes = PendingNotes()
@@ -172,6 +175,13 @@ class SupervisedCall:
     def rejected(self, code: str, message: str, ref: str | None = None) -> None:
         """Tell the agent, and the record, that a frame was not taken; of a flood, the record has one a second."""
         self._to_agent({"event": "mirror.error", "code": code, "message": message, "ref": ref})
+        at_ms = self._at_ms()
+        self._rejected += 1
+        if self._rejected <= REJECTIONS_TOLD or at_ms - self._rejection_told_ms >= 1000:
+            left_out = self._rejected - self._rejections_told - 1
+            self._rejections_told, self._rejection_told_ms = self._rejected, at_ms
+            message = f"{message} (and {left_out} more before it)" if left_out else message
+            self._record(record.FrameRejected(code=code, message=message, at_ms=at_ms))
 
     def _take(self, parsed: frames.AgentFrame) -> None:
         if isinstance(parsed, frames.Hello):

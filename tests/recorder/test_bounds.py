@@ -26,7 +26,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 LARGE = "x" * 3000
 
 # Whoever moves a kind from one side to the other decides what a full disk may cost: the document has the same table.
-EXPECTED_DETAIL = {"transcript.noted", "frame.rejected", "media.dropped"}
+EXPECTED_DETAIL = {"transcript.noted", "turn.held", "frame.rejected", "media.dropped"}
 
 
 def made(data: EventData | None = None, *, call: UUID | None = None, seq: int = 1) -> RecordEvent:
