@@ -103,6 +103,9 @@ class Environment:
     log_level: str
     drain_s: float
     """How long a stopping server waits for running calls, in seconds."""
+    drain_accept_s: float
+    """How long a stopping server still takes new calls while its /readyz says no, in seconds: two intervals of whoever
+    asks that."""
     database_role: DatabaseRole
     """Which role's URL Django connects with: `owner` only for the process that migrates."""
     tts: TTSKind | None
@@ -209,6 +212,9 @@ def environment_parse(
         journal_mib=reader.integer("MIRROR_JOURNAL_MIB", default=1024, low=8, high=1 << 20),
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
         drain_s=reader.number("MIRROR_DRAIN_S", default=2.0 if mode == "development" else 300.0, low=0, high=86400),
+        drain_accept_s=reader.number(
+            "MIRROR_DRAIN_ACCEPT_S", default=0.0 if mode == "development" else 20.0, low=0, high=3600
+        ),
         database_role="owner" if database_role == "owner" else "app",
         tts=_tts(reader),
         openai_base_url=reader.url("OPENAI_BASE_URL", ("http", "https")),

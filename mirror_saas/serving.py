@@ -266,11 +266,13 @@ def server_run(
     port: int,
     part: Part,
     drain_s: float,
+    accept_s: float = 0.0,
     on_start: Hook | None = None,
     on_stop: Hook | None = None,
     trusted_proxies: tuple[str, ...] = (),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; blocks. Running calls get up to `drain_s` seconds to end.
+    """Serve until SIGTERM or SIGINT; blocks. New calls are still taken for `accept_s` seconds, while /readyz says no;
+    then running calls get up to `drain_s` seconds to end.
 
     A second signal ends them at once. `on_start` runs on the serving loop beside the first connections (/readyz says no
     until it is done), `on_stop` after the last. Raises `ListenError`.
@@ -279,7 +281,7 @@ def server_run(
 
     server = server_build(served_application(application, part, trusted_proxies), host=host, port=port)
     server.on_stop = on_stop
-    life_begin(reactor._asyncioEventloop, server, drain_s=drain_s, on_start=on_start)
+    life_begin(reactor._asyncioEventloop, server, drain_s=drain_s, accept_s=accept_s, on_start=on_start)
     server.run()
     if server.listen_failure:
         raise ListenError(listen_message(host, port, server.listen_failure))
@@ -291,9 +293,11 @@ class Stoppable(Protocol):
     def stop(self) -> None: ...
 
 
-def life_begin(loop: asyncio.AbstractEventLoop, server: Stoppable, *, drain_s: float, on_start: Hook | None) -> None:
-    """Let SIGTERM and SIGINT stop a server once its calls have ended, or `drain_s` is over; a second one stops it at
-    once. Runs `on_start` on `loop` from its start."""
+def life_begin(
+    loop: asyncio.AbstractEventLoop, server: Stoppable, *, drain_s: float, accept_s: float, on_start: Hook | None
+) -> None:
+    """Let SIGTERM and SIGINT stop a server: it takes new calls for another `accept_s`, and stops once its calls have
+    ended, or `drain_s` after that. A second one stops it at once. Runs `on_start` on `loop` from its start."""
     tasks: set[asyncio.Task[None]] = set()
 
     def on_signal() -> None:
@@ -301,9 +305,7 @@ def life_begin(loop: asyncio.AbstractEventLoop, server: Stoppable, *, drain_s: f
             server.stop()
             return
         drain.begin()
-        if drain.streams:
-            logger.info("stopping: %d calls may finish within %g s", drain.streams, drain_s)
-        tasks.add(loop.create_task(stop_when_idle(server, drain, drain_s)))
+        tasks.add(loop.create_task(stop_when_idle(server, drain, drain_s, accept_s)))
 
     async def starting(hook: Hook) -> None:
         await hook_run(hook, None)
@@ -324,7 +326,14 @@ async def hook_run(hook: Hook, timeout_s: float | None) -> None:
         logger.exception("%s failed", getattr(hook, "__name__", "a hook"))
 
 
-async def stop_when_idle(server: Stoppable, state: Drain, drain_s: float) -> None:
+async def stop_when_idle(server: Stoppable, state: Drain, drain_s: float, accept_s: float) -> None:
+    if accept_s:
+        # Whoever spreads calls over nodes asks /readyz now and then, and sends calls here until it has.
+        logger.info("stopping: calls are still taken for %g s", accept_s)
+        await asyncio.sleep(accept_s)
+    state.refuse()
+    if state.streams:
+        logger.info("stopping: %d calls may finish within %g s", state.streams, drain_s)
     try:
         await asyncio.wait_for(state.idle(), drain_s)
     except TimeoutError:

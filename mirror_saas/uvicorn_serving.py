@@ -283,6 +283,7 @@ def uvicorn_run(
     port: int,
     part: Part,
     drain_s: float,
+    accept_s: float = 0.0,
     on_start: Hook | None = None,
     on_stop: Hook | None = None,
     trusted_proxies: tuple[str, ...] = (),
@@ -315,7 +316,7 @@ def uvicorn_run(
     server = StreamServer(config, on_stop)
 
     async def main() -> None:
-        life_begin(asyncio.get_running_loop(), server, drain_s=drain_s, on_start=on_start)
+        life_begin(asyncio.get_running_loop(), server, drain_s=drain_s, accept_s=accept_s, on_start=on_start)
         await server.serve()
 
     uvloop.run(main())

@@ -72,7 +72,7 @@ async def on_stop() -> None:
 def main() -> None:
     from mirror_saas.serving import ListenError, server_run
 
-    port, part, drain_s, server = sys.argv[1:]
+    port, part, drain_s, server, *rest = sys.argv[1:]
     run: Any = server_run
     if server == "uvicorn":
         from mirror_saas.uvicorn_serving import uvicorn_run as run
@@ -84,6 +84,7 @@ def main() -> None:
             port=int(port),
             part=part,
             drain_s=float(drain_s),
+            accept_s=float(rest[0]) if rest else 0.0,
             on_start=on_start,
             on_stop=on_stop,
         )

@@ -53,10 +53,13 @@ async def until_draining(server: Running) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(*, part: str = "all", drain_s: float = 60.0, server: str = "daphne") -> AsyncIterator[Running]:
+async def serving(
+    *, part: str = "all", drain_s: float = 60.0, server: str = "daphne", accept_s: float = 0.0
+) -> AsyncIterator[Running]:
     port = free_port()
+    options = (str(port), part, str(drain_s), server, str(accept_s))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.mirror_saas.echo_server", str(port), part, str(drain_s), server),
+        *(sys.executable, "-m", "tests.mirror_saas.echo_server", *options),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -151,6 +154,41 @@ async def test_sigterm_lets_a_running_call_finish_and_takes_no_new_one(kind: str
             await call.send("after")
             assert await call.recv() == "after"
             assert server.process.returncode is None
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+
+
+async def until_printed(server: Running, words: str) -> None:
+    assert server.process.stdout is not None
+    async with asyncio.timeout(10):
+        while words not in (await server.process.stdout.readline()).decode():
+            assert server.process.returncode is None
+
+
+async def test_a_stopping_server_takes_calls_until_whoever_spreads_them_knows(kind: str) -> None:
+    async with serving(server=kind, accept_s=1.0) as server:
+        server.process.send_signal(signal.SIGTERM)
+        await until_printed(server, "calls are still taken for 1 s")
+        async with connect(server.stream) as call:
+            await call.send("came late")
+            assert await call.recv() == "came late"
+            await until_printed(server, "1 calls may finish within 60 s")
+            assert await status(server.http(f"/plivo/demo/{KEY}/answer")) == 503
+            with pytest.raises(InvalidStatus):
+                await connect(server.stream)
+            await call.send("still here")
+            assert await call.recv() == "still here"
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+
+
+async def test_a_second_signal_ends_a_server_that_still_takes_calls(kind: str) -> None:
+    async with serving(server=kind, accept_s=600) as server, connect(server.stream) as call:
+        server.process.send_signal(signal.SIGTERM)
+        await until_printed(server, "calls are still taken for 600 s")
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            await call.recv()
         async with asyncio.timeout(20):
             assert await server.process.wait() == 0
 

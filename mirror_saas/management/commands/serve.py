@@ -112,6 +112,7 @@ class Command(BaseCommand):
                 port=environment.port,
                 part=part,
                 drain_s=environment.drain_s,
+                accept_s=environment.drain_accept_s,
                 on_start=stream_runtime_open if calls else None,
                 on_stop=stream_runtime_close if calls else None,
                 trusted_proxies=environment.trusted_proxies,
