@@ -539,10 +539,14 @@ class AttachedCall(CallSupervisor):
 
     def withheld(self, verdict: Verdict) -> Withheld | None:
         """See `CallSupervisor.withheld`; `in_progress` while another intervention runs."""
-        found = super().withheld(verdict)
+        found = self._withheld_anyway(verdict)
         if found is None and self._running is not None and self._running.verdict.turn_id != verdict.turn_id:
             return "in_progress"
         return found
+
+    def _withheld_anyway(self, verdict: Verdict) -> Withheld | None:
+        found = super().withheld(verdict)
+        return "limit" if self.spent and found != "shadow" else found
 
     async def spoke_instead(self, payload: TurnPayload, verdict: Verdict) -> str | None:
         """See `CallSupervisor.spoke_instead`."""
@@ -577,7 +581,7 @@ class AttachedCall(CallSupervisor):
             return self._withheld_report(verdict.withheld or "the verdict does not call for an intervention")
         if self._running is not None:
             return self._joined_running(verdict)
-        if (withheld := super().withheld(verdict)) is not None and not verdict.refused_tools:
+        if (withheld := self._withheld_anyway(verdict)) is not None and not verdict.refused_tools:
             if withheld == "limit":
                 self._note_only(verdict)
             return self._withheld_report(withheld)

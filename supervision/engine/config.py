@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from supervision.engine.llm.protocol import LLMClient, LogprobClient
+from supervision.plivo.rest import web_url_checked
 
 Severity = Literal["low", "medium", "high"]
 Delivery = Literal["stream_first", "hold_risky", "hold_all"]
@@ -56,6 +57,7 @@ MAX_STATEMENT_CHARS = 300
 MAX_PROMPT_CHARS = 100_000
 MAX_TENANT_CHARS = 200
 MAX_BUFFER_TEXT_CHARS = 80
+MAX_ESCALATION_CHARS = 200
 
 DEFAULT_BUFFER_TEXT = "Sorry, let me make sure I got that right..."
 
@@ -154,6 +156,14 @@ class PolicyConfig(BaseModel):
     """`shadow` judges and records, and never acts."""
     max_interventions_per_call: Millis = Field(default=3, ge=0, le=100)
     """After this many interventions in one call no words lead to another. Tools are gated all the same."""
+    escalation: Literal["note", "transfer", "hangup"] = "note"
+    """What happens instead of one intervention too many, which is one after `max_interventions_per_call`, or after two
+    without a clean turn between them: the agent gets a `note` only, or (in the service, with a stored Plivo account)
+    the caller is told so and the call is transferred or hung up. In the library always `note`."""
+    escalation_url: str | None = Field(default=None, max_length=2000)
+    """The XML that a transferred call goes on with. Plivo asks for it by POST."""
+    escalation_text: str | None = Field(default=None, max_length=MAX_ESCALATION_CHARS)
+    """What the caller is told before that. None: the engine's own lines."""
     delivery: Delivery = "stream_first"
     """When a turn's audio goes to the caller: `stream_first` at once, to be cut when its verdict is a violation;
     `hold_risky` holds the turns that the pre-gate would have judged, until their verdict or `hold_budget_ms`;
@@ -215,7 +225,14 @@ class PolicyConfig(BaseModel):
             )
         return value
 
-    @field_validator("buffer_text", "approval_hold_text")
+    @field_validator("escalation_url")
+    @classmethod
+    def _escalation_leads_somewhere(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("escalation") == "transfer":
+            raise ValueError("give the URL of the XML that a transferred call goes on with")
+        return value if value is None else web_url_checked(value.strip())
+
+    @field_validator("buffer_text", "approval_hold_text", "escalation_text")
     @classmethod
     def _buffer_text_says_something(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():

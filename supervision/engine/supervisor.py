@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from supervision.engine.approval import Approver, PersonGate
 from supervision.engine.config import Delivery, MirrorConfig
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from supervision.engine.attached import AttachedCall
 
 logger = logging.getLogger(__name__)
+
+MAX_IN_A_ROW: Final = 2  # interventions without a clean turn between them; a third apology convinces nobody
 
 ToolCalls = Iterable[ToolCallIntent | Mapping[str, Any]]
 """Tool calls as `ToolCallIntent.of` reads them."""
@@ -270,6 +272,7 @@ class CallSupervisor:
         # After an intervention the agent is off its script: until a later turn was judged, none is skipped. This is
         # the number of interventions that a judged turn came after.
         self._judged_after = 0
+        self._in_a_row = 0  # interventions without a clean turn since
         # What the pre-gate said of the newest turn: whether it is held is asked before it is judged.
         self._looked_at: tuple[TurnPayload | None, PreGateDecision | None] = (None, None)
         self._stream: _Stream | None = None
@@ -418,6 +421,8 @@ class CallSupervisor:
         """Counts the one state that a turn ended in; `interventions` is how many there had been when it began."""
         if verdict.state is JudgingState.JUDGED:
             self._judged_after = max(self._judged_after, interventions)
+            if not verdict.should_intervene and interventions == self.interventions:
+                self._in_a_row = 0
         self.states[verdict.state] += 1
 
     def _skipped(self, payload: TurnPayload) -> Verdict | None:
@@ -1078,8 +1083,16 @@ class CallSupervisor:
             return None
         return "cooldown" if acted_ago_s < self.config.cooldown_s else None
 
+    @property
+    def spent(self) -> bool:
+        """Whether another intervention would be one too many: `max_interventions_per_call` is used up, or there were
+        two without a clean turn between them. Then `config.escalation` says what happens; nobody hears a third
+        apology."""
+        return self._in_a_row >= MAX_IN_A_ROW or self.interventions >= self.config.max_interventions_per_call
+
     def note_intervention(self, verdict: Verdict) -> None:
         """An intervention because of this verdict began; `withheld` counts from here, and the next turn is judged."""
+        self._in_a_row += 1
         self._memory.note_intervention(verdict.rule)
 
     def buffer_lines(self, language: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from supervision.recorder import events as record
 from supervision.stream.turns import TurnState
 
 if TYPE_CHECKING:
+    from supervision.stream.escalation import Escalation
     from supervision.stream.supervised import SupervisedCall
 
 class Running(RelayPlayback):
@@ -41,6 +42,7 @@ class Running(RelayPlayback):
         self.note_sent_at: float | None = None
         self.dropped: list[str] = []
         self.lines: CorrectionLines | None = None
+        self.instead: Escalation | None = None
         self.over = asyncio.Event()
         self._call = call
         self._rev = 0

@@ -187,6 +187,14 @@ class CallSession:
             mode=binding.mode,
             ready=runtime.ready(binding, start.call_id) | {"resumed": carried is not None},
             arm_lines=lambda language: runtime.arm_lines(binding, language),
+            plivo_call=plivo_call(
+                binding.plivo_accounts,
+                account_id=start.account_id,
+                call_id=start.call_id,
+                request=runtime.plivo.request,
+            ),
+            bidirectional=binding.bidirectional and start.bidirectional,
+            leave=self._leave,
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
         )
@@ -376,6 +384,15 @@ class CallSession:
         except TimeoutError:
             logger.info("An intervention outlived its agent's goodbye; the call is closed")
         self._finish("agent", "completed", 1000, "the agent closed the stream")
+
+    def _leave(self, reason: str) -> None:
+        """Plivo was told to end the stream; what it has not ended in a while is closed."""
+        self._ended_by, self._reason = "mirror", reason
+        self._closing = self._loop.create_task(self._left())
+
+    async def _left(self) -> None:
+        await asyncio.sleep(PLIVO_ENDS_WITHIN_S)
+        self._finish("mirror", "completed", 1000, self._reason)
 
     def _finish(self, ended_by: str, outcome: str, code: int, reason: str) -> None:
         """Close towards Plivo; its disconnect ends :meth:`run`."""

@@ -46,7 +46,8 @@ from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
 from supervision.stream.announcement import announce
 from supervision.stream.approvals import CallApprovals
-from supervision.stream.ledger import CallLedger
+from supervision.stream.carried import CarriedCall, CarriedTurn
+from supervision.stream.escalation import Escalation
 from supervision.stream.hold_line import HoldLine
 from supervision.stream.ledger import CallLedger
 from supervision.stream.pending_notes import PendingNotes
@@ -95,6 +96,9 @@ class SupervisedCall:
         mode: str,
         ready: dict[str, Any],
         arm_lines: Callable[[str], dict[str, Any]],
+        plivo_call: PlivoCall | None,
+        bidirectional: bool,
+        leave: Callable[[str], None],
         to_agent: Callable[[dict[str, Any]], None],
         at_ms: Callable[[], int],
     ) -> None:
@@ -110,6 +114,10 @@ class SupervisedCall:
         self._mode = mode
         self._ready = ready
         self._arm_lines = arm_lines
+        self.plivo_call = plivo_call
+        self.bidirectional = bidirectional
+        self.escalation = Escalation(supervisor, plivo_call, voice, leave)
+        self._replaced = 0
         self._to_agent = to_agent
         self._at_ms = at_ms
         self._loop = asyncio.get_running_loop()
@@ -253,6 +261,7 @@ class SupervisedCall:
     def arm(self) -> None:
         """Render what an intervention says, before one is needed."""
         self._spawn(self._voice.arm(**self._arm_lines(self.language)))
+        self._spawn(self.escalation.arm(self.language))
 
     def _take_transcript(self, transcript: frames.Transcript) -> None:
         self._record(
@@ -533,9 +542,9 @@ class SupervisedCall:
             self._running.joined(turn)
             return False, "in_progress"
         now = self._loop.time()
+        if withheld == "limit" or self._supervisor.spent:
+            return self._escalate(turn, verdict, now)
         if withheld is not None:
-            if withheld == "limit":
-                self._note_only(turn, verdict, "limit")
             return False, withheld
         self._voice.by_agent = self.agent_voice.usable
         if not self._voice.armed:
@@ -580,18 +589,28 @@ class SupervisedCall:
 
     # ------------------------------------------------------------------ intervening
 
+    def _escalate(self, turn: TurnState, verdict: Verdict, now: float) -> tuple[bool, str | None]:
+        """One intervention would be one too many: do what the policy says instead."""
+        if not self.escalation.possible:
+            self._note_only(turn, verdict, "limit")
+            return False, "limit"
+        plan, begins_at, keep_s = self._plan(turn, now)
+        if plan is Plan.NOTE_ONLY:
+            plan = Plan.RETRACT  # heard long ago; the call is not the agent's any more all the same
+        self._voice.by_agent = self.agent_voice.usable
+        running = Running(self, turn, verdict, plan)
+        speaks = not self._caller_speaks()
+        running.intervention = self.escalation.intervention(running, begins_at, speaks=speaks)
+        running.instead = self.escalation
+        self._begin(running, keep_s, now)
+        return True, None
+
     def _act(
         self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, keep_s: float, now: float
     ) -> None:
         assert self._supervisor is not None
         supervisor = self._supervisor
-        self.counts.interventions += 1
-        supervisor.note_intervention(verdict)
         self._match_level(turn.audio)
-        if plan is Plan.REPLACE_HELD:
-            self.relay.mute(turn.audio, now, keep_s)
-        else:
-            self.relay.take_over(turn.audio, now)
         opener = plan is Plan.RETRACT
         buffer = self._voice.opener_line() if opener else self._voice.buffer_line()
         fallback = self._voice.fallback_line()
@@ -615,6 +634,17 @@ class SupervisedCall:
             begins_at=begins_at,
             reached=running.reached,
         )
+        self._begin(running, keep_s, now)
+
+    def _begin(self, running: Running, keep_s: float, now: float) -> None:
+        turn, verdict = running.turn, running.verdict
+        self.counts.interventions += 1
+        if self._supervisor is not None:
+            self._supervisor.note_intervention(verdict)
+        if running.plan is Plan.REPLACE_HELD:
+            self.relay.mute(turn.audio, now, keep_s)
+        else:
+            self.relay.take_over(turn.audio, now)
         self._running = running
         self._record(
             record.InterventionStarted(
@@ -622,7 +652,7 @@ class SupervisedCall:
                 turn_id=turn.turn_id,
                 verdict_id=turn.verdict_id,
                 rule=verdict.rule,
-                plan=plan.value,
+                plan=running.plan.value,
                 at_ms=self._at_ms(),
             )
         )
@@ -641,6 +671,9 @@ class SupervisedCall:
         report = running.intervention.report
         try:
             await running.intervention.run()
+            if running.instead is not None and await running.instead.carry_out(running, report):
+                # The call is not the agent's any more; nothing of it is heard until Plivo ends the stream.
+                await asyncio.wait({self._over})
             if self._fate is not None:
                 report.outcome = await self._fate
             elif not self._ended:

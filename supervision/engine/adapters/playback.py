@@ -173,7 +173,7 @@ class RelayPlayback:
     def play(self, line: Line, label: str) -> Playing:
         """Queue a line behind what Mirror already said."""
         voice = self._agent_voice
-        if voice is None or (line.audio and not voice.usable):
+        if voice is None or not line.text or (line.audio and not voice.usable):
             return self._rendered(line, label)
         return voice.say(
             line,

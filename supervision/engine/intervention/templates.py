@@ -12,6 +12,7 @@ None of them says anything about checks, systems or rules, and none of them give
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Lines:
     openers: tuple[str, ...]
     corrections: tuple[str, ...]
     holds: tuple[str, ...]
+    transfer: str
+    hangup: str
 
 
 # Measured with the offline English voice, without the silence around the words: buffer lines 0.8 to 1.6 s, an opener
@@ -40,6 +43,8 @@ _LINES: dict[str, Lines] = {
             "I have to take that back. What do you need?",
         ),
         holds=("One moment please, this needs a quick confirmation.", "Thanks for waiting, it will only be a moment."),
+        transfer="I'm connecting you with a colleague now.",
+        hangup="I'm sorry, I have to end this call here. Please call again later.",
     ),
     "es": Lines(
         buffers=("Un momento.", "Un segundo.", "Un instante.", "Permítame."),
@@ -49,6 +54,8 @@ _LINES: dict[str, Lines] = {
             "Tengo que retirar lo que dije. ¿Qué necesita?",
         ),
         holds=("Un momento, por favor, falta una confirmación.", "Gracias por esperar, ya casi está."),
+        transfer="Ahora le paso con otra persona.",
+        hangup="Lo siento, tengo que terminar la llamada aquí. Por favor, llame más tarde.",
     ),
     "fr": Lines(
         buffers=("Un instant.", "Un moment.", "Une seconde.", "Un petit instant."),
@@ -58,6 +65,8 @@ _LINES: dict[str, Lines] = {
             "Je dois revenir sur cela. Que vous faut-il ?",
         ),
         holds=("Un instant, il me faut une confirmation.", "Merci de patienter, cela ne sera pas long."),
+        transfer="Je vous passe quelqu'un tout de suite.",
+        hangup="Je regrette, je dois terminer cet appel ici. Merci de rappeler plus tard.",
     ),
     "de": Lines(
         buffers=("Moment, bitte.", "Einen Augenblick.", "Eine Sekunde.", "Kleinen Moment."),
@@ -67,6 +76,8 @@ _LINES: dict[str, Lines] = {
             "Das muss ich zurücknehmen. Was brauchen Sie?",
         ),
         holds=("Einen Moment bitte, das muss noch bestätigt werden.", "Danke für Ihre Geduld, es dauert nicht lange."),
+        transfer="Ich verbinde Sie jetzt mit jemandem aus dem Team.",
+        hangup="Es tut mir leid, ich muss das Gespräch hier beenden. Bitte rufen Sie später noch einmal an.",
     ),
     "pt": Lines(
         buffers=("Um momento.", "Um segundo.", "Um instante.", "Só um momento."),
@@ -76,6 +87,8 @@ _LINES: dict[str, Lines] = {
             "Preciso voltar atrás nisso. Do que você precisa?",
         ),
         holds=("Um momento, por favor, falta uma confirmação.", "Obrigado por aguardar, é só mais um instante."),
+        transfer="Vou passar a ligação para outra pessoa.",
+        hangup="Sinto muito, preciso encerrar a ligação aqui. Por favor, ligue mais tarde.",
     ),
     "hi": Lines(
         buffers=("एक पल।", "एक क्षण।", "ज़रा रुकिए।", "बस एक पल।"),
@@ -85,6 +98,8 @@ _LINES: dict[str, Lines] = {
             "मेरी वह बात छोड़ दीजिए। आपको क्या चाहिए?",
         ),
         holds=("कृपया एक पल रुकिए, इसकी पुष्टि होनी है।", "प्रतीक्षा के लिए धन्यवाद, बस थोड़ी देर और।"),
+        transfer="अब आपकी बात हमारी टीम से होगी।",
+        hangup="माफ़ कीजिए, यह कॉल यहीं समाप्त करनी होगी। कृपया बाद में फिर कॉल करें।",
     ),
     "it": Lines(
         buffers=("Un momento.", "Un attimo.", "Un secondo.", "Solo un attimo."),
@@ -94,6 +109,8 @@ _LINES: dict[str, Lines] = {
             "Devo ritirare quello che ho detto. Di che cosa ha bisogno?",
         ),
         holds=("Un momento, per favore, serve una conferma.", "Grazie per l'attesa, ci vuole solo un attimo."),
+        transfer="Ora le passo un'altra persona.",
+        hangup="Mi dispiace, devo terminare qui la chiamata. La prego di richiamare più tardi.",
     ),
     "nl": Lines(
         buffers=("Een moment.", "Een seconde.", "Een ogenblik.", "Momentje."),
@@ -103,6 +120,8 @@ _LINES: dict[str, Lines] = {
             "Dat moet ik terugnemen. Wat heeft u nodig?",
         ),
         holds=("Een moment, dit moet nog bevestigd worden.", "Bedankt voor het wachten, het duurt niet lang."),
+        transfer="Ik verbind u nu door met een collega.",
+        hangup="Het spijt me, ik moet dit gesprek hier beëindigen. Belt u later nog eens.",
     ),
 }
 
@@ -139,6 +158,14 @@ def correction_lines(language: str) -> tuple[str, ...]:
     """Correction lines in order of use. Empty when the language has none."""
     lines = lines_for(language)
     return lines.corrections if lines else ()
+
+
+def escalation_line(kind: Literal["transfer", "hangup"], language: str, own: str | None = None) -> str:
+    """What the caller is told before the call is transferred or hung up, a policy's own first
+    (`MirrorConfig.escalation_text`); empty when the language has no line."""
+    lines = lines_for(language)
+    known = "" if lines is None else lines.transfer if kind == "transfer" else lines.hangup
+    return own or known
 
 
 def hold_lines(language: str, own: str | None = None) -> tuple[str, ...]:
