@@ -472,6 +472,9 @@ PAGES = [
     page("GET", "audit/verify", "admin"),
     page("GET", "calls", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
+    page(
+        "POST", "approvals", "calls:write", approval, body=lambda tenancy, made: {"approve": str(made["decision_id"])}
+    ),
 ]
 
 # Plivo asks these with a stream key; test_socket_sweep.py asks them with every wrong one.
@@ -481,6 +484,7 @@ SOCKETS = {"ws/console", "stream/<str:slug>/<str:key>"}
 
 # What a console socket can follow: the capability, and the topic's name for an object of a tenancy.
 TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
+    "approvals": ("calls:read", lambda tenancy: "approvals"),
     "calls": ("calls:read", lambda tenancy: "calls"),
     "call": ("calls:read", lambda tenancy: f"call:{call(tenancy)['call_id']}"),
 }

@@ -53,6 +53,8 @@ CONTRACT = {
     "tool.decided": "decision_id turn_id ref name args irreversible allow code state score reason instruction "
     "latency_ms prompt_tokens completion_tokens model fallback at_ms",
     "tool.done": "decision_id ref ok result cancelled at_ms",
+    "approval.requested": "decision_id turn_id ref name args irreversible on_silence within_ms at_ms",
+    "approval.decided": "decision_id outcome by note waited_ms at_ms",
     "intervention.started": "intervention_id turn_id verdict_id rule plan at_ms",
     "intervention.step": "intervention_id step at_ms detail",
     "intervention.ended": "intervention_id outcome buffer_text correction_text correction_source heard_ms "

@@ -85,6 +85,8 @@ EVENT_LABELS: Mapping[str, tuple[str, str, Tone]] = {
     "turn.heard": ("Turn heard", "wave", "plain"),
     "tool.decided": ("Tool decided", "tool", "plain"),
     "tool.done": ("Tool done", "tool", "plain"),
+    "approval.requested": ("Approval asked for", "person", "warn"),
+    "approval.decided": ("Approval decided", "person", "plain"),
     "intervention.started": ("Intervention started", "mirror", "mirror"),
     "intervention.step": ("Intervention", "mirror", "mirror"),
     "intervention.ended": ("Intervention ended", "mirror", "mirror"),
@@ -182,6 +184,13 @@ _SUMMARIES: Mapping[str, Callable[[Data], str]] = {
     "turn.heard": _heard,
     "tool.decided": _decided,
     "tool.done": _done,
+    "approval.requested": lambda data: _joined(data.get("name"), f"for {duration(data.get('within_ms'))} at most"),
+    "approval.decided": lambda data: _joined(
+        sentence_of(str(data.get("outcome", ""))),
+        f"by {data['by']}" if data.get("by") else "",
+        f"after {duration(data.get('waited_ms'))}",
+        _said(data.get("note")),
+    ),
     "intervention.started": lambda data: _joined(data.get("rule"), PLANS.get(str(data.get("plan")), data.get("plan"))),
     "intervention.step": lambda data: _joined(
         STEPS.get(str(data.get("step")), sentence_of(str(data.get("step")))), detail_words(data.get("detail"))
