@@ -14,7 +14,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api bench-recorder soak screenshots clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
 	@echo "make bench-api    the API's lists, filters and search over 1,000,000 turns of 20 tenants (TURNS=… for fewer)"
+	@echo "make bench-delivery what is heard of bad turns in each delivery mode, on labelled calls (DATA=their folder), and its price"
 	@echo "make bench-recorder events a second that are acknowledged on disk, and what becomes of them"
 	@echo "make soak         break everything around running calls, full size; writes docs/reliability.md (FAULTS=… for some)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
@@ -87,6 +88,9 @@ bench-pregate: $(VENV)/.dev
 
 bench-api: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_api $(if $(TURNS),--turns $(TURNS))
+
+bench-delivery: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_delivery $(if $(DATA),--data "$(DATA)")
 
 bench-recorder: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_recorder

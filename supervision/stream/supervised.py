@@ -859,11 +859,14 @@ class SupervisedCall:
         hold = audio.hold
         if hold is not None and hold.since is not None:
             held_s = hold.held_s if hold.held_s is not None else self._hearing() - hold.since
+            held_ms = round(max(0.0, held_s) * 1000)
+            if not held_ms:
+                return
             heard = audio.runs.starts_at is not None
             self._record(
                 record.TurnHeld(
                     turn_id=audio.turn_id,
-                    held_ms=round(max(0.0, held_s) * 1000),
+                    held_ms=held_ms,
                     ended_by="discarded" if not heard else "verdict" if hold.by_verdict else "budget",
                     at_ms=self._at_ms(),
                 )
