@@ -14,7 +14,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
 	@echo "make bench-judge  both ways of scoring with a real model: OPENAI_*, else the local one (DATA=folder of labelled calls)"
 	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
+	@echo "make bench-pool   a quiet tenant's judge beside a noisy tenant; CPU of 1,000 judgements at once"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
 	@echo "make bench-api    the API's lists, filters and search over 1,000,000 turns of 20 tenants (TURNS=… for fewer)"
@@ -79,6 +80,9 @@ bench-judge: $(VENV)/.dev $(if $(OPENAI_API_KEY),,$(VENV)/.local-llm)
 
 bench-relay: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay
+
+bench-pool: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_pool
 
 bench-replay: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_replay

@@ -131,10 +131,10 @@ async def offered(
 
 @virtual_time
 async def test_tenants_that_all_want_more_than_there_is_have_equally_many_places() -> None:
-    pool = ScoringPool(limit=80)
+    pool = ScoringPool(limit=80, most_waiting=1_000)
     shares = [pool.share(f"tenant {number}") for number in range(7)]
-    storms = [asyncio.create_task(noise(share, 10 * (n + 1), lambda: 1.0)) for n, share in enumerate(shares)]
-    await asyncio.sleep(20.05)
+    storms = [asyncio.create_task(noise(share, 10 * (n + 2), lambda: 1.0)) for n, share in enumerate(shares)]
+    await asyncio.sleep(10.05)
     assert {share.in_flight for share in shares} == {10}
     for storm in storms:
         storm.cancel()
@@ -243,6 +243,17 @@ async def test_tool_calls_have_places_that_turns_of_the_same_noisy_tenant_may_no
     await asyncio.sleep(0.1)
     assert await asyncio.gather(*(ask(noisy, 1.0, Risk.TOOL) for _ in range(4))) == [0.0] * 4
     storm.cancel()
+
+
+@virtual_time
+async def test_a_program_that_asks_again_and_again_at_once_leaves_the_loop_to_others() -> None:
+    pool = ScoringPool(limit=1, most_waiting=0)
+    share = pool.share("alice")
+    assert await share.acquire(within_s=1.0, risk=Risk.TURN)
+    others = asyncio.create_task(asyncio.sleep(0))
+    for _ in range(5):
+        assert not await share.acquire(within_s=1.0, risk=Risk.TURN)
+    assert others.done()
 
 
 # Through the engine

@@ -131,6 +131,9 @@ class PoolShare:
             return True
         asked_at = loop.time()
         try:
+            if question.done.done():
+                # Shed at once: whoever asks again at once must not keep the loop from everybody else.
+                await asyncio.sleep(0)
             async with asyncio.timeout(within_s):
                 await question.done
         except TimeoutError:
