@@ -304,7 +304,8 @@ class CallSession:
                     self._agent.send_binary(message["bytes"])
             elif kind == "websocket.disconnect":
                 if self._close_code is None:
-                    self._close_code = message.get("code")
+                    code = message.get("code")  # some servers give a kind of their own
+                    self._close_code = None if code is None else int(code)
                     if self._close_code not in NORMAL_CLOSE:
                         self._lost = True
                         # Whether Plivo hangs up like this, nobody has written down; so it is told, and no failure.
