@@ -7,11 +7,15 @@ more closes the oldest, which an honest client, done after one round trip, never
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any, Final
 
 import autobahn.websocket.protocol
 import daphne.http_protocol
+import daphne.server
+import daphne.ws_protocol
 from twisted.web import http
 
 from mirror_saas.throttle import HandshakeThrottle, throttle
@@ -23,6 +27,12 @@ UNFINISHED_HEADS: Final = 512
 
 # Autobahn lays out all its options for a debug line at every handshake, whatever is logged: a quarter of its cost.
 autobahn.websocket.protocol.pformat = repr  # type: ignore[assignment, attr-defined]
+
+# Daphne counts how long a socket was open, or gone, or silent, by the wall clock: one that is set right would end every
+# call, and what a call still has to do when it is over.
+_STEADY: Any = SimpleNamespace(time=time.monotonic)
+for _module in (daphne.http_protocol, daphne.server, daphne.ws_protocol):
+    _module.time = _STEADY
 
 # Twisted is typed in parts only.
 _HTTPChannel: Any = http.HTTPChannel

@@ -49,7 +49,7 @@ class FramesSocket(FramesTaken, WebSocketProtocol):  # type: ignore[misc]
             or (text := whole_text_frame(data)) is None
         ):
             return False
-        self.last_ping = time.time()  # when it was last heard from, by which Daphne's pings go
+        self.last_ping = time.monotonic()  # when it was last heard from, by which Daphne's pings go
         self._hand_over(self._on_text, text)
         return True
 
@@ -57,7 +57,7 @@ class FramesSocket(FramesTaken, WebSocketProtocol):  # type: ignore[misc]
         if self._on_text is None or self.muted:
             super().onMessage(payload, isBinary)
             return
-        self.last_ping = time.time()
+        self.last_ping = time.monotonic()
         if isBinary:
             self._hand_over(self._on_binary, payload)
         else:

@@ -12,10 +12,12 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
 import psycopg
+import redis
 
 from mirror_saas import embedded
 from mirror_saas.databases import database_url_for
@@ -71,7 +73,10 @@ class Servers:
         embedded.stop(self.home / "b")
 
     def broker_start(self) -> None:
-        embedded.start(self.home / "b")
+        """Start Valkey where it was, with the password that it had: an embedded one makes another at each start."""
+        before = self.environment["REDIS_URL"]
+        with redis.Redis.from_url(embedded.start(self.home / "b").redis_url) as client:
+            client.config_set("requirepass", urlsplit(before).password or "")
 
 
 class Node:

@@ -148,10 +148,14 @@ def _pool(dsn: str) -> _Pool:
 class StreamDirectory:
     """Looks up who a stream belongs to. Belongs to one event loop; nothing is opened before the first look-up."""
 
-    def __init__(self, dsn: str, clock: Callable[[], float] = time.time) -> None:
-        """`dsn` logs in as mirror_app; `clock` gives Unix time in seconds."""
+    def __init__(
+        self, dsn: str, clock: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`dsn` logs in as mirror_app. `clock` gives Unix time, by which keys expire, and `steady` seconds that never
+        jump, by which everything else goes."""
         self._pool = _pool(dsn)
         self._clock = clock
+        self._steady = steady
         self._opened = False
         self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
         self._down_until = float("-inf")
@@ -203,7 +207,7 @@ class StreamDirectory:
     @property
     def is_down(self) -> bool:
         """Whether the database failed a moment ago, so that asking it again is no use yet."""
-        return self._clock() < self._down_until
+        return self._steady() < self._down_until
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[dict[str, Any]]]:
@@ -221,7 +225,7 @@ class StreamDirectory:
         if self._down_until == float("-inf"):
             # The message of a pool or connection error names host and role, never a password or key.
             logger.warning("stream keys cannot be looked up, using those of the last hour: %s", error or "no answer")
-        self._down_until = self._clock() + _DOWN_FOR_S
+        self._down_until = self._steady() + _DOWN_FOR_S
 
     def _note_up(self) -> None:
         if self._down_until != float("-inf"):
@@ -239,10 +243,9 @@ class StreamDirectory:
 
     def _from_memory(self, slug: str, hashed: bytes) -> AgentBinding | None:
         known = self._known.get((slug, hashed))
-        now = self._clock()
-        if known is None or now - known.at > CACHE_FOR_S:
+        if known is None or self._steady() - known.at > CACHE_FOR_S:
             raise DirectoryUnavailable("The database cannot be reached and this key was not used within the last hour.")
-        if known.expires is not None and known.expires <= now:
+        if known.expires is not None and known.expires <= self._clock():
             return None
         return known.binding
 
@@ -274,7 +277,7 @@ class StreamDirectory:
         if row is None:
             return None
         expires = row["expires_at"].timestamp() if row["expires_at"] is not None else None
-        return _Known(_binding(row, slug), self._clock(), expires)
+        return _Known(_binding(row, slug), self._steady(), expires)
 
 
 # The live version judges, or the shadow version for agents that follow that one; without it, the other does. A shadow

@@ -32,8 +32,13 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class WallClock:
     def __init__(self) -> None:
         self.now = datetime.now(UTC).timestamp()
+        self.jumped = 0.0
 
     def __call__(self) -> float:
+        return self.now + self.jumped
+
+    def steady(self) -> float:
+        """What a clock that nobody sets says meanwhile."""
         return self.now
 
 
@@ -61,7 +66,7 @@ async def make_directory(
     made: list[StreamDirectory] = []
 
     def make(dsn: str = database_urls.app) -> StreamDirectory:
-        made.append(StreamDirectory(dsn, clock))
+        made.append(StreamDirectory(dsn, clock, clock.steady))
         return made[-1]
 
     yield make
@@ -390,6 +395,25 @@ async def test_after_the_database_is_back_revocation_wins_within_five_seconds(
     clock.now += 5
     with pytest.raises(DirectoryUnavailable):
         await directory.lookup(alice.slug, alice.stream_key)
+
+
+@pytest.mark.parametrize("jump_s", [-7_200.0, 7_200.0])
+async def test_a_wall_clock_that_jumps_neither_keeps_nor_loses_what_is_remembered(
+    directory, database, database_urls, clock, alice, jump_s
+):
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    database.shut()
+    assert await directory.lookup(alice.slug, alice.stream_key) == binding
+    clock.jumped = jump_s
+    assert await directory.lookup(alice.slug, alice.stream_key) == binding
+    database.open()
+    change(database_urls, alice, "UPDATE supervision_streamkey SET revoked_at = now()")
+    clock.now += 5
+    answers = []
+    while not answers or answers[-1] is not None:
+        answers.append(await directory.lookup(alice.slug, alice.stream_key))
+        clock.now += 1.1
+        assert len(answers) < 4
 
 
 async def test_a_remembered_key_still_expires(directory, database, database_urls, clock, alice):
