@@ -21,11 +21,17 @@ _PLAY_AUDIO: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"playAudio"\s*[,}]')
 _MEDIA_OPENS: Final = ('{"event":"media",', '{"event": "media",')
 _PLAY_AUDIO_OPENS: Final = ('{"event":"playAudio",', '{"event": "playAudio",')
 _PAYLOAD: Final = re.compile(r'"payload"\s*:\s*"')
+_OUTBOUND: Final = re.compile(r'"track"\s*:\s*"outbound"')
 
 
 def is_media(text: str) -> bool:
     """Whether ``text`` is a media event of Plivo (caller's audio), told from its first bytes."""
     return text.startswith(_MEDIA_OPENS) or _MEDIA.match(text) is not None
+
+
+def is_callers(text: str) -> bool:
+    """Whether a media event is of the caller, not of the track that the caller hears."""
+    return _OUTBOUND.search(text) is None
 
 
 def is_play_audio(text: str) -> bool:

@@ -71,7 +71,7 @@ class Escalation:
     def intervention(self, running: Running, begins_at: float | None, *, speaks: bool) -> Intervention:
         """The agent is made silent and the line said, or, unless Mirror ``speaks``, nothing."""
         self._tried = True
-        line = (self._line or (self._words if self._voice.by_agent else None)) if speaks else None
+        line = (self._line or (self._words if self._voice.by_words else None)) if speaks else None
 
         async def nothing_better() -> Line | None:
             return None

@@ -13,9 +13,18 @@ from supervision.engine.context import Verdict
 from supervision.engine.intervention.clauses import quotes
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.note import note_text
-from supervision.engine.intervention.orchestrator import Intervention, Line, Outcome, Plan, Report
+from supervision.engine.intervention.orchestrator import (
+    Intervention,
+    Line,
+    Outcome,
+    Plan,
+    Playing,
+    Report,
+    SilenceProof,
+)
 from supervision.engine.supervisor import CallSupervisor
 from supervision.recorder import events as record
+from supervision.stream.one_way import SPOKEN_BY
 from supervision.stream.turns import TurnState
 
 if TYPE_CHECKING:
@@ -47,6 +56,18 @@ class Running(RelayPlayback):
         self._call = call
         self._rev = 0
         self._line: Line | None = None
+
+    # -- PlaybackSink, where the stream has no way back
+
+    async def clear(self) -> SilenceProof:
+        one_way = self._call.one_way
+        return await super().clear() if one_way is None else await one_way.clear(self.turn.audio)
+
+    def play(self, line: Line, label: str) -> Playing:
+        one_way = self._call.one_way
+        if one_way is None:
+            return super().play(line, label)
+        return one_way.play(line, self._call.language, lambda: self.step(f"{label}_played"))
 
     # -- Observer
 
@@ -186,7 +207,7 @@ class Running(RelayPlayback):
         if report is None:
             return ()
         chosen = self.lines.detail(report.correction) if self.lines is not None and report.correction else ""
-        return report.detail, chosen
+        return report.detail, chosen, SPOKEN_BY if self._call.one_way is not None else ""
 
     def _violation_heard(self, high_s: float) -> tuple[int, str]:
         """Milliseconds of the violating words that were heard at most; of the whole turn when nobody quoted them."""

@@ -50,6 +50,7 @@ from supervision.stream.carried import CarriedCall, CarriedTurn
 from supervision.stream.escalation import Escalation
 from supervision.stream.hold_line import HoldLine
 from supervision.stream.ledger import CallLedger
+from supervision.stream.one_way import NO_ACCOUNT, OneWay
 from supervision.stream.pending_notes import PendingNotes
 from supervision.stream.plivo_rest import PlivoCall
 from supervision.stream.running import Running, words_of
@@ -116,6 +117,7 @@ class SupervisedCall:
         self._arm_lines = arm_lines
         self.plivo_call = plivo_call
         self.bidirectional = bidirectional
+        self.one_way = None if bidirectional else OneWay(plivo_call)
         self.escalation = Escalation(supervisor, plivo_call, voice, leave)
         self._replaced = 0
         self._to_agent = to_agent
@@ -219,7 +221,7 @@ class SupervisedCall:
         self.hello = None
         self.agent_voice.lost()
         self.tools.agent_replaced()
-        self._voice.by_agent = False
+        self._choose_voice()
         self.relay.agent_replaced(self._loop.time())
         # Ids of an agent are the socket's: the next one may begin at the same number.
         self._turns = {f"{ref} (socket {self._replaced})": state for ref, state in self._turns.items()}
@@ -230,8 +232,8 @@ class SupervisedCall:
         self.hello = hello
         self.relay.hello = True
         self.relay.marks = hello.marks
-        self.agent_voice.offered = "say" in hello.wants
-        self._voice.by_agent = self.agent_voice.usable
+        self.agent_voice.offered = "say" in hello.wants and self.one_way is None
+        self._choose_voice()
         changed = (hello.language or self.language, hello.voice or self._voice.voice)
         if changed != (self.language, self._voice.voice):
             self.language, self._voice.voice = changed
@@ -257,6 +259,10 @@ class SupervisedCall:
         if self.relay.clock.lead(sent_at) == 0.0:
             # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
             self.relay.checkpoint("probe", lambda at: self.relay.clock.measured(at - sent_at), sent_at)
+
+    def _choose_voice(self) -> None:
+        # The agent and Plivo speak words; of Mirror's own voice they have to be rendered.
+        self._voice.by_words = self.agent_voice.usable if self.one_way is None else self.one_way.speaks
 
     def arm(self) -> None:
         """Render what an intervention says, before one is needed."""
@@ -316,7 +322,11 @@ class SupervisedCall:
             self._turns.pop(next(iter(self._turns)))
         if self._holds(payload, growing):
             audio.hold = Hold(self._hold_budget_s)
-        self.relay.turn_reported(audio)
+        if self.one_way is None:
+            self.relay.turn_reported(audio)
+        else:
+            self.one_way.turn_begins(audio)
+            self._spawn(self._turn_heard(audio))
         if self._supervisor is not None:
             # After the payload was made: a turn's history never contains the turn.
             if customer:
@@ -546,8 +556,8 @@ class SupervisedCall:
             return self._escalate(turn, verdict, now)
         if withheld is not None:
             return False, withheld
-        self._voice.by_agent = self.agent_voice.usable
-        if not self._voice.armed:
+        self._choose_voice()
+        if not self._armed:
             self._note_only(turn, verdict, "unarmed")
             return False, "unarmed"
         plan, begins_at, keep_s = self._plan(turn, now)
@@ -583,9 +593,19 @@ class SupervisedCall:
                 return spared
         return plan, begins_at, 0.0
 
+    @property
+    def _unarmed_reason(self) -> str:
+        silent = self.one_way is not None and not self.one_way.speaks
+        return NO_ACCOUNT if silent else self._voice.unarmed_reason
+
+    @property
+    def _armed(self) -> bool:
+        return self._voice.armed and (self.one_way is None or self.one_way.speaks)
+
     def _caller_speaks(self) -> bool:
         detector = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
-        return any([detector.push(plivo_events.payload(text)) for text in list(self.relay.recent_inbound)][-1:])
+        recent = [text for text in self.relay.recent_inbound if plivo_events.is_callers(text)]
+        return any([detector.push(plivo_events.payload(text)) for text in recent][-1:])
 
     # ------------------------------------------------------------------ intervening
 
@@ -597,7 +617,7 @@ class SupervisedCall:
         plan, begins_at, keep_s = self._plan(turn, now)
         if plan is Plan.NOTE_ONLY:
             plan = Plan.RETRACT  # heard long ago; the call is not the agent's any more all the same
-        self._voice.by_agent = self.agent_voice.usable
+        self._choose_voice()
         running = Running(self, turn, verdict, plan)
         speaks = not self._caller_speaks()
         running.intervention = self.escalation.intervention(running, begins_at, speaks=speaks)
@@ -663,7 +683,7 @@ class SupervisedCall:
 
         def tap(text: str) -> None:
             need = BARGE_IN_WITH_CLEAR_MS if running.agent_cleared else None
-            if barge_in.push(plivo_events.payload(text), need_ms=need):
+            if plivo_events.is_callers(text) and barge_in.push(plivo_events.payload(text), need_ms=need):
                 running.interrupt()
 
         self.relay.inbound_tap = tap
@@ -734,12 +754,18 @@ class SupervisedCall:
         """The caller speaks: the turn is silenced, nothing is said over them, and the agent is told what to say."""
         self.relay.mute(turn.audio, now)
         if plan in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
-            self.relay.clear(lambda kind, at: None, now)
+            if self.one_way is None:
+                self.relay.clear(lambda kind, at: None, now)
+            else:
+                self._spawn(self._silenced(self.one_way, turn.audio))
         self.counts.interventions += 1
         if self._supervisor is not None:
             self._supervisor.note_intervention(verdict)
         self._note_only(turn, verdict, "caller_speaking")
         self.relay.hand_back(now)
+
+    async def _silenced(self, one_way: OneWay, audio: TurnAudio) -> None:
+        await one_way.clear(audio)
 
     def _note_only(self, turn: TurnState, verdict: Verdict, outcome: str) -> None:
         """Nothing is said; the agent gets a note, and the record says why."""
@@ -755,7 +781,7 @@ class SupervisedCall:
             )
         )
         running.send_note(None)
-        ended = partial(running.ended, None, outcome, self._voice.unarmed_reason if outcome == "unarmed" else "")
+        ended = partial(running.ended, None, outcome, self._unarmed_reason if outcome == "unarmed" else "")
         if outcome == "late" or turn.audio.heard_reported:
             ended()
         else:
@@ -874,7 +900,7 @@ class SupervisedCall:
 
     def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
-        return heard_of(self.relay, audio, now)
+        return heard_of(self.relay, audio, now) if self.one_way is None else self.one_way.heard(audio, now)
 
     # ------------------------------------------------------------------ the end
 

@@ -102,9 +102,9 @@ class CallVoice:
         self.voice = voice
         self.level_dbfs = DEFAULT_DBFS
         self.unarmed_reason = "the call's lines are not rendered yet"
-        self.by_agent = False
-        """Whether the agent speaks Mirror's lines itself: then words are enough, and what is rendered is for when it
-        does not."""
+        self.by_words = False
+        """Whether words are enough, because the agent or Plivo speaks Mirror's lines: then what is rendered is for when
+        they do not."""
         self._words: tuple[tuple[str, ...], str, str] | None = None  # buffer lines, template, opener
         self._buffers: list[Rendered] = []
         self._used: set[str] = set()
@@ -116,7 +116,7 @@ class CallVoice:
     def armed(self) -> bool:
         """Whether an intervention could speak now."""
         rendered = self._fallback is not None and self._opener is not None and bool(self._buffers)
-        return rendered or (self.by_agent and self._words is not None)
+        return rendered or (self.by_words and self._words is not None)
 
     async def arm(self, *, buffers: Sequence[str], fallback: str, opener: str) -> None:
         """Render the lines that an intervention needs. Never raises: :attr:`unarmed_reason` says what failed."""
@@ -175,9 +175,9 @@ class CallVoice:
         return self._line(self._opener)
 
     async def render(self, text: str, source: Literal["llm", "template"]) -> Line:
-        """``text`` as a line, without audio when the agent speaks it. Raises :class:`TTSError` when the provider cannot
+        """``text`` as a line, without audio where words are enough. Raises :class:`TTSError` when the provider cannot
         speak it."""
-        return Line(text, b"", source) if self.by_agent else await self.spoken(Line(text, b"", source))
+        return Line(text, b"", source) if self.by_words else await self.spoken(Line(text, b"", source))
 
     async def spoken(self, line: Line) -> Line:
         """``line`` with audio, rendered now if it has none. Raises :class:`TTSError` when there is no provider, or it
