@@ -59,6 +59,7 @@ class Outcome:
     turn: Turn
     held_s: float
     state: str
+    withheld: str | None
     plan: str
     begins_s: float | None = None
     bad_heard_s: float = 0.0
@@ -190,14 +191,17 @@ async def _outcomes(
     voices = ears(record.heard)
     reported = {event["ref"]: event["turn_id"] for event in world.record.of("turn.reported")}
     held = {event["turn_id"]: event["held_ms"] / 1000 for event in world.record.of("turn.held")}
-    states = {event["turn_id"]: event["state"] for event in world.record.of("turn.judged")}
+    judged = {event["turn_id"]: event for event in world.record.of("turn.judged")}
     plans = {event["turn_id"]: event["plan"] for event in world.record.of("intervention.started")}
     found = []
     for said, following in zip(script.said, [*script.said[1:], None], strict=True):
         until = following.at if following is not None else float("inf")
         heard = [voice for voice in voices if said.at <= voice.start < until]
         turn_id = reported[said.ref]
-        outcome = Outcome(said.turn, held.get(turn_id, 0.0), states[turn_id], plans.get(turn_id, ""))
+        verdict = judged[turn_id]
+        outcome = Outcome(
+            said.turn, held.get(turn_id, 0.0), verdict["state"], verdict["withheld"], plans.get(turn_id, "")
+        )
         _listen(outcome, heard, said.at)
         found.append(outcome)
     return found

@@ -399,10 +399,16 @@ class CallSupervisor:
     def streamed(
         self, payload: TurnPayload, *, on_answer: Callable[[Verdict, int], object] | None = None
     ) -> StreamedTurn:
-        """A turn of this call that is judged at clause boundaries while its text arrives, in any mode but with a policy
-        that sets `streaming_mode` to false. Whoever finishes it counts its verdict (`note_streamed`)."""
+        """A turn of this call that is judged at clause boundaries while its text arrives, unless the policy sets
+        `streaming_mode` to false. Each question has what became of the turn's tool calls by then. Whoever finishes the
+        turn counts its verdict (`note_streamed`)."""
         by_clause = self.config.streaming_mode or "streaming_mode" not in self.config.model_fields_set
-        return StreamedTurn(self._scored, payload, clause_by_clause=by_clause, on_answer=on_answer)
+
+        async def score(so_far: TurnPayload) -> Verdict:
+            history = self._history_before(payload.customer_text, payload.turn_id)
+            return await self._scored(replace(so_far, history=history))
+
+        return StreamedTurn(score, payload, clause_by_clause=by_clause, on_answer=on_answer)
 
     def note_streamed(self, verdict: Verdict, interventions: int) -> None:
         """Counts the verdict of a `streamed` turn; ``interventions`` is how many there had been when it began."""

@@ -160,6 +160,21 @@ def test_a_pause_within_a_long_turn_is_not_taken_for_a_new_one() -> None:
     assert call.audio_sent()[-1] == later
 
 
+def test_what_a_turn_says_ahead_of_its_words_after_a_silence_waits_for_them() -> None:
+    call = Call()
+    call.relay.clock.round_trip_s = 0.0
+    call.relay.hold_undecided_s = 0.5
+    turn = call.report("t1", 0.0, text="One moment.")
+    turn.growing = True
+    first = [call.play(0.1) for _ in range(40)]
+    pumped(call, 0.1, 1.0)
+    later = call.play(3.0)
+    assert call.audio_sent() == first
+    turn.text += " It is here."
+    call.relay.decide(turn, 3.2)
+    assert call.audio_sent() == [*first, later]
+
+
 def test_with_marks_only_audio_outside_of_them_is_undecided() -> None:
     call = Call(marks=True)
     call.relay.clock.round_trip_s = 0.0

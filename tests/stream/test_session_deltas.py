@@ -245,6 +245,26 @@ async def test_a_tool_waits_for_the_words_that_its_turn_sent_before_it_and_for_n
 
 
 @virtual_time
+async def test_the_judge_of_a_clause_knows_what_became_of_the_turns_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, config={"tiered_scoring_enabled": False})
+    refusal = {"id": "one", "score": 0.9, "rule": "1", "reason": "nobody ordered it", "instruction": "Ask first."}
+    world.llm.tools = {"decisions": [refusal]}
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await stream(agent, "t1", FIRST + " ", final=False)
+        await agent.send("mirror.tool", id="one", turn_id="t1", name="place_order", args={"item": "pizza"})
+        assert not (await agent.wait("mirror.tool_verdict", id="one"))["allow"]
+        await stream(agent, "t1", "Your pizza is on its way.")
+        await agent.wait("mirror.verdict", turn_id="t1")
+
+    await world.call(script, lambda call: asyncio.sleep(4.0))
+    last = world.llm.of("mirror_turn")[-1].user
+    assert last["agent_text"] == f"{FIRST} Your pizza is on its way."
+    assert any("place_order" in entry["text"] and "did not run" in entry["text"] for entry in last["history"])
+
+
+@virtual_time
 async def test_a_clause_that_may_not_be_acted_upon_does_not_end_the_judging(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, mode="shadow", config={"tiered_scoring_enabled": False})
 

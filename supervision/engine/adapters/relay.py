@@ -428,7 +428,7 @@ class CallRelay:
             return None
         turn = self.current
         if turn is not None and not turn.ended:
-            if self.marks or turn.growing:
+            if self.marks:
                 return None
             if turn.received_s < WHOLE_SHARE * len(turn.text) / SPEECH_CHARS_PER_S:
                 return None
@@ -661,9 +661,15 @@ class CallRelay:
         return True
 
     def decide(self, turn: TurnAudio, now: float, until_s: float = math.inf) -> None:
-        """The words of a held turn may be heard up to ``until_s`` seconds of its audio: what waits of them may go."""
-        if turn.hold is not None and not turn.muted:
+        """The words of a turn may be heard up to ``until_s`` seconds of its audio: what waits of them may go."""
+        if turn.muted:
+            return
+        begun = self._begun
+        if begun is not None and begun.hold is not None and begun.before is turn:
+            begun.hold.decide()  # what it said after a silence, ahead of its words
+        if turn.hold is not None:
             turn.hold.decide(until_s)
+        if self._queue:
             self.pump(now)
 
     def mute(self, turn: TurnAudio, now: float, keep_s: float = 0.0) -> None:
