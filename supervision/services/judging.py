@@ -134,8 +134,8 @@ def review_count(*, judge: Judge, verdict: Verdict | None, tools: Sequence[ToolV
         completion_tokens=sum(usage.completion_tokens for usage in usages),
     )
     assert judge.binding.llm is not None  # or nothing would have judged
-    answered = (one.model for one in (*([verdict] if verdict is not None else []), *tools) if one.model)
-    model = next(answered, judge.binding.llm.model)
+    answered = [*([verdict.model] if verdict is not None else []), *(tool.model for tool in tools)]
+    model = next(filter(None, answered), judge.binding.llm.model)
     usage_add(day=now.astimezone(UTC).date(), source="api", model=model, figures=figures)
 
 

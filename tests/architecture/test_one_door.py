@@ -92,7 +92,7 @@ def test_the_engines_clients_get_the_doors_in_the_service() -> None:
             name = node.func.id
             if name not in imported or not re.search(r"(Client|Pool|TTS|Speak\w*)$", name):
                 continue
-            if name == "HibariTTS":  # speaks on this machine
+            if name in ("HibariTTS", "ScoringPool"):  # speaks on this machine; counts what others ask
                 continue
             assert name in ENGINE_CLIENTS, f"{file}: say in ENGINE_CLIENTS where {name} connects to"
             wanted = ENGINE_CLIENTS[name]
