@@ -104,6 +104,8 @@ class Ready:
     policy_version: int = 0
     gated_tools: tuple[str, ...] = ()
     resumed: bool = False
+    approval_tools: tuple[str, ...] = ()
+    approval_timeout_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -760,10 +762,11 @@ class MirrorClient:
         turn_id: str | None = None,
         customer_text: str | None = None,
         key: str | None = None,
-        timeout_ms: int = TOOL_TIMEOUT_MS,
+        timeout_ms: int | None = None,
         seen: str | None = None,
     ) -> ToolDecision:
-        """Ask whether a tool call may run, and wait for the answer at most `timeout_ms` milliseconds and a bit.
+        """Ask whether a tool call may run, and wait for the answer at most `timeout_ms` milliseconds and a bit: 3,500,
+        and as long as the policy gives a person for a tool that needs one's approval.
 
         args: the arguments, or their JSON text as the LLM wrote it. irreversible: gate it whatever its name. id: the
         call's id, so that a turn's `tool_calls` and this ask about the same one. key: two identical orders that are
@@ -773,6 +776,8 @@ class MirrorClient:
         allowed and any other is, with code `timeout` or `failed`. Without Mirror: allowed, `supervised` False. After
         running it, say so with :meth:`tool_done`.
         """
+        if timeout_ms is None:
+            timeout_ms = self._patience_ms(name)
         if timeout_ms <= 0:
             raise ValueError(f"timeout_ms must be above 0, not {timeout_ms}")
         tool_id = id or uuid.uuid4().hex
@@ -787,6 +792,12 @@ class MirrorClient:
         if not self.supervised:
             return ToolDecision(tool_id, name, allow=True, code="ok", supervised=False)
         return await self._ask(tool_id, name, irreversible, encoded, timeout_ms)
+
+    def _patience_ms(self, name: str) -> int:
+        ready = self.ready
+        if ready is None or name.strip().casefold() not in {tool.casefold() for tool in ready.approval_tools}:
+            return TOOL_TIMEOUT_MS
+        return ready.approval_timeout_ms + TOOL_TIMEOUT_MS
 
     async def tool_done(
         self, call: str | ToolDecision, ok: bool = True, result: JSON = None, *, cancelled: bool = False
@@ -815,7 +826,7 @@ class MirrorClient:
         turn_id: str | None = None,
         customer_text: str | None = None,
         key: str | None = None,
-        timeout_ms: int = TOOL_TIMEOUT_MS,
+        timeout_ms: int | None = None,
     ) -> JSON:
         """:meth:`tool`, `run()` if it is allowed, :meth:`tool_done`: the tool's result as the LLM should see it.
 
@@ -1022,6 +1033,8 @@ class MirrorClient:
     def _on_ready(self, frame: dict[str, JSON]) -> None:
         policy = frame.get("policy")
         policy = policy if isinstance(policy, dict) else {}
+        approvals = frame.get("approvals")
+        approvals = approvals if isinstance(approvals, dict) else {}
         self.ready = Ready(
             call_id=_text(frame, "call_id", self.call_id),
             mode=_text(frame, "mode", "live"),
@@ -1029,6 +1042,8 @@ class MirrorClient:
             policy_version=_int(policy, "version") or 0,
             gated_tools=_texts(frame, "gated_tools"),
             resumed=frame.get("resumed") is True,
+            approval_tools=_texts(approvals, "tools"),
+            approval_timeout_ms=max(0, _int(approvals, "timeout_ms") or 0),
         )
         pending = frame.get("notes")
         for note in pending if isinstance(pending, list) else ():

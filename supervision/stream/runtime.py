@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 WARM_LANGUAGE: Final = "en"
 CLOSE_S: Final = 5.0
+_APPROVAL_TIMEOUT_MS: Final = PolicyConfig.model_fields["approval_timeout_ms"].default
 
 
 class StreamRuntime:
@@ -142,10 +143,11 @@ class StreamRuntime:
 
     def ready(self, binding: AgentBinding, call_id: str) -> dict[str, Any]:
         """The fields of `mirror.ready`."""
-        config = dict(binding.config)
+        config = binding.config
         gated = config.get("irreversible_tools")
         if gated is None:
             gated = DEFAULT_IRREVERSIBLE_TOOLS
+        approved = config.get("approval_tools") or ()
         policy = None
         if binding.policy_version_id is not None:
             policy = {"id": str(binding.policy_id), "version": binding.policy_version}
@@ -154,7 +156,11 @@ class StreamRuntime:
             "call_id": call_id,
             "mode": binding.mode,
             "policy": policy,
-            "gated_tools": list(gated),
+            "gated_tools": list(dict.fromkeys((*gated, *approved))),
+            "approvals": {
+                "tools": list(approved),
+                "timeout_ms": config.get("approval_timeout_ms", _APPROVAL_TIMEOUT_MS),
+            },
             "resumed": False,
             "notes": [],
         }

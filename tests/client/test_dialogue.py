@@ -180,6 +180,19 @@ async def test_a_tool_gets_its_verdict() -> None:
 
 
 @virtual_time
+async def test_a_tool_that_needs_a_person_is_waited_for_as_long_as_one_has() -> None:
+    wire = Wire()
+    mirror = MirrorClient(wire)
+    wire.arrive({**READY, "approvals": {"tools": ["Charge_Card"], "timeout_ms": 60_000}})
+    await mirror.wait_ready()
+    for name, timeout_ms in (("charge_card", 63_500), ("place_order", 3_500)):
+        assert (await mirror.tool(name, {})).code == "timeout"
+        assert wire.sent[-1]["timeout_ms"] == timeout_ms
+    await mirror.tool("charge_card", {}, timeout_ms=9_000)
+    assert wire.sent[-1]["timeout_ms"] == 9_000
+
+
+@virtual_time
 async def test_two_tools_at_once_each_get_their_own_verdict() -> None:
     wire = Wire()
     mirror = MirrorClient(wire)

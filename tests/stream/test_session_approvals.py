@@ -75,6 +75,18 @@ async def test_a_tool_waits_for_a_person_and_the_caller_hears_why(monkeypatch: p
 
 
 @virtual_time
+async def test_the_agent_is_told_which_tools_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, _ = world_of(monkeypatch, approval_timeout_ms=30_000)
+
+    async def script(agent: AgentCall) -> None:
+        ready = agent.of("mirror.ready")[0]
+        assert ready["approvals"] == {"tools": ["Charge_Card"], "timeout_ms": 30_000}
+        assert {"place_order", "Charge_Card"} <= set(ready["gated_tools"])
+
+    await tools(world, script)
+
+
+@virtual_time
 async def test_a_hold_line_never_speaks_over_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     world, approvals = world_of(monkeypatch)
 

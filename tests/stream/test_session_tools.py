@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from supervision.plivo.simulator import CallRecord
 from supervision.stream import tools as tools_part
+from supervision.stream.failure import FailurePolicy
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import Asked, decisions
 from tests.stream.world import BAD, GOOD, World, say_turn
@@ -494,3 +496,35 @@ async def test_a_permission_that_comes_too_late_for_its_call_leaves_nothing_in_d
     decided = world.record.one("tool.decided")
     assert (decided["allow"], decided["code"]) == (False, "cancelled")
     assert world.runtime.ledger.rows == {}  # type: ignore[attr-defined]
+
+
+@virtual_time
+async def test_an_agent_that_is_dialled_again_runs_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are the socket's: the new agent asks with the ids of the old one, and none of its permissions is its own."""
+    world = World(monkeypatch)
+    world.runtime.binding = replace(world.binding, failure=FailurePolicy(redials=2))
+    over: list[bool] = []
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        if len(world.agents) == 1:
+            assert (await ask(agent, "c1", **CHARGE))["allow"] is True
+            assert (await ask(agent, "c2", **CHARGE, key="second"))["allow"] is True
+            world.llm.delay_s = 1.0
+            await agent.send("mirror.tool", id="c3", **CHARGE, key="third")  # not decided when the socket breaks
+            await asyncio.sleep(0.1)
+            await agent.connection.close(1006)
+            return
+        again = await ask(agent, "c1", **CHARGE, timeout_ms=500)
+        assert (again["allow"], again["code"]) == (False, "in_doubt")
+        await agent.send("mirror.tool_done", id="c2", ok=True, result={"receipt": 7})
+        again = await ask(agent, "c2", **CHARGE, key="second")
+        assert (again["code"], again["stored_result"]) == ("duplicate", {"receipt": 7})
+        assert agent.of("mirror.error") == []
+        assert (await ask(agent, "c3", **CHARGE, key="third"))["allow"] is True  # the first never got its permission
+        over.append(True)
+
+    await world.call(script, lambda call: call.wait_for(lambda r: over, 60))
+    assert len(world.agents) == 2
+    codes = [event["code"] for event in world.record.of("tool.decided") if event["ref"] == "c3"]
+    assert codes == ["cancelled", "ok"]
