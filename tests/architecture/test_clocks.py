@@ -14,7 +14,7 @@ import pytest
 import mirror_saas.accepting  # noqa: F401  (sets Daphne's clocks)
 
 ROOT = Path(__file__).resolve().parents[2]
-CALL_PATH = ("supervision/stream", "supervision/engine", "supervision/recorder", "supervision/plivo", "supervision/audio")
+CALL_PATH = tuple(f"supervision/{part}" for part in ("stream", "engine", "recorder", "plivo", "audio"))
 MODULES = ("throttle", "accepting", "draining", "direct_frames", "daphne_frames", "serving", "uvicorn_serving")
 
 # Where the wall clock is read, and what for. None of it is waited for.

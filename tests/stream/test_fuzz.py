@@ -14,6 +14,7 @@ from picows import WSMsgType
 from supervision.plivo.simulator import SimulatedCall
 from tests.e2e.agents import AgentCall
 from tests.stream.world import BAD, Frame, World, ears, say_turn
+from tests.support.fuzz_frames import fuzz_frames
 from tests.support.virtual_time import virtual_time
 
 VALID: dict[str, dict[str, Any]] = {
@@ -309,6 +310,17 @@ messages = st.lists(
 )
 @given(messages=messages)
 def test_no_heap_of_frames_ends_a_call(messages: list[tuple[str, Any, float]]) -> None:
+    heap(messages)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_with_something_wrong_in_one_place_end_no_call(seed: int) -> None:
+    """`make soak` sends a million of these over real sockets."""
+    number = 400
+    pairs = zip(fuzz_frames(seed, number, side="agent"), fuzz_frames(seed, number, side="plivo"), strict=True)
+    messages: list[tuple[str, Any, float]] = []
+    for n, (from_agent, from_plivo) in enumerate(pairs):
+        messages += [("agent", from_agent, 0.0), ("plivo", from_plivo, 0.02 if n % 10 == 0 else 0.0)]
     heap(messages)
 
 
