@@ -18,7 +18,7 @@ from django.conf import settings
 
 from mirror_saas.egress import egress_http_client
 from supervision.audio.format import MediaFormat
-from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
+from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, PolicyConfig
 from supervision.engine.context import SupervisorContext
 from supervision.engine.intervention import templates
 from supervision.engine.llm.openai import OpenAIPool, warm_up
