@@ -10,7 +10,7 @@ SPACE_MB := 1500
 PYTEST_WORKERS ?= 2
 # The tests that have to reach all of the engine, and how much of its branches (percent).
 ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
-	tests/stream/test_orchestrator.py tests/stream/test_relay.py tests/stream/test_voice.py
+	tests/stream/test_hold.py tests/stream/test_orchestrator.py tests/stream/test_relay.py tests/stream/test_voice.py
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help

@@ -85,8 +85,8 @@ def _table(what: str, kind: str, calls: Sequence[Sequence[LabelledTurn]]) -> boo
     print(f"{what} ({len(calls)} calls)")
     print(
         f"  {'mode':<13}{'judge':>8} | {'bad turns, violating ms heard':<46} | {'all turns':<25} | gaps p95, ms\n"
-        f"  {'':<13}{'ms':>8} | {'p50':>7}{'p95':>8}{'unheard':>9}{'not judged':>12}{'withheld':>10} | {'held':>6}{'start p50':>10}"
-        f"{'p95, ms':>9} | cut-buffer  buffer-correction"
+        f"  {'':<13}{'ms':>8} | {'p50':>7}{'p95':>8}{'unheard':>9}{'not judged':>12}{'withheld':>10} | "
+        f"{'held':>6}{'start p50':>10}{'p95, ms':>9} | cut-buffer  buffer-correction"
     )
     within = True
     for mode in MODES:

@@ -8,8 +8,10 @@ import pytest
 
 from mirror_saas.ids import uuid7
 from supervision.engine.adapters.hold import Hold, position_of
+from supervision.engine.adapters.playback import soft_cut
 from supervision.engine.adapters.relay import TurnAudio
-from tests.stream.test_relay import CHECKPOINT, CLEAR, CLEARED, Call, play
+from supervision.engine.intervention.orchestrator import Plan
+from tests.stream.test_relay import CHECKPOINT, CLEAR, CLEARED, SPEECH, Call, play
 
 
 def held(call: Call, ref: str, at: float, *, budget_s: float = 0.8, text: str = "Some words.") -> TurnAudio:
@@ -195,3 +197,59 @@ def test_words_are_placed_by_marks_and_else_by_an_average_pace() -> None:
     assert position_of(20, marks) == pytest.approx(2.0)
     assert position_of(5, marks) == pytest.approx(0.5)
     assert position_of(44, marks) == pytest.approx(4.0)
+
+
+# The soft cut
+
+SILENT = b"\xff" * 160
+TEXT = "Let me look at that. You will get all of your money back."
+
+
+def spoken(call: Call, turn: TurnAudio, *, first_s: float, then_s: float, at: float) -> None:
+    """Two sentences with a pause of 200 ms between them, all at once."""
+    for audio, seconds in ((SPEECH, first_s), (SILENT, 0.2), (SPEECH, then_s)):
+        for _ in range(round(seconds / 0.02)):
+            call.play(at, audio)
+
+
+@pytest.mark.parametrize(
+    ("now", "plan", "keep_s"),
+    [
+        (0.1, Plan.REPLACE_HELD, 1.1),  # the second sentence is still at Mirror
+        (0.9, Plan.CUT_WHEN_REACHED, 1.1),  # it is at Plivo, behind 200 ms of the first one
+        (1.4, None, None),  # it is audible
+    ],
+)
+def test_a_cut_spares_the_words_before_the_violation(now: float, plan: Plan | None, keep_s: float | None) -> None:
+    call = Call()
+    call.relay.clock.round_trip_s = 0.0
+    turn = call.report("t1", 0.0, text=TEXT)
+    spoken(call, turn, first_s=1.0, then_s=2.0, at=0.0)
+    pumped(call, 0.0, now)
+    cut = soft_cut(call.relay, turn, now, from_char=TEXT.index("You"))
+    if plan is None:
+        assert cut is None
+        return
+    assert cut is not None
+    assert (cut[0], cut[2]) == (plan, pytest.approx(keep_s, abs=0.06))
+    if plan is Plan.CUT_WHEN_REACHED:
+        assert cut[1] == pytest.approx(1.1, abs=0.06)  # when the clear has to be there
+
+
+def test_nothing_is_spared_of_a_turn_that_is_wrong_from_its_start_or_was_not_heard_yet() -> None:
+    call = Call()
+    turn = call.report("t1", 0.0, text=TEXT)
+    assert soft_cut(call.relay, turn, 0.0, from_char=20) is None
+    spoken(call, turn, first_s=1.0, then_s=2.0, at=0.0)
+    assert soft_cut(call.relay, turn, 0.1, from_char=0) is None
+
+
+def test_words_that_are_not_here_yet_are_not_waited_for() -> None:
+    call = Call()
+    call.relay.clock.round_trip_s = 0.0
+    turn = call.report("t1", 0.0, text=TEXT)
+    for step in range(20):  # 400 ms of the first sentence, at the pace of speech
+        call.play(step * 0.02)
+    cut = soft_cut(call.relay, turn, 0.1, from_char=TEXT.index("You"))
+    assert cut is not None
+    assert 0.1 < cut[2] <= 0.4
