@@ -34,7 +34,7 @@ from supervision.engine.adapters.outlets import (
 )
 from supervision.engine.adapters.plivo_stream import connect
 from supervision.engine.adapters.raw_ws import RawPlivoWSAdapter
-from supervision.engine.adapters.relay import TurnAudio
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.context import SupervisorContext, TurnOutcome, TurnPayload, Verdict, Withheld
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.note import note_text

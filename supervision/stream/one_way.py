@@ -14,7 +14,7 @@ from typing import Final
 
 from supervision.audio.heard import Heard, estimate_heard
 from supervision.engine.adapters.outlets import SinkOutlet
-from supervision.engine.adapters.relay import TurnAudio
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.intervention.orchestrator import Line, Playing, SilenceProof
 from supervision.engine.tts.protocol import TTSError
 from supervision.engine.tts.sink import estimated_s

@@ -19,7 +19,8 @@ import orjson
 
 from mirror_saas.direct_frames import FAILED, DirectFrames
 from supervision.audio.format import MediaFormat, MediaFormatError
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from supervision.engine.adapters.hold import position_of
-from supervision.engine.adapters.relay import TurnAudio
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.context import Verdict
 from supervision.engine.intervention.clauses import violation_starts
 from supervision.engine.llm.limiter import asking

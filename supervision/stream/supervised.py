@@ -22,7 +22,8 @@ from supervision.audio.vad import BargeIn
 from supervision.engine.adapters.agent_voice import LEAD_S, AgentVoice, SayExpired, SayUnknown
 from supervision.engine.adapters.hold import Hold
 from supervision.engine.adapters.playback import heard_of, plan_for, soft_cut
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.config import Delivery
 from supervision.engine.context import JudgingState, TurnPayload, Verdict
 from supervision.engine.intervention.clauses import violation_starts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from supervision.engine.adapters.relay import TurnAudio
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.context import TurnPayload, Verdict
 from supervision.engine.scorer.streaming import StreamedTurn
 

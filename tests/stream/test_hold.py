@@ -9,7 +9,7 @@ import pytest
 from mirror_saas.ids import uuid7
 from supervision.engine.adapters.hold import Hold, position_of
 from supervision.engine.adapters.playback import soft_cut
-from supervision.engine.adapters.relay import TurnAudio
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.intervention.orchestrator import Plan
 from tests.stream.test_relay import CHECKPOINT, CLEAR, CLEARED, SPEECH, Call, play
 

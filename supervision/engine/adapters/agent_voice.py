@@ -14,7 +14,8 @@ from enum import StrEnum
 from typing import Final
 from uuid import uuid4
 
-from supervision.engine.adapters.relay import LINE_MAX_S, AgentLine, CallRelay
+from supervision.engine.adapters.relay import LINE_MAX_S, CallRelay
+from supervision.engine.adapters.turn_audio import AgentLine
 from supervision.engine.intervention.orchestrator import Line, Playing
 from supervision.engine.tts.sink import estimated_s
 

@@ -11,7 +11,8 @@ from typing import Final
 from supervision.audio.heard import Basis, Heard, Mark, estimate_heard, word_times
 from supervision.audio.pcm import Pcm
 from supervision.engine.adapters.agent_voice import AgentVoice
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.intervention.orchestrator import Line, Plan, Playing, SilenceProof
 
 RETRACT_WITHIN_S: Final = 2.0  # a turn that ended longer ago is not taken back aloud

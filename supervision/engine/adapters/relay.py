@@ -17,13 +17,12 @@ import secrets
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
-from uuid import UUID
 
 from supervision.audio.format import MediaFormat
 from supervision.engine.adapters.hold import SPEECH_CHARS_PER_S, Hold
-from supervision.engine.adapters.playout import AudioRuns, PlayClock
+from supervision.engine.adapters.playout import PlayClock
+from supervision.engine.adapters.turn_audio import AgentLine, Begun, Injected, Owed, Queued, Recent, TurnAudio
 from supervision.plivo import events
 
 MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
@@ -50,125 +49,6 @@ _SURROGATES: Final = re.compile(
 )
 WHOLE_SHARE: Final = 0.6  # of the time that its words take on average: a turn with less audio probably goes on
 SPEECH_PEAK: Final = 330  # of 32,768 (-40 dBFS): quieter agent audio is a pause
-
-
-@dataclass(slots=True, eq=False)
-class TurnAudio:
-    """The audio of one agent turn, from its report to its last sample."""
-
-    turn_id: UUID
-    ref: str
-    reported_at: float
-    seen: str | None = None
-    text: str = ""
-    runs: AudioRuns = field(default_factory=AudioRuns)
-    audio: bytearray = field(default_factory=bytearray)
-    received_s: float = 0.0
-    muted: bool = False
-    kept_s: float = 0.0  # of a muted turn: its beginning up to here is innocent, and is heard
-    hold: Hold | None = None  # until its words are judged; None for turns that are never held
-    growing: bool = False  # more of its text may come
-    started: bool = False
-    ended: bool = False
-    anchored: bool = False
-    cut_at: float | None = None
-    cut_low_s: float | None = None
-    cut_high_s: float | None = None
-    marks: list[tuple[float, int]] = field(default_factory=list)
-    heard_reported: bool = False
-    rivals: tuple[TurnAudio, ...] = ()  # reported too when its audio began: without marks it may be theirs
-
-    def trade_names(self, other: TurnAudio) -> None:
-        """Let this audio be the other turn's, and the other's be this turn's."""
-        for name in ("turn_id", "ref", "reported_at", "seen", "text", "growing"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            setattr(self, name, theirs)
-            setattr(other, name, mine)
-
-    @property
-    def ends_at(self) -> float | None:
-        """Time at which the last sample that will be heard has played; None before any was sent."""
-        ends_at = self.runs.ends_at
-        return ends_at if ends_at is None or self.cut_at is None else min(ends_at, self.cut_at)
-
-    def heard_span(self, now: float) -> tuple[float, float]:
-        """Least and most seconds of this turn that the caller can have heard by ``now``."""
-        position = self.runs.position(now)
-        low = position if self.cut_low_s is None else min(position, self.cut_low_s)
-        high = position if self.cut_high_s is None else min(position, self.cut_high_s)
-        return low, max(low, high)
-
-
-@dataclass(slots=True)
-class _Begun:
-    """Audio that began after a silence while no reported turn waited: perhaps of a turn that is reported late."""
-
-    at: float
-    before: TurnAudio | None  # to which it is counted meanwhile
-    hold: Hold | None = None
-    runs: AudioRuns = field(default_factory=AudioRuns)
-    audio: bytearray = field(default_factory=bytearray)
-    received_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Queued:
-    """An agent's frame that waits at Mirror."""
-
-    text: str
-    duration: float = 0.0
-    turn: TurnAudio | None = None
-    name: str | None = None  # of a checkpoint
-    arrived_at: float = 0.0
-    position: float = 0.0  # where in its turn it begins, in seconds
-    hold: Hold | None = None
-
-    def kept(self) -> bool:
-        """Whether it is of a muted turn's innocent beginning."""
-        kept_s = self.turn.kept_s if self.turn is not None else 0.0
-        return kept_s > 0.0 and self.position + self.duration <= kept_s + 0.001
-
-
-@dataclass(slots=True)
-class _Recent:
-    """One of the newest audio frames of the agent; whether it holds speech is looked at only when a turn waits."""
-
-    payload: str
-    duration: float
-    arrived_at: float
-    speaks: bool | None = None
-
-
-@dataclass(slots=True)
-class _Injected:
-    """A frame of Mirror's own, waiting to be paced out."""
-
-    text: str
-    duration: float = 0.0
-    name: str | None = None
-    on_sent: Callable[[float], None] | None = None
-    agents: bool = False  # a checkpoint of the agent's, within a line that it speaks for Mirror
-
-
-@dataclass(slots=True, eq=False)
-class AgentLine:
-    """A line of Mirror's in the agent's own voice: its audio is what comes between its begin and its end, and it takes
-    its place behind what Mirror has said. Times are given in seconds of the running loop."""
-
-    on_sent: Callable[[float], None] = lambda at: None  # at which its first sample will play
-    on_played: Callable[[float], None] = lambda at: None
-    received_s: float = 0.0
-    last_at: float = 0.0
-    discarded: bool = False  # nothing more of it is heard
-
-
-@dataclass(slots=True)
-class _Owed:
-    """An agent's checkpoint whose audio was cleared or muted: Mirror answers it at hand-back."""
-
-    name: str
-    due_at: float
-    answered: bool = False  # the genuine acknowledgement came meanwhile and was kept back
 
 
 class RelayListener(Protocol):
@@ -227,7 +107,7 @@ class CallRelay:
         self.turns: deque[TurnAudio] = deque(maxlen=32)
         self.current: TurnAudio | None = None
         self.agent_audio_at: float | None = None
-        self._begun: _Begun | None = None
+        self._begun: Begun | None = None
         self.last_payload = b""
         self._to_plivo = to_plivo
         self._to_agent = to_agent
@@ -238,21 +118,21 @@ class CallRelay:
         self._names = 0
         self._awaited: dict[str, tuple[float, Callable[[float], None]]] = {}
         self._outstanding: deque[tuple[str, TurnAudio | None, float]] = deque(maxlen=512)
-        self._owed: deque[_Owed] = deque()
+        self._owed: deque[Owed] = deque()
         self._synthesised: deque[tuple[str, float]] = deque(maxlen=256)
         self._clears: deque[tuple[str, float, Callable[[float], None] | None]] = deque()
         self._mirror_cleared = False
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
         self._queue_bytes = 0
         self._queue_s = 0.0
-        self._ahead: deque[_Queued] = deque()  # of earlier turns: plays before what Mirror injects
-        self._injected: deque[_Injected] = deque()
+        self._ahead: deque[Queued] = deque()  # of earlier turns: plays before what Mirror injects
+        self._injected: deque[Injected] = deque()
         self._injected_s = 0.0
         self._line: AgentLine | None = None
         self._pending: deque[TurnAudio] = deque()
         self._agent_cleared_at: float | None = None
         self._gap = True
-        self._recent_agent: deque[_Recent] = deque(maxlen=12)
+        self._recent_agent: deque[Recent] = deque(maxlen=12)
         self._muted_end_at = 0.0
         self.holding = False
         self.speaking = False
@@ -348,7 +228,7 @@ class CallRelay:
             self._agent_clear(text, now)
         elif self._queue or (self.holding and self.current is not None and not self.current.muted):
             position = self.current.received_s if self.current is not None else 0.0
-            self._enqueue(_Queued(text, turn=self.current, arrived_at=now, position=position))
+            self._enqueue(Queued(text, turn=self.current, arrived_at=now, position=position))
         else:
             self._to_plivo(text)
 
@@ -366,7 +246,7 @@ class CallRelay:
         if silent_s >= LATE_REPORT_S or (self._gap and not self.marks):
             hold = self._undecided()
             if hold is not None or not self.marks:
-                self._begun = _Begun(now, self.current, hold)
+                self._begun = Begun(now, self.current, hold)
         turn = self._whose(text, start, end, duration, now)
         hold, position = (turn.hold, turn.received_s) if turn is not None else (None, 0.0)
         if (begun := self._begun) is not None:
@@ -398,7 +278,7 @@ class CallRelay:
         elif hold is not None or self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
             if hold is not None:
                 hold.begin(now)
-            self._enqueue(_Queued(text, duration, turn, arrived_at=now, position=position, hold=hold))
+            self._enqueue(Queued(text, duration, turn, arrived_at=now, position=position, hold=hold))
             self.pump(now)
         else:
             self._send_audio(text, duration, turn, now, now)
@@ -418,7 +298,7 @@ class CallRelay:
             self._begun = None
         self._gap = False
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
-        self._recent_agent.append(_Recent(text[tail:end], duration, now))
+        self._recent_agent.append(Recent(text[tail:end], duration, now))
         return self.current
 
     def _undecided(self) -> Hold | None:
@@ -489,7 +369,7 @@ class CallRelay:
             if line.discarded:
                 self._owe(name, now, now)
             else:
-                self._injected.append(_Injected(text, name=name, agents=True))
+                self._injected.append(Injected(text, name=name, agents=True))
                 self.pump(now)
             return
         turn = self.current
@@ -497,7 +377,7 @@ class CallRelay:
             self._owe(name, max(now, self._muted_end_at), now)
         elif self.hello and (self._queue or (self.holding and turn is not None) or self.speaking):
             position = turn.received_s if turn is not None else 0.0
-            self._enqueue(_Queued(text, turn=turn, name=name, arrived_at=now, position=position))
+            self._enqueue(Queued(text, turn=turn, name=name, arrived_at=now, position=position))
             self.pump(now)
         else:
             self._to_plivo(text)
@@ -548,14 +428,14 @@ class CallRelay:
         if turn in self._pending:
             self._pending.remove(turn)
 
-    def _reported_late(self, turn: TurnAudio, begun: _Begun) -> None:
+    def _reported_late(self, turn: TurnAudio, begun: Begun) -> None:
         """Count audio that began just before ``turn`` was reported as its own, and no more as the turn's before."""
         before = begun.before
         if self.current is not before or self.speaking or self.holding:
             self._pending.append(turn)  # whose it is was settled otherwise meanwhile
             return
         if before is not None and before.muted:
-            begun = _Begun(begun.at, before)  # what came of it so far was discarded
+            begun = Begun(begun.at, before)  # what came of it so far was discarded
             self._end(before)
         elif before is not None:
             del before.audio[max(0, len(before.audio) - len(begun.audio)) :]
@@ -609,7 +489,7 @@ class CallRelay:
             name = self._name("turn")
             self._await(name, on_played, now)
             mark = events.checkpoint(name, stream_id=self.stream_id)
-            self._queue.append(_Queued(mark, turn=turn, arrived_at=now))
+            self._queue.append(Queued(mark, turn=turn, arrived_at=now))
             self._queue_bytes += len(mark)
         self.current = None
         self._end(turn)
@@ -776,12 +656,12 @@ class CallRelay:
         first = True
         for chunk in self._frames(audio):
             text = self._play_audio(chunk)
-            self._injected.append(_Injected(text, len(chunk) / self._bytes_per_s, None, on_sent if first else None))
+            self._injected.append(Injected(text, len(chunk) / self._bytes_per_s, None, on_sent if first else None))
             self._injected_s += len(chunk) / self._bytes_per_s
             first = False
         name = self._name(label)
         self._await(name, on_played, now)
-        self._injected.append(_Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
+        self._injected.append(Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
         self.pump(now)
         return now + self.owed_s(now)
 
@@ -797,7 +677,7 @@ class CallRelay:
         if line is not None and not line.discarded:
             name = self._name("line")
             self._await(name, line.on_played, now)
-            self._injected.append(_Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
+            self._injected.append(Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
             self.pump(now)
 
     def _in_line(self, line: AgentLine, text: str, duration: float, now: float) -> bool:
@@ -807,7 +687,7 @@ class CallRelay:
         line.last_at = now
         first, line.received_s = line.received_s == 0.0, line.received_s + duration
         if not line.discarded and line.received_s <= LINE_MAX_S:
-            self._injected.append(_Injected(text, duration, None, line.on_sent if first else None))
+            self._injected.append(Injected(text, duration, None, line.on_sent if first else None))
             self._injected_s += duration
             self.pump(now)
         return True
@@ -896,24 +776,24 @@ class CallRelay:
         if wake is not None:
             self._listener.wake_at(wake)
 
-    def _may_go(self, item: _Queued, now: float) -> bool:
+    def _may_go(self, item: Queued, now: float) -> bool:
         lead = self.clock.lead(now)
         if item.hold is not None:
             return item.hold.passes(item.position, item.duration, lead, now)
         return not item.duration or lead < MAX_LEAD_S
 
-    def _dequeue(self) -> _Queued:
+    def _dequeue(self) -> Queued:
         item = self._queue.popleft()
         self._queue_bytes -= len(item.text)
         self._queue_s -= item.duration
         return item
 
-    def _requeue(self, items: Iterable[_Queued]) -> None:
+    def _requeue(self, items: Iterable[Queued]) -> None:
         self._queue = deque(items)
         self._queue_bytes = sum(len(item.text) for item in self._queue)
         self._queue_s = sum(item.duration for item in self._queue)
 
-    def _send_queued(self, item: _Queued, now: float) -> None:
+    def _send_queued(self, item: Queued, now: float) -> None:
         if item.duration:
             self._send_audio(item.text, item.duration, item.turn, now, item.arrived_at)
         else:
@@ -921,7 +801,7 @@ class CallRelay:
             if item.name is not None:
                 self._outstanding.append((item.name, item.turn, self.clock.end_at))
 
-    def _enqueue(self, item: _Queued) -> None:
+    def _enqueue(self, item: Queued) -> None:
         if self.holding and (
             self._queue_s + item.duration > HOLD_MAX_S or self._queue_bytes + len(item.text) > HOLD_MAX_BYTES
         ):
@@ -952,7 +832,7 @@ class CallRelay:
                 turn.cut_high_s = turn.runs.position(now)
 
     def _owe(self, name: str, due_at: float, now: float) -> None:
-        self._owed.append(_Owed(name, due_at))
+        self._owed.append(Owed(name, due_at))
         if not self.speaking:
             self._listener.wake_at(max(now, due_at))
 
@@ -961,7 +841,7 @@ class CallRelay:
         while self._owed and self._owed[0].due_at + late <= now:
             self._pay(self._owed.popleft(), now)
 
-    def _pay(self, owed: _Owed, now: float) -> None:
+    def _pay(self, owed: Owed, now: float) -> None:
         if not owed.answered:
             self._synthesised.append((owed.name, now + LATE_ACK_S))
         self._to_agent(events.played_stream(owed.name, stream_id=self.stream_id, sequence=self._sequence()))
