@@ -14,7 +14,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench bench-engine bench-judge bench-relay bench-calls bench-agent-leg bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -26,9 +26,12 @@ help:
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
 	@echo "make openapi      write docs/openapi.json, the API's contract as reviews see it"
 	@echo "make fuzz-api     send the API many thousand requests, right and wrong ones (EXAMPLES=… for each operation)"
+	@echo "make bench        every benchmark in turn, in a short form (DATA=folder of labelled calls for those that need it)"
 	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
 	@echo "make bench-judge  both ways of scoring with a real model: OPENAI_*, else the local one (DATA=folder of labelled calls)"
-	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
+	@echo "make bench-relay  CPU per relayed round trip against a bare relay and a pipecat agent, under Daphne and uvicorn"
+	@echo "make bench-calls  calls that one core carries without underruns (CALLS=…)"
+	@echo "make bench-agent-leg CPU of the WebSocket clients that could carry the agent's leg"
 	@echo "make bench-pool   a quiet tenant's judge beside a noisy tenant; CPU of 1,000 judgements at once"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
@@ -72,6 +75,9 @@ fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)")
+
 bench-engine: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_engine
 
@@ -80,6 +86,12 @@ bench-judge: $(VENV)/.dev $(if $(OPENAI_API_KEY),,$(VENV)/.local-llm)
 
 bench-relay: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay
+
+bench-calls: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_calls $(if $(CALLS),--calls $(CALLS))
+
+bench-agent-leg: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_agent_leg
 
 bench-pool: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_pool
