@@ -138,7 +138,12 @@ def tenancy_create(
         draft = policy_version_create(policy_id=policy.id, rules=rules, config=config, llm_credential=credential)
         version = policy_version_publish(policy_id=policy.id, number=draft.number)
         made = agent_create(
-            name=f"{owner}'s agent", upstream_url=upstream_url, policy=policy, mode=Mode(mode), language=language
+            name=f"{owner}'s agent",
+            upstream_url=upstream_url,
+            policy=policy,
+            mode=Mode(mode),
+            language=language,
+            redials=0,  # what a test's agent does, it does once
         )
         stream_key = agent_stream_key_create(agent_id=made.agent.id).key
     return Tenancy(
