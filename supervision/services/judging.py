@@ -7,6 +7,7 @@ process has one loop for it, in a thread of its own, which starts with the first
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -35,10 +36,13 @@ from supervision.stream.directory import AgentBinding, agent_binding
 from supervision.stream.supervisors import Supervisors, scoring_pool
 from tenants.selectors.tenants import TenantRef
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 # The engine keeps its own deadlines; this is for a loop that is stuck.
 _BEYOND_DEADLINE_S: Final = 15.0
+CLOSE_S: Final = 5.0
 
 
 class AgentNotFound(NotFound):
@@ -183,9 +187,33 @@ class JudgingLoop:
         """Answer on the loop, for a caller on another thread, who waits."""
         return asyncio.run_coroutine_threadsafe(question(self), self._loop).result()
 
+    def close(self) -> None:
+        """Close the connections to models and end the thread, for a caller on another one. What is asked after this
+        has no answer."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(CLOSE_S)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _close(self) -> None:
+        await self._supervisors.aclose()
+        await self.llms.aclose()
+
 
 _lock = threading.Lock()
 _made: tuple[int, JudgingLoop] | None = None
+
+
+def judging_close() -> None:
+    """Close what reviews shared, when the server stops. Blocks for 5 seconds at most."""
+    global _made
+    with _lock:
+        made, _made = _made, None
+    if made is not None and made[0] == os.getpid():
+        try:
+            made[1].close()
+        except TimeoutError:
+            logger.warning("Questions of reviews were still under way when the server stopped")
 
 
 def _judging() -> JudgingLoop:

@@ -43,6 +43,7 @@ class Supervisors:
         self._most = most
         self._known: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def get(self, binding: AgentBinding) -> Supervisor | None:
         """The engine of the agent's policy version; None when it has none that can be used. Needs a running loop."""
@@ -63,9 +64,11 @@ class Supervisors:
         return supervisor
 
     async def aclose(self) -> None:
-        """Forget all engines, and close the clients of those that nothing uses."""
+        """Close the clients of all engines, after the questions under way. Close the calls first."""
+        self._closed = True
+        clients = [supervisor.config.llm for supervisor in self._known.values()]
         self._known.clear()
-        await asyncio.sleep(0)  # those that went with that are told on the loop
+        await asyncio.gather(*map(close_client, clients))
         while self._closing:
             await asyncio.wait(self._closing)
 
@@ -102,6 +105,8 @@ class Supervisors:
         return supervisor
 
     def _close(self, llm: LLMClient) -> None:
+        if self._closed:
+            return  # nobody waits for it any more, and its connections are closed with the others
         task = asyncio.get_running_loop().create_task(close_client(llm), name="close a model's client")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

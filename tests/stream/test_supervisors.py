@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from mirror_saas.ids import uuid7
-from supervision.engine import SupervisorContext
+from supervision.engine import JudgingState, SupervisorContext, Verdict
 from supervision.engine.llm.openai import OpenAIPool
 from supervision.engine.llm.pool import ScoringPool
 from supervision.engine.llm.protocol import LLMRejected
@@ -48,7 +49,6 @@ async def test_versions_share_connections_by_address_and_key_and_engines_by_vers
     assert len({id(one), id(other), id(stranger)}) == 3
     supervisors.get(replace(binding, policy_version_id=uuid7(), fallback_llm=SECOND))
     assert clients(llms) == {FIRST.base_url: 4, SECOND.base_url: 1}
-    del one, other, stranger
     await supervisors.aclose()
     assert clients(llms) == {FIRST.base_url: 0, SECOND.base_url: 0}
     await llms.aclose()
@@ -95,6 +95,35 @@ async def test_a_version_that_cannot_be_used_keeps_no_client(
     await supervisors.aclose()
     assert set(clients(llms).values()) == {0}
     await llms.aclose()
+
+
+@virtual_time
+async def test_a_noisy_tenants_reviews_delay_no_verdict_of_another_tenants_calls(binding: AgentBinding) -> None:
+    config = {"tiered_scoring_enabled": False, "semantic_review_timeout_s": 4.0}
+    quiet_llm, noisy_llm = ScriptedLLM(delay_s=0.5), ScriptedLLM(delay_s=30.0)
+    models = {FIRST.model: quiet_llm, SECOND.model: noisy_llm}
+    llms: Any = SimpleNamespace(client=lambda *, model, **_: models[model])
+    pool = ScoringPool(limit=64)
+    # Calls and reviews have engines of their own, and the places in common.
+    calls, reviews = Supervisors(llms, pool), Supervisors(llms, pool)
+    quiet = replace(binding, config=config)
+    noisy = replace(binding, tenant_id=uuid7(), policy_version_id=uuid7(), llm=SECOND, config=config)
+
+    async def judged(supervisors: Supervisors, whose: AgentBinding, turns: int) -> list[Verdict]:
+        engine = supervisors.get(whose)
+        assert engine is not None
+        return await asyncio.gather(
+            *(engine.review(customer_text="Hi", primary_text=f"Hello, turn {turn}.") for turn in range(turns))
+        )
+
+    storm = asyncio.create_task(judged(reviews, noisy, 500))
+    await asyncio.sleep(0.2)
+    for _ in range(20):
+        verdicts = await judged(calls, quiet, 5)
+        assert {(verdict.state, verdict.latency_ms) for verdict in verdicts} == {(JudgingState.JUDGED, 500)}
+    states = Counter(verdict.state for verdict in await storm)
+    assert set(states) == {JudgingState.TIMED_OUT, JudgingState.SHED}
+    assert states[JudgingState.TIMED_OUT] == 56, "as many as its share and what nobody else wanted"
 
 
 async def call_of_two_models(monkeypatch: pytest.MonkeyPatch, first: Any, second: Any) -> World:

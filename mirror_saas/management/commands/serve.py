@@ -1,5 +1,6 @@
 """`manage.py serve`: the one way to start Mirror's processes."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -96,6 +97,7 @@ class Command(BaseCommand):
     def _server(self, environment: Environment, part: Any, server: str) -> None:
         from mirror_saas.asgi import application
         from mirror_saas.serving import ListenError, server_run
+        from supervision.services.judging import judging_close
         from supervision.stream.runtime import stream_runtime_close, stream_runtime_open
 
         run = server_run
@@ -105,6 +107,12 @@ class Command(BaseCommand):
             except ImportError as error:
                 raise CommandError(f"{error}; install it with: pip install 'mirror[uvicorn]'") from error
         calls = part in ("all", "stream")
+
+        async def on_stop() -> None:
+            if calls:
+                await stream_runtime_close()
+            await asyncio.to_thread(judging_close)
+
         try:
             run(
                 application,
@@ -114,7 +122,7 @@ class Command(BaseCommand):
                 drain_s=environment.drain_s,
                 accept_s=environment.drain_accept_s,
                 on_start=stream_runtime_open if calls else None,
-                on_stop=stream_runtime_close if calls else None,
+                on_stop=on_stop,
                 trusted_proxies=environment.trusted_proxies,
             )
         except ListenError as error:
