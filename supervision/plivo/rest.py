@@ -5,14 +5,13 @@ and auth token, JSON bodies: `POST Speak/` (202), `DELETE Speak/` (204), `POST` 
 `DELETE` of the call (204, or 404 when it is over already). With an empty call id the last two would be requests about
 every call of the account, so no request is made without one.
 
-The HTTP client is injected (`Request`); without one it is the standard library's, in a thread.
+The HTTP client is injected (`Request`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import http.client
 import json
 import math
 import re
@@ -108,7 +107,7 @@ class PlivoRest:
     """Requests about the calls of one account. Every method raises :class:`PlivoRestError`, and `ValueError` for a call
     id or a URL that is none; nothing is sent then."""
 
-    def __init__(self, account: PlivoAccount, *, request: Request | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, account: PlivoAccount, *, request: Request, timeout_s: float = TIMEOUT_S) -> None:
         """`timeout_s` is for one request, in seconds."""
         if timeout_s <= 0:
             raise ValueError(f"timeout_s: must be positive, not {timeout_s}")
@@ -117,7 +116,7 @@ class PlivoRest:
         self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
         self._host = urlsplit(account.base_url).netloc
         self._timeout_s = timeout_s
-        self._request: Request = request or self._by_standard_library
+        self._request = request
 
     async def speak(
         self,
@@ -198,11 +197,6 @@ class PlivoRest:
             message = f"Plivo {what}: cannot reach {self._host} ({type(error).__name__})"
             raise PlivoRestError(PlivoFailure.CONNECTION, message) from error
 
-    async def _by_standard_library(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
-    ) -> PlivoAnswer:
-        return await asyncio.to_thread(_requested, method, url, dict(headers), body, self._timeout_s)
-
 
 def retry_after_s(value: str | None) -> float | None:
     """Seconds of a `Retry-After` header; None for none, and for a date, which a call cannot wait for anyway."""
@@ -211,19 +205,6 @@ def retry_after_s(value: str | None) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def _requested(method: str, url: str, headers: dict[str, str], body: bytes | None, timeout_s: float) -> PlivoAnswer:
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=timeout_s)
-    try:
-        connection.request(method, parts.path, body, headers)
-        with connection.getresponse() as answer:
-            answer.read(MAX_ANSWER_BYTES)
-            return PlivoAnswer(answer.status, retry_after_s(answer.headers.get("Retry-After")))
-    finally:
-        connection.close()
 
 
 def _refused(what: str, status: int) -> PlivoRestError:

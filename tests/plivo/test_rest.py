@@ -178,13 +178,3 @@ def test_an_account_without_a_login_is_none(field: str) -> None:
     fields = {"auth_id": AUTH_ID, "auth_token": AUTH_TOKEN, "base_url": "https://api.plivo.com/v1", field: " "}
     with pytest.raises(ValueError, match=field):
         PlivoAccount(**fields)
-
-
-async def test_the_standard_library_asks_as_plivo_expects(plivo: PlivoStandIn) -> None:
-    async with plivo.serving() as base_url:
-        client = PlivoRest(PlivoAccount(AUTH_ID, AUTH_TOKEN, base_url))
-        await client.speak(CALL, "One moment.", language="en-US")
-        await client.transfer(CALL, XML)
-        await client.hangup(CALL)
-    assert [asked.action for asked in plivo.asked] == ["speak", "transfer", "hangup"]
-    assert plivo.live == {"somebody-elses-call"}

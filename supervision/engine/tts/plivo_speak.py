@@ -6,12 +6,16 @@ queued) and "Stop speaking" (`DELETE` of the same, 204).
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from supervision.engine.tts.protocol import TTSError, TTSFailure
 from supervision.engine.tts.sink import Spoken
 from supervision.plivo.rest import (
+    MAX_ANSWER_BYTES,
     MAX_SPOKEN_CHARS,
     TIMEOUT_S,
     PlivoAccount,
@@ -20,6 +24,7 @@ from supervision.plivo.rest import (
     PlivoRest,
     PlivoRestError,
     call_id_checked,
+    retry_after_s,
 )
 
 BASE_URL: Final = "https://api.plivo.com"
@@ -74,7 +79,9 @@ class PlivoRESTTTSSink:
         if legs not in ("aleg", "bleg", "both"):
             raise ValueError(f"legs: must be aleg, bleg or both, not {legs!r}")
         account = PlivoAccount(auth_id, auth_token, f"{base_url.rstrip('/').removesuffix('/v1')}/v1")
-        self._rest = PlivoRest(account, request=_answering(request) if request else None, timeout_s=timeout_s)
+        self._rest = PlivoRest(
+            account, request=_answering(request or _by_standard_library(timeout_s)), timeout_s=timeout_s
+        )
         self.call_id = ""
         if call_id:
             self.bind(call_id)
@@ -135,3 +142,23 @@ def _answering(request: Request) -> Callable[[str, str, Mapping[str, str], bytes
         return answer if isinstance(answer, PlivoAnswer) else PlivoAnswer(answer)
 
     return answered
+
+
+def _by_standard_library(timeout_s: float) -> Request:
+    async def request(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> PlivoAnswer:
+        return await asyncio.to_thread(_requested, method, url, dict(headers), body, timeout_s)
+
+    return request
+
+
+def _requested(method: str, url: str, headers: dict[str, str], body: bytes | None, timeout_s: float) -> PlivoAnswer:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=timeout_s)
+    try:
+        connection.request(method, parts.path, body, headers)
+        with connection.getresponse() as answer:
+            answer.read(MAX_ANSWER_BYTES)
+            return PlivoAnswer(answer.status, retry_after_s(answer.headers.get("Retry-After")))
+    finally:
+        connection.close()
