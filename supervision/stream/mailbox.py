@@ -97,6 +97,8 @@ class Mailbox:
         self._pubsub: PubSub | None = None
         self._listening: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        # Redis clients may answer a cancellation with an error of their own: being cancelled is not enough to end.
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, tenant_id: UUID, call_id: UUID, deliver: Deliver) -> None:
@@ -138,6 +140,7 @@ class Mailbox:
 
     async def aclose(self) -> None:
         """Stop hearing; what is being answered is given up."""
+        self._closing = True
         tasks = [*self._tasks, *([self._listening] if self._listening is not None else [])]
         for task in tasks:
             task.cancel()
@@ -148,16 +151,19 @@ class Mailbox:
 
     async def _listen(self, redis: AsyncRedis) -> None:
         failing = False
-        while True:
+        while not self._closing:
             try:
                 async with redis.pubsub() as pubsub:
                     # One channel that nobody knows, so that there is always something to read from.
                     await pubsub.subscribe(f"mirror:mailbox.{uuid4().hex}")
-                    subscribing = asyncio.create_task(self._subscribe(pubsub))
+                    over = asyncio.Event()
+                    subscribing = asyncio.create_task(self._subscribe(pubsub, over))
                     try:
                         failing = False
                         await self._read(redis, pubsub, subscribing)
                     finally:
+                        over.set()
+                        self._changed.set()
                         subscribing.cancel()
                         await asyncio.gather(subscribing, return_exceptions=True)
             except (RedisError, OSError) as error:
@@ -166,10 +172,10 @@ class Mailbox:
                 failing = True
                 await asyncio.sleep(_RETRY_S)
 
-    async def _subscribe(self, pubsub: PubSub) -> None:
-        """Keep what Valkey sends in step with the calls."""
+    async def _subscribe(self, pubsub: PubSub, over: asyncio.Event) -> None:
+        """Keep what Valkey sends in step with the calls, until it is `over`."""
         heard: set[str] = set()
-        while True:
+        while not over.is_set():
             self._changed.clear()
             wanted = set(self._deliver)
             if new := wanted - heard:
@@ -180,13 +186,14 @@ class Mailbox:
             await self._changed.wait()
 
     async def _read(self, redis: AsyncRedis, pubsub: PubSub, subscribing: asyncio.Task[None]) -> None:
-        while not subscribing.done():
+        while not subscribing.done() and not self._closing:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_RETRY_S)
             if message is not None:
                 task = asyncio.create_task(self._answer(redis, message["channel"].decode(), message["data"]))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        await subscribing
+        if subscribing.done():
+            await subscribing
 
     async def _answer(self, redis: AsyncRedis, channel: str, data: bytes) -> None:
         deliver = self._deliver.get(channel, _over)

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 AGENT_CLOSE_WAITS_S: Final = 10.0  # how long an intervention may go on after the agent said goodbye
 COMMIT_WITHIN_S: Final = 2.0  # for the call's last events to be on disk; the journal goes on trying
+STOPPED_RETURN_WITHIN_S: Final = 2.0  # the same when Mirror was stopped: servers wait ten seconds for all in all
 RETURN_WITHIN_S: Final = 5.0  # for Plivo to come back after its connection broke; then the call has ended
 DISCONNECT_WAITS_S: Final = 5.0  # for Plivo to answer our close
 
@@ -212,6 +213,7 @@ class CallSession:
         self._redials = Redials(binding.failure.redials)
         self._reading: asyncio.Timeout | None = None
         self._lost = False  # the stream broke without a goodbye of anybody's
+        self._stopped = False  # Mirror was told to stop
         self._moved = asyncio.Event()
         self._moving: asyncio.Task[CarriedCall] | None = None
         if carried is not None:
@@ -276,6 +278,8 @@ class CallSession:
         except asyncio.CancelledError:
             self._reading = None
             self._finish("mirror", "failed", 1012, "Mirror was stopped during the call")
+            # Plivo may come back to another node, which then asks this one.
+            self._lost = self._stopped = True
             raise
         finally:
             self._dialling.cancel()
@@ -429,6 +433,7 @@ class CallSession:
 
     async def _hand_over(self) -> CarriedCall:
         self._runtime.mailbox.close(self._binding.tenant_id, self.call_id)
+        self._runtime.takeovers.gone(self)
         self._moved.set()
         self._plivo.close(1000)
         self._agent.close(1000)
@@ -459,7 +464,7 @@ class CallSession:
         if self._lost and self._moving is None:
             self._supervised.line_lost()
             try:
-                async with asyncio.timeout(RETURN_WITHIN_S):
+                async with asyncio.timeout(STOPPED_RETURN_WITHIN_S if self._stopped else RETURN_WITHIN_S):
                     await self._moved.wait()
             except TimeoutError:
                 pass  # the caller is gone

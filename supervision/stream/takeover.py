@@ -73,6 +73,8 @@ class Takeovers:
         self._claiming: dict[CallKey, asyncio.Lock] = {}
         self._over: dict[CallKey, float] = {}
         self._renewing: asyncio.Task[None] | None = None
+        # Redis clients may answer a cancellation with an error of their own: being cancelled is not enough to end.
+        self._closing = False
 
     @asynccontextmanager
     async def claiming(self, key: CallKey) -> AsyncIterator[Callable[[], Awaitable[Taken]]]:
@@ -101,12 +103,17 @@ class Takeovers:
         if self._renewing is None and self._owners.shared:
             self._renewing = asyncio.get_running_loop().create_task(self._go_on_renewing(), name="mirror-call-owners")
 
+    def gone(self, call: OwnedCall) -> None:
+        """A call goes on elsewhere, or on another socket: this one is not to be asked for it again."""
+        if self._calls.get(call.held.key) is call:
+            del self._calls[call.held.key]
+
     async def remove(self, call: OwnedCall, *, back: bool) -> None:
         """A call has ended here; `back`: it goes on if its stream comes again."""
         held = call.held
         if self._calls.get(held.key) is not call:
             return
-        del self._calls[held.key]
+        self.gone(call)
         self._remember_over(held.key)
         await self._owners.over(held, back=back)
 
@@ -118,12 +125,13 @@ class Takeovers:
         for call in running:
             if call.held in lost and self._calls.get(call.held.key) is call:
                 logger.warning("A call of this node goes on elsewhere; it is ended here")
-                del self._calls[call.held.key]
+                self.gone(call)
                 ending.append(call.hand_over())
         await asyncio.gather(*ending)
 
     async def aclose(self) -> None:
         """Stop renewing."""
+        self._closing = True
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -212,7 +220,7 @@ class Takeovers:
         return at is not None and self._owners.now() - at <= KNOWN_FOR_S
 
     async def _go_on_renewing(self) -> None:
-        while True:
+        while not self._closing:
             await asyncio.sleep(RENEW_EVERY_S)
             try:
                 await self.renew()

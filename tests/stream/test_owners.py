@@ -248,6 +248,7 @@ class Running:
     async def hand_over(self) -> CarriedCall:
         self.handed_over += 1
         self._node.mailbox.close(self.held.key.tenant_id, self.held.call_id)
+        self._node.takeovers.gone(self)
         return carried(self.held.call_id, notes=())
 
     async def _deliver(self, message: dict[str, Any]) -> dict[str, Any]:

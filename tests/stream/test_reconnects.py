@@ -40,7 +40,7 @@ def resumed(world: World, agents: int = 2) -> Any:
 
 @virtual_time
 async def test_a_stream_that_breaks_and_comes_back_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+    world = World(monkeypatch, config={"tiered_scoring_enabled": False})
 
     async def script(agent: AgentCall) -> None:
         first = len(world.agents) == 1
