@@ -122,7 +122,7 @@ screenshots: $(VENV)/.dev
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml
 lock: $(VENV)/.dev
-	$(LOCK) --extra server --extra demo -o requirements/run.txt
+	$(LOCK) --extra server --extra demo --extra uvicorn -o requirements/run.txt
 	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
 	$(LOCK) --extra local-llm --constraints requirements/run.txt -o requirements/local-llm.txt
 
