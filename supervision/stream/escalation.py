@@ -33,13 +33,16 @@ class Escalation:
         supervisor: CallSupervisor | None,
         plivo: PlivoCall | None,
         voice: CallVoice,
-        leave: Callable[[str], None],
+        leaving: Callable[[str], None],
+        close: Callable[[], None],
     ) -> None:
-        """``leave(reason)``: Plivo has taken the call."""
+        """``leaving(reason)`` says that the call is about to end, and why; an empty reason that it is not, after all.
+        ``close()`` ends its stream."""
         self._config = supervisor.config if supervisor is not None else None
         self._plivo = plivo
         self._voice = voice
-        self._leave = leave
+        self._leaving = leaving
+        self._close = close
         self._words: Line | None = None  # without audio, for an agent that speaks them
         self._line: Line | None = None
         self._tried = False
@@ -92,17 +95,23 @@ class Escalation:
         config, plivo = self._config, self._plivo
         if report.outcome is Outcome.CALLER_GONE or plivo is None or config is None:
             return False
+        # Plivo may end the stream before it has answered.
+        self._leaving(f"{_DONE[config.escalation]} after too many interventions")
         try:
             await (plivo.hangup() if config.escalation == "hangup" else plivo.transfer(config.escalation_url or ""))
         except (PlivoRestError, ValueError) as problem:
             logger.warning("A call could not be escalated: %s", problem)
+            self._leaving("")
             running.step("escalation_failed", str(problem))
             report.detail = f"the escalation failed: {problem}"
             return False
         report.detail = f"{_DONE[self.kind]} after too many interventions"
         running.step("escalated", self.kind)
-        self._leave(report.detail)
         return True
+
+    def finish(self) -> None:
+        """Plivo took the call and left its stream open."""
+        self._close()
 
     def _silence(self) -> Line:
         rate = self._voice.format.sample_rate

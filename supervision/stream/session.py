@@ -196,7 +196,8 @@ class CallSession:
                 request=runtime.plivo.request,
             ),
             bidirectional=binding.bidirectional and start.bidirectional,
-            leave=self._leave,
+            leaving=self._leaving,
+            close=lambda: self._finish("mirror", "completed", 1000, self._reason),
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
         )
@@ -311,7 +312,7 @@ class CallSession:
                 if self._close_code is None:
                     code = message.get("code")  # some servers give a kind of their own
                     self._close_code = None if code is None else int(code)
-                    if self._close_code not in NORMAL_CLOSE:
+                    if self._close_code not in NORMAL_CLOSE and self._ended_by == "caller":
                         self._lost = True
                         # Whether Plivo hangs up like this, nobody has written down; so it is told, and no failure.
                         self._reason = f"Plivo's connection ended with code {self._close_code}"
@@ -391,14 +392,10 @@ class CallSession:
             logger.info("An intervention outlived its agent's goodbye; the call is closed")
         self._finish("agent", "completed", 1000, "the agent closed the stream")
 
-    def _leave(self, reason: str) -> None:
-        """Plivo was told to end the stream; what it has not ended in a while is closed."""
-        self._ended_by, self._reason = "mirror", reason
-        self._closing = self._loop.create_task(self._left())
-
-    async def _left(self) -> None:
-        await asyncio.sleep(PLIVO_ENDS_WITHIN_S)
-        self._finish("mirror", "completed", 1000, self._reason)
+    def _leaving(self, reason: str) -> None:
+        """Plivo is asked to end the call, so whoever ends its stream now, it is Mirror's doing; without a reason, it
+        is not any more."""
+        self._ended_by, self._reason = ("mirror", reason) if reason else ("caller", "")
 
     def _finish(self, ended_by: str, outcome: str, code: int, reason: str) -> None:
         """Close towards Plivo; its disconnect ends :meth:`run`."""

@@ -49,6 +49,7 @@ from supervision.stream.announcement import announce
 from supervision.stream.approvals import CallApprovals
 from supervision.stream.carried import CarriedCall, CarriedTurn
 from supervision.stream.escalation import Escalation
+from supervision.stream.failure import PLIVO_ENDS_WITHIN_S
 from supervision.stream.hold_line import HoldLine
 from supervision.stream.ledger import CallLedger
 from supervision.stream.one_way import NO_ACCOUNT, OneWay
@@ -100,7 +101,8 @@ class SupervisedCall:
         arm_lines: Callable[[str], dict[str, Any]],
         plivo_call: PlivoCall | None,
         bidirectional: bool,
-        leave: Callable[[str], None],
+        leaving: Callable[[str], None],
+        close: Callable[[], None],
         to_agent: Callable[[dict[str, Any]], None],
         at_ms: Callable[[], int],
     ) -> None:
@@ -119,7 +121,7 @@ class SupervisedCall:
         self.plivo_call = plivo_call
         self.bidirectional = bidirectional
         self.one_way = None if bidirectional else OneWay(plivo_call)
-        self.escalation = Escalation(supervisor, plivo_call, voice, leave)
+        self.escalation = Escalation(supervisor, plivo_call, voice, leaving, close)
         self._replaced = 0
         self._to_agent = to_agent
         self._at_ms = at_ms
@@ -694,7 +696,10 @@ class SupervisedCall:
             await running.intervention.run()
             if running.instead is not None and await running.instead.carry_out(running, report):
                 # The call is not the agent's any more; nothing of it is heard until Plivo ends the stream.
-                await asyncio.wait({self._over})
+                await asyncio.wait({self._over}, timeout=PLIVO_ENDS_WITHIN_S)
+                if not self._over.done():
+                    running.instead.finish()
+                    await asyncio.wait({self._over})
             if self._fate is not None:
                 report.outcome = await self._fate
             elif not self._ended:

@@ -243,3 +243,26 @@ async def test_a_caller_who_hangs_up_first_is_not_hung_up(monkeypatch: pytest.Mo
     await world.call(script, leaves, call_id=CALL_ID)
     assert world.record.one("intervention.ended")["outcome"] == "caller_gone"
     assert not plivo.asked
+
+
+@pytest.mark.parametrize("answers_after_s", [0.0, 0.4])
+@virtual_time
+async def test_a_stream_that_plivo_breaks_for_a_transfer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, plivo: PlivoStandIn, answers_after_s: float
+) -> None:
+    world = world_with(monkeypatch, plivo, TRANSFER)
+
+    async def breaks(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> PlivoAnswer:
+        answered = await plivo.answer(method, urlsplit(url).path, headers, body)
+        assert world.simulated is not None
+        world.simulated.drop_connection()
+        await asyncio.sleep(answers_after_s)
+        return PlivoAnswer(answered.status)
+
+    world.runtime.plivo.request = breaks  # type: ignore[method-assign]
+    record = await world.call(keeps_breaking, minute, call_id=CALL_ID)
+    end = world.record.one("call.ended")
+    assert (end["ended_by"], end["outcome"]) == ("mirror", "completed")
+    assert "transferred" in end["reason"]
+    assert "transferred" in world.record.of("intervention.ended")[-1]["detail"]
+    assert world.over_at - (record.ended_t or 0) - 1_000 < 5
