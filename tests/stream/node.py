@@ -39,6 +39,7 @@ class Node:
         from supervision.engine.context import SupervisorContext
         from supervision.engine.supervisor import Supervisor
         from supervision.recorder.events import CallLog, RecordEvent
+        from supervision.stream.approvals import ApprovalCall, CallApprovals, PostgresApprovals
         from supervision.stream.database import TenantDatabase
         from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
         from supervision.stream.tools import CallTools
@@ -56,12 +57,20 @@ class Node:
         )
         self.ledger.open(supervisor.ledger)
         self._tasks: set[asyncio.Task[None]] = set()
+        log = CallLog(record=self.events.append, tenant_id=tenant_id, call_id=self.call_id)
         self.tools = CallTools(
             supervisor=supervisor,
             mode="live",
-            log=CallLog(record=self.events.append, tenant_id=tenant_id, call_id=self.call_id),
+            log=log,
             recorder=self,  # type: ignore[arg-type]
             ledger=self.ledger,
+            approvals=CallApprovals(
+                PostgresApprovals(self.database),
+                ApprovalCall(tenant_id, self.call_id, uuid7()),
+                log=log,
+                redact=lambda event: event,
+                at_ms=lambda: 0,
+            ),
             turn_of=lambda ref: None,
             to_agent=self.told.put_nowait,
             rejected=lambda code, message, ref: self.told.put_nowait({"event": "mirror.error", "code": code}),
