@@ -8,6 +8,7 @@ class SupervisionConfig(AppConfig):
 
     def ready(self) -> None:
         from mirror_saas.metrics import REGISTRY
-        from supervision.metrics import JudgingCollector
+        from supervision.metrics import JudgingCollector, RecordingCollector
 
         REGISTRY.register(JudgingCollector())
+        REGISTRY.register(RecordingCollector())

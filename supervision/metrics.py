@@ -1,4 +1,5 @@
-"""What `/metrics` tells of judging: places, waits, what was shed, and how the models' endpoints do."""
+"""What `/metrics` tells of judging and recording: places, waits, what was shed, how the models' endpoints do, and what
+became of what happened in calls."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from supervision.engine.llm.breaker import BreakerState
 from supervision.engine.llm.openai import EndpointFigures
 from supervision.engine.llm.pool import WAIT_BOUNDS_S, PoolFigures
+from supervision.recorder.recorder import RecorderCounts
 
 
 class JudgingCollector(Collector):
@@ -22,6 +24,49 @@ class JudgingCollector(Collector):
 
         yield from pool_metrics(scoring_pool().figures())
         yield from endpoint_metrics([pool.figures() for pool in llm_pools()])
+
+
+class RecordingCollector(Collector):
+    """Reads the process's recorder, and its door."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The figures as of now; nothing of a recorder in a process that carries no calls."""
+        from mirror_saas.throttle import throttle
+        from supervision.stream.runtime import recorder_counts
+
+        counts = recorder_counts()
+        if counts is not None:
+            yield from recorder_metrics(counts)
+        yield CounterMetricFamily(
+            "mirror_connections_turned_away",
+            "Connections that were closed unread, because their addresses' handshakes keep being refused.",
+            value=throttle.turned_away,
+        )
+
+
+def recorder_metrics(counts: RecorderCounts) -> Iterator[Metric]:
+    """What became of the events of calls."""
+    events = CounterMetricFamily(
+        "mirror_recorder_events",
+        "Events of calls: recorded, written to the journal, stored in PostgreSQL; detail that was left out of a full"
+        " journal, events that were lost, and those that PostgreSQL refuses.",
+        labels=("fate",),
+    )
+    writer, drain = counts.writer, counts.drain
+    for fate, number in (
+        ("recorded", writer.recorded),
+        ("written", writer.written),
+        ("stored", drain.stored),
+        ("detail_dropped", writer.detail_dropped),
+        ("lost", writer.lost),
+        ("refused", drain.refused),
+    ):
+        events.add_metric((fate,), number)
+    yield events
+    yield CounterMetricFamily("mirror_recorder_outages", "Times that PostgreSQL could not be had.", value=drain.outages)
+    yield CounterMetricFamily(
+        "mirror_journal_failures", "Times that the journal could not be written.", value=writer.failures
+    )
 
 
 def pool_metrics(figures: PoolFigures) -> Iterator[Metric]:

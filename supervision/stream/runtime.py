@@ -27,7 +27,7 @@ from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
 from supervision.recorder.events import CallLog
-from supervision.recorder.recorder import JournalLimits, Recorder
+from supervision.recorder.recorder import JournalLimits, Recorder, RecorderCounts
 from supervision.redaction import Redaction
 from supervision.stream.approvals import ApprovalCall, CallApprovals, PostgresApprovals
 from supervision.stream.database import TenantDatabase
@@ -207,6 +207,11 @@ async def stream_runtime() -> StreamRuntime:
         _runtime = (loop, StreamRuntime())
         await _runtime[1].start()
     return _runtime[1]
+
+
+def recorder_counts() -> RecorderCounts | None:
+    """What became of the events of this process's calls; None in a process that has carried none."""
+    return None if _runtime is None else _runtime[1].recorder.counts
 
 
 async def stream_runtime_open() -> None:
