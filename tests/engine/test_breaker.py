@@ -253,6 +253,34 @@ async def test_a_retry_after_within_the_deadline_is_waited_for_and_a_longer_one_
         await pool.aclose()
 
 
+@pytest.mark.parametrize(
+    ("headers", "rests_for_s"),
+    [
+        ({"Retry-After": "20"}, 20.0),
+        ({"Retry-After": "20", "Retry-After-Ms": "30500"}, 30.5),
+        ({"Retry-After": "Mon, 23 Nov 2026 08:00:40 GMT", "Date": "Mon, 23 Nov 2026 08:00:00 GMT"}, 40.0),
+        ({"Retry-After": "Mon, 23 Nov 2026 07:00:00 GMT", "Date": "Mon, 23 Nov 2026 08:00:00 GMT"}, None),
+        ({"Retry-After": "1e12"}, MOST_REST_S),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "-3"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": ""}, None),
+        ({}, None),
+    ],
+)
+async def test_how_long_an_endpoint_wants_to_be_left_alone_is_read_as_it_may_be_written(
+    clock: Clock, headers: dict[str, str], rests_for_s: float | None
+) -> None:
+    async with LLMStandIn() as llm:
+        client = OpenAIClient(api_key="k", model="judge", base_url=llm.base_url, clock=clock)
+        llm.behave(status=429, headers=headers)
+        with pytest.raises(LLMRejected):
+            await ask(client, 0.15)
+        assert client.breaker.rests_for_s == rests_for_s
+        await client.aclose()
+
+
 async def test_questions_that_are_not_answered_in_time_open_it_however_they_are_given_up() -> None:
     async with LLMStandIn() as llm:
         llm.behave(hang=True)

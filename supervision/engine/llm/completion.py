@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from supervision.engine.context import NO_USAGE, Usage
@@ -82,11 +83,17 @@ def adapted(dialect: Dialect, error: Rejected) -> Dialect | None:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
+    """How long the server wants to be left alone, in seconds; 0 when it does not say (RFC 9110, section 10.2.3)."""
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        return max(0.0, float(headers.get("retry-after", 0)))
-    except ValueError:
+        after = headers.get("retry-after", "0").strip()
+        if after[:1].isalpha():
+            # A time of day: by the server's own clock, which need not agree with ours.
+            wait = parsedate_to_datetime(after) - parsedate_to_datetime(headers.get("date", ""))
+            return max(0.0, wait.total_seconds())
+        return max(0.0, float(after))
+    except (ValueError, TypeError):
         return 0.0
 
 
