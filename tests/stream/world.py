@@ -501,6 +501,7 @@ class World:
         speaks: bool = True,
         governed: bool = True,
     ) -> None:
+        _tones.clear()  # each world has voices of its own
         self.llm = ScriptedLLM(turn=judge_refunds, correction={"text": CORRECTION}, delay_s=0.2)
         self.tts = tts or ToneTTS()
         self.binding = AgentBinding(
