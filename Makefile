@@ -10,11 +10,11 @@ SPACE_MB := 1500
 PYTEST_WORKERS ?= 2
 # The tests that have to reach all of the engine, and how much of its branches (percent).
 ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
-	tests/stream/test_orchestrator.py tests/stream/test_relay.py tests/stream/test_voice.py
+	tests/stream/test_hold.py tests/stream/test_orchestrator.py tests/stream/test_relay.py tests/stream/test_voice.py
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock openapi fuzz-api bench-engine bench-judge bench-relay bench-replay bench-pregate bench-api screenshots clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench bench-engine bench-judge bench-relay bench-calls bench-agent-leg bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -26,12 +26,19 @@ help:
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
 	@echo "make openapi      write docs/openapi.json, the API's contract as reviews see it"
 	@echo "make fuzz-api     send the API many thousand requests, right and wrong ones (EXAMPLES=… for each operation)"
+	@echo "make bench        every benchmark in turn, in a short form (DATA=folder of labelled calls for those that need it)"
 	@echo "make bench-engine CPU per judged turn, with and without the LLM client; 1,000 reviews at once"
 	@echo "make bench-judge  both ways of scoring with a real model: OPENAI_*, else the local one (DATA=folder of labelled calls)"
-	@echo "make bench-relay  CPU per relayed round trip against a bare relay"
+	@echo "make bench-relay  CPU per relayed round trip against a bare relay and a pipecat agent, under Daphne and uvicorn"
+	@echo "make bench-calls  calls that one core carries without underruns (CALLS=…)"
+	@echo "make bench-agent-leg CPU of the WebSocket clients that could carry the agent's leg"
+	@echo "make bench-pool   a quiet tenant's judge beside a noisy tenant; CPU of 1,000 judgements at once"
 	@echo "make bench-replay time to replay 200 calls, against one question after the other"
 	@echo "make bench-pregate turns skipped against bad turns missed, on labelled calls (DATA=their folder)"
 	@echo "make bench-api    the API's lists, filters and search over 1,000,000 turns of 20 tenants (TURNS=… for fewer)"
+	@echo "make bench-delivery what is heard of bad turns in each delivery mode, on labelled calls (DATA=their folder), and its price"
+	@echo "make bench-recorder events a second that are acknowledged on disk, and what becomes of them"
+	@echo "make soak         break everything around running calls, full size; writes docs/reliability.md (FAULTS=… for some)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
 	@echo "make clean        remove .venv and caches; the data in .mirror stays"
 
@@ -68,6 +75,9 @@ fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)")
+
 bench-engine: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_engine
 
@@ -76,6 +86,15 @@ bench-judge: $(VENV)/.dev $(if $(OPENAI_API_KEY),,$(VENV)/.local-llm)
 
 bench-relay: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_relay
+
+bench-calls: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_calls $(if $(CALLS),--calls $(CALLS))
+
+bench-agent-leg: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_agent_leg
+
+bench-pool: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_pool
 
 bench-replay: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_replay
@@ -86,6 +105,16 @@ bench-pregate: $(VENV)/.dev
 bench-api: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_api $(if $(TURNS),--turns $(TURNS))
 
+bench-delivery: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.bench_delivery $(if $(DATA),--data "$(DATA)")
+
+bench-recorder: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_recorder
+
+# Only a run of all faults writes the table.
+soak: $(VENV)/.dev
+	@MIRROR_ENV=development $(BIN)/python -m benchmarks.soak $(if $(FAULTS),$(FAULTS),--write docs/reliability.md)
+
 screenshots: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m tests.webui.screenshots
 
@@ -93,7 +122,7 @@ screenshots: $(VENV)/.dev
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml
 lock: $(VENV)/.dev
-	$(LOCK) --extra server --extra demo -o requirements/run.txt
+	$(LOCK) --extra server --extra demo --extra uvicorn -o requirements/run.txt
 	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
 	$(LOCK) --extra local-llm --constraints requirements/run.txt -o requirements/local-llm.txt
 

@@ -1,16 +1,22 @@
-"""What the record costs: `python -m benchmarks.bench_recorder`.
+"""What the record costs: `make bench-recorder`, or `python -m benchmarks.bench_recorder [--rate 6000] [--seconds 15]`.
 
 - `record()` on the call path, and building the event;
 - a commit's latency, alone and under load, beside plain SQLite writing the same rows with the same durability;
 - events a second into the journal, beside plain `executemany` of the same rows;
-- events a second from the journal into a PostgreSQL of its own, and the CPU that 100 calls cost the process.
+- a steady stream of events, `--rate` a second, acknowledged while a PostgreSQL of its own takes them: how many were
+  acknowledged, how late, and how many of them PostgreSQL does not have in the end;
+- events a second from the journal into that PostgreSQL, and the CPU that 100 calls cost the process.
 
-Ratios are within one run. Everything runs in this process, as it does beside the calls.
+Ratios are within one run; the floor is plain SQLite that commits groups of the same size, with the same durability.
+Everything runs in this process, as it does beside the calls. Exits with 1 when fewer than 5,000 events a second were
+acknowledged, or one was lost.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import logging
 import os
 import shutil
 import sqlite3
@@ -38,6 +44,8 @@ from tenants.services.roles import APP, OWNER, roles_create
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "postgresql://mirror_app@127.0.0.1:1/mirror"
 TENANTS, CALLS, TURN_EVERY_S = 10, 100, 8.0
+BAR_EVENTS_S = 5_000
+SLICE_S = 0.01
 WORDS = "I have looked at your order and it will be with you on Tuesday, is there anything else I can do? " * 2
 
 
@@ -213,6 +221,83 @@ async def journal_rate(path: Path) -> None:
     await recorder.aclose(0.01)
 
 
+async def sustained(path: Path, dsn: str, agents: list[tuple[UUID, UUID]], rate: int, seconds: float) -> bool:
+    """Events at an even pace, each slice acknowledged; whether that reached the bar and nothing was lost."""
+    events: list[RecordEvent] = []
+    logs = []
+    for n in range(CALLS):
+        tenant_id, agent_id = agents[n % TENANTS]
+        logs.append(CallLog(record=events.append, tenant_id=tenant_id, call_id=uuid7()))
+        logs[-1].add(started(agent_id))
+    index = 0
+    while len(events) < rate * seconds:
+        index += 1
+        for log in logs:
+            for event in turn(index):
+                log.add(event)
+    step = round(rate * SLICE_S)
+    slices = [events[n : n + step] for n in range(0, len(events), step)]
+
+    plain = PlainSqlite(path)
+    encoded = [[row_of(event) for event in each] for each in slices[: round(5 / SLICE_S)]]
+    began = time.perf_counter()
+    for rows in encoded:
+        plain.write(rows)
+    floor = sum(map(len, encoded)) / (time.perf_counter() - began)
+
+    recorder = Recorder(path / "sustained", dsn, announce=None)
+    await recorder.start()
+    loop = asyncio.get_running_loop()
+    waits: list[float] = []
+    commits: set[asyncio.Task[None]] = set()
+
+    async def acknowledge(due: float) -> None:
+        await recorder.commit()
+        waits.append(loop.time() - due)
+
+    cpu = time.process_time()
+    began = loop.time()
+    for n, each in enumerate(slices):
+        due = began + n * SLICE_S
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        for event in each:
+            recorder.record(event)
+        commit = asyncio.create_task(acknowledge(due))
+        commits.add(commit)
+        commit.add_done_callback(commits.discard)
+    await asyncio.gather(*commits)
+    took, cpu = loop.time() - began, time.process_time() - cpu
+    acknowledged = len(events) / took
+    waiting = recorder.counts.writer.written - recorder.counts.drain.stored
+    began = loop.time()
+    await recorder.drained(600)
+    behind = loop.time() - began
+    counts = recorder.counts
+    await recorder.aclose()
+    missing = {event.id for event in events} - stored_ids(dsn, agents)
+    lost = len(missing) + counts.writer.lost + counts.writer.detail_dropped
+    reached = acknowledged >= BAR_EVENTS_S and not lost
+    print(
+        f"steady, {rate} events/s offered    {acknowledged:8.0f} events/s acknowledged over {took:.1f} s, {lost} lost"
+        f" (bar: {BAR_EVENTS_S}, 0)   {floor / acknowledged:.2f} × that is the floor: {floor:.0f} events/s of plain"
+        f" SQLite, {step} a commit"
+    )
+    print(f"  from due to acknowledged        {percentiles(waits)}   {cpu / len(events) * 1e6:.0f} µs CPU an event")
+    print(f"  PostgreSQL meanwhile            {len(events) - waiting} of {len(events)}; the rest {behind:.1f} s later")
+    return reached
+
+
+def stored_ids(dsn: str, agents: list[tuple[UUID, UUID]]) -> set[UUID]:
+    """The events of these tenants that PostgreSQL has."""
+    found: set[UUID] = set()
+    with psycopg.connect(dsn) as connection:
+        for tenant_id, _ in agents:
+            with connection.transaction():
+                connection.execute("SELECT set_config('app.tenant_id', %s, true)", [str(tenant_id)])
+                found |= {row[0] for row in connection.execute("SELECT id FROM supervision_callevent")}
+    return found
+
+
 async def drain(path: Path, dsn: str, agents: list[tuple[UUID, UUID]]) -> None:
     recorder = Recorder(path / "three", dsn, announce=None)
     logs = []
@@ -276,8 +361,14 @@ def make_agents(url: str) -> list[tuple[UUID, UUID]]:
     return made
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; 0 when the bar was reached and nothing was lost."""
+    parser = argparse.ArgumentParser(description="Measure the recorder.")
+    parser.add_argument("--rate", type=int, default=6000, help="events a second that are offered")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for so long")
+    options = parser.parse_args()
+    # The journals of the first measurements have no PostgreSQL, and would say so.
+    logging.getLogger("supervision.recorder").setLevel(logging.CRITICAL)
     with folder() as path:
         asyncio.run(call_path(path / "path"))
         asyncio.run(commit_latency(path))
@@ -303,10 +394,13 @@ def main() -> None:
                 },
                 check=True,
             )
-            asyncio.run(drain(path, app, make_agents(app)))
+            agents = make_agents(app)
+            reached = asyncio.run(sustained(path, app, agents, options.rate, options.seconds))
+            asyncio.run(drain(path, app, agents))
         finally:
             embedded.stop(path / "servers")
+    return 0 if reached else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

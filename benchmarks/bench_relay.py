@@ -1,330 +1,110 @@
 """What a relayed call costs: `make bench-relay`, or `python -m benchmarks.bench_relay [--calls 50] [--seconds 8]`.
 
 Server CPU (user and system) per relayed 20 ms round trip: one media frame from Plivo to the agent and one playAudio
-back. Mirror runs as in production (`manage.py serve`, Daphne, journal, PostgreSQL), in two kinds of call: an agent that
-says nothing to Mirror, and one that said hello and reports a turn every 8 s that is judged. The floor is a bare relay
-on picows that copies frames. The load runs in this process at real-time pace; servers take turns, rounds are repeated,
-and the ratio is of medians within this run. The wall clock is not measured: the machine is shared.
+back. Mirror runs as in production (`manage.py serve --stream-only`, journal, PostgreSQL), under Daphne and under
+uvicorn, in two kinds of call: an agent that says nothing to Mirror, and one that said hello and reports a turn every
+8 s that is judged. The floor is a bare relay on picows that copies frames; the peer is an echo agent on pipecat behind
+its Plivo serializer. The load runs in this process at real-time pace; servers take turns, rounds are repeated, and the
+ratios are of medians within this run. The wall clock is not measured: the machine is shared. A floor outside 15 to
+30 µs says that the machine is too slow or too busy for the ratios to mean much.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
-from aiohttp import web
-from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_connect, ws_create_server
 
-ROOT = Path(__file__).resolve().parents[1]
-FRAME_S = 0.02
-TURN_EVERY_S = 8.0
-SPEECH = bytes([0x10, 0x90] * 80)
-PLAY = json.dumps(
-    {
-        "event": "playAudio",
-        "media": {"contentType": "audio/x-mulaw", "sampleRate": 8000, "payload": b64encode(SPEECH).decode()},
-    },
-    separators=(",", ":"),
-).encode()
-BAR = 5.0  # the bar of this stage; the call plane's own is lower
+from benchmarks.stream_load import FRAME_S, ROOT, agent_server, free_port, judge_server, load, mirror, stream_url
 
-
-class EchoAgent(WSListener):
-    """Answers each media frame with one playAudio frame; supervised, it also reports a turn every 8 s."""
-
-    def __init__(self, supervised: bool) -> None:
-        self.supervised = supervised
-        self.turns = 0
-        self.next_turn = 0.0
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type is WSMsgType.CLOSE:
-            transport.send_close()
-            transport.disconnect()
-            return
-        payload = frame.get_payload_as_bytes()
-        if b'"media"' in payload[:24]:
-            if self.supervised:
-                self._report(transport)
-            transport.send(WSMsgType.TEXT, PLAY)
-        elif b'"start"' in payload[:24] and self.supervised:
-            hello = {"event": "mirror.hello", "v": 1, "sdk": "bench", "wants": ["verdicts", "notes"]}
-            transport.send(WSMsgType.TEXT, json.dumps(hello).encode())
-
-    def _report(self, transport: WSTransport) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self.next_turn:
-            # Calls are spread over the 8 s, so that judging is as even as it is with real callers.
-            first = self.turns == 0
-            self.next_turn = now + (TURN_EVERY_S * (id(self) % 97) / 97 if first else TURN_EVERY_S)
-            self.turns += 1
-            turn = {
-                "event": "mirror.turn",
-                "turn_id": f"t{self.turns}",
-                "customer_text": "What does the large one cost?",
-                "text": "The large one is twelve dollars, and it comes with two toppings of your choice.",
-            }
-            transport.send(WSMsgType.TEXT, json.dumps(turn).encode())
-
-
-class Caller(WSListener):
-    """Plivo's side of one call: a media frame every 20 ms, and a count of what came back."""
-
-    def __init__(self) -> None:
-        self.stream_id = str(uuid4())
-        self.received = 0
-        self.sequence = 1
-        self.transport: WSTransport | None = None
-
-    def start(self) -> None:
-        assert self.transport is not None
-        start = {
-            "event": "start",
-            "sequenceNumber": 1,
-            "start": {
-                "callId": str(uuid4()),
-                "streamId": self.stream_id,
-                "accountId": "MAXXXXXXXXXXXXXXXXXX",
-                "tracks": ["inbound"],
-                "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000},
-            },
-            "extra_headers": "",
-        }
-        self.transport.send(WSMsgType.TEXT, json.dumps(start).encode())
-
-    def tick(self) -> None:
-        assert self.transport is not None
-        self.sequence += 1
-        media = (
-            f'{{"event":"media","sequenceNumber":{self.sequence},"streamId":"{self.stream_id}","media":{{"track":'
-            f'"inbound","timestamp":"1705312200000","chunk":{self.sequence},"payload":"{_INBOUND}"}},"extra_headers":""}}'
-        )
-        self.transport.send(WSMsgType.TEXT, media.encode())
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type is not WSMsgType.TEXT:
-            return
-        payload = frame.get_payload_as_bytes()
-        if b'"playAudio"' in payload[:24]:
-            self.received += 1
-        elif b'"checkpoint"' in payload[:24]:
-            name = json.loads(payload)["name"]
-            played = {"event": "playedStream", "sequenceNumber": 1, "streamId": self.stream_id, "name": name}
-            transport.send(WSMsgType.TEXT, json.dumps(played).encode())
-
-
-_INBOUND = b64encode(b"\xff" * 160).decode()
-
-
-async def load(url: str, calls: int, seconds: float, process: psutil.Process) -> tuple[float, int]:
-    """Run ``calls`` calls for ``seconds``; returns the server's CPU seconds and the round trips in that time."""
-    loop = asyncio.get_running_loop()
-    callers: list[Caller] = []
-    for _ in range(calls):
-        caller = Caller()
-        caller.transport, _ = await ws_connect(lambda caller=caller: caller, url, use_aiofastnet=False)
-        caller.start()
-        callers.append(caller)
-    running = True
-    warm_until = loop.time() + 1.5
-
-    async def ticking(caller: Caller, offset: float) -> None:
-        due = loop.time() + offset
-        while running:
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            caller.tick()
-            due += FRAME_S
-
-    tickers = [asyncio.create_task(ticking(c, FRAME_S * i / calls)) for i, c in enumerate(callers)]
-    await asyncio.sleep(warm_until - loop.time())
-    cpu, trips = _cpu(process), sum(caller.received for caller in callers)
-    await asyncio.sleep(seconds)
-    cpu, trips = _cpu(process) - cpu, sum(caller.received for caller in callers) - trips
-    running = False
-    await asyncio.gather(*tickers)
-    for caller in callers:
-        assert caller.transport is not None
-        caller.transport.send_close()
-        caller.transport.disconnect()
-    return cpu, trips
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
-async def agent_server(supervised: bool) -> tuple[asyncio.Server, str]:
-    """An echo agent for this run, and its URL."""
-
-    def listener(request: WSUpgradeRequest) -> WSListener:
-        return EchoAgent(supervised)
-
-    server = await ws_create_server(listener, "127.0.0.1", 0, use_aiofastnet=False)
-    return server, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/agent"
-
-
-async def judge_server() -> tuple[web.AppRunner, str]:
-    """A judge that finds nothing wrong, after 300 ms."""
-    content = json.dumps({"score": 0.0, "rule": None, "reason": "", "correction": ""})
-    answer = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "bench",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
-        "usage": {"prompt_tokens": 500, "completion_tokens": 20, "total_tokens": 520},
-    }
-
-    async def completions(request: web.Request) -> web.Response:
-        await request.read()
-        await asyncio.sleep(0.3)
-        return web.json_response(answer)
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", completions)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Return when ``url`` answers 200."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=1)
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{url} does not answer; the server ended with {process.poll()}") from None
-            time.sleep(0.1)
+FLOOR = "bare picows relay"
+PEER = "pipecat echo agent"
+FLOOR_US = (15.0, 30.0)
+SERVERS = {"daphne": "Daphne", "uvicorn": "uvicorn"}
+# At most so many times the floor's CPU, and at least so many times less than the peer's.
+BARS = {"daphne": (3.5, 4.0), "uvicorn": (2.0, 7.0)}
+PEER_CALLS = 10  # of the peer at a time: it takes the same CPU for each, and must keep up
 
 
 @contextmanager
-def mirror(home: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A Mirror on servers of its own under ``home``: its `http://` address and the process that serves calls."""
-    from mirror_saas import embedded
-
-    port = free_port()
-    os.environ.update(
-        MIRROR_HOME=str(home),
-        MIRROR_ENV="development",
-        PORT=str(port),
-        MIRROR_PUBLIC_URL=f"http://127.0.0.1:{port}",
-        DJANGO_SETTINGS_MODULE="mirror_saas.settings",
-    )
-    for name in ("DATABASE_URL", "REDIS_URL", "DATABASE_OWNER_URL", "DATABASE_ADMIN_URL"):
-        os.environ.pop(name, None)
-    embedded.start(home)
+def _process(*command: str) -> Iterator[psutil.Process]:
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
     try:
-        manage = [sys.executable, str(ROOT / "manage.py")]
-        subprocess.run([*manage, "serve", "--only", "migrate"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        server = subprocess.Popen([*manage, "serve", "--only", "stream"], cwd=ROOT)
-        try:
-            ready(f"http://127.0.0.1:{port}/readyz", server)
-            yield f"http://127.0.0.1:{port}", psutil.Process(server.pid)
-        finally:
-            server.terminate()
-            server.wait(30)
+        yield psutil.Process(process.pid)
     finally:
-        embedded.stop(home)
+        process.terminate()
+        process.wait(20)
 
 
-def stream_url(http: str, upstream: str, judge: str) -> str:
-    """An agent of a new tenant, dialled at ``upstream``, and its stream URL."""
-    import django
-
-    django.setup()
-    from supervision.models import ProviderCredential
-    from supervision.services import agents, credentials, policies
-    from tenants.context import tenant_context
-    from tenants.services.tenants import tenant_create
-
-    slug = f"bench-{uuid4().hex[:8]}"
-    tenant = tenant_create(slug=slug, name="Bench")
-    with tenant_context(tenant.id):
-        llm = credentials.credential_create(
-            name="Judge", kind=ProviderCredential.Kind.LLM, base_url=judge, model="bench", api_key="bench"
-        )
-        policy = policies.policy_create(name="Bench")
-        rules = [{"text": f"Never promise thing number {n}.", "severity": "medium"} for n in range(20)]
-        draft = policies.policy_version_create(policy_id=policy.id, rules=rules, llm_credential=llm)
-        policies.policy_version_publish(policy_id=policy.id, number=draft.number)
-        made = agents.agent_create(name="Bench", upstream_url=upstream, policy=policy)
-        key = agents.agent_stream_key_create(agent_id=made.agent.id).key
-    return agents.stream_url(public_url=http, tenant_slug=slug, key=key)
-
-
-def _floor_start(port: int, upstream: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "benchmarks.bare_relay", "--port", str(port), "--upstream", upstream]
-    return subprocess.Popen(command, cwd=ROOT)
-
-
-async def run(options: argparse.Namespace, http: str, mirror_process: psutil.Process) -> int:
+async def run(options: argparse.Namespace, nodes: list[tuple[str, psutil.Process]], public: str) -> int:
     plain_agent, plain_url = await agent_server(supervised=False)
     told_agent, told_url = await agent_server(supervised=True)
     judge, judge_url = await judge_server()
-    floor_port = free_port()
-    floor = _floor_start(floor_port, plain_url)
+    floor_port, peer_port = free_port(), free_port()
     try:
-        streams = {
-            "relayed": await asyncio.to_thread(stream_url, http, plain_url, judge_url),
-            "supervised": await asyncio.to_thread(stream_url, http, told_url, judge_url),
-        }
-        await _connectable(floor_port)
-        targets = {
-            "bare picows relay": (f"ws://127.0.0.1:{floor_port}/stream", psutil.Process(floor.pid)),
-            "Mirror, agent unaware": (streams["relayed"], mirror_process),
-            "Mirror, supervised": (streams["supervised"], mirror_process),
-        }
-        costs: dict[str, list[float]] = {name: [] for name in targets}
-        for _ in range(options.rounds):
-            for name, (url, process) in targets.items():
-                cpu, trips = await load(url, options.calls, options.seconds, process)
-                expected = options.calls * options.seconds / FRAME_S
-                if trips < 0.95 * expected:
-                    print(
-                        f"{name}: only {trips} of {expected:.0f} round trips; this machine is too busy", file=sys.stderr
-                    )
-                costs[name].append(cpu / max(1, trips) * 1e6)
+        plain = await asyncio.to_thread(stream_url, public, plain_url, judge_url)
+        told = await asyncio.to_thread(stream_url, public, told_url, judge_url)
+        with (
+            _process("benchmarks.bare_relay", "--port", str(floor_port), "--upstream", plain_url) as floor,
+            _process("benchmarks.pipecat_peer", "--port", str(peer_port)) as peer,
+        ):
+            await _connectable(floor_port)
+            await _connectable(peer_port)
+            targets = {FLOOR: (f"ws://127.0.0.1:{floor_port}/stream", floor, options.calls)}
+            for kind, (http, process) in zip(SERVERS, nodes, strict=True):
+                for name, url in (("agent unaware", plain), ("supervised", told)):
+                    here = url.replace(public.removeprefix("http"), http.removeprefix("http"))
+                    targets[f"{SERVERS[kind]}, {name}"] = (here, process, options.calls)
+            targets[PEER] = (f"ws://127.0.0.1:{peer_port}/", peer, min(options.calls, PEER_CALLS))
+            costs = await _costs(targets, options)
     finally:
-        floor.terminate()
         plain_agent.close()
         told_agent.close()
         await judge.cleanup()
+    return _report(options, costs)
+
+
+async def _costs(
+    targets: dict[str, tuple[str, psutil.Process, int]], options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Microseconds per round trip of each target, one for each round."""
+    costs: dict[str, list[float]] = {name: [] for name in targets}
+    for _ in range(options.rounds):
+        for name, (url, process, calls) in targets.items():
+            used, trips = await load(url, calls, options.seconds, process)
+            expected = calls * options.seconds / FRAME_S
+            if trips < 0.95 * expected:
+                print(f"{name}: {trips:.0f} of {expected:.0f} round trips; this machine is too busy", file=sys.stderr)
+            costs[name].append(used / max(1.0, trips) * 1e6)
+    return costs
+
+
+def _report(options: argparse.Namespace, costs: dict[str, list[float]]) -> int:
     medians = {name: statistics.median(values) for name, values in costs.items()}
-    base = medians["bare picows relay"]
+    floor, peer = medians[FLOOR], medians[PEER]
     print(f"{options.calls} calls, {options.seconds:g} s, {options.rounds} rounds; server CPU per 20 ms round trip")
     for name, value in medians.items():
         rounds = " ".join(f"{cost:.1f}" for cost in costs[name])
-        print(f"  {name:<24}{value:7.1f} µs  {value / base:5.2f} x   (rounds: {rounds})")
-    ratio = medians["Mirror, supervised"] / base
-    print(f"ratio, supervised call under Daphne to bare relay: {ratio:.2f} (bar: at most {BAR:g})")
-    return 0 if ratio <= BAR else 1
+        print(f"  {name:<24}{value:7.1f} µs  {value / floor:5.2f} x   (rounds: {rounds})")
+    if not FLOOR_US[0] <= floor <= FLOOR_US[1]:
+        print(f"the floor is not within {FLOOR_US[0]:g} to {FLOOR_US[1]:g} µs: this run is void against the bars")
+    failed = False
+    for kind, (most, least) in BARS.items():
+        value = medians[f"{SERVERS[kind]}, supervised"]
+        failed |= value / floor > most or peer / value < least
+        print(
+            f"supervised under {SERVERS[kind]}: {value / floor:.2f} x the bare relay (bar: at most {most:g}),"
+            f" {peer / value:.1f} x cheaper than the pipecat agent (bar: at least {least:g})"
+        )
+    return int(failed)
 
 
 async def _connectable(port: int) -> None:
@@ -347,9 +127,9 @@ def main() -> int:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="mirror-bench-") as folder,
-        mirror(Path(folder) / "home") as (http, process),
+        mirror(Path(folder) / "home", tuple(SERVERS)) as (public, nodes),
     ):
-        return asyncio.run(run(options, http, process))
+        return asyncio.run(run(options, nodes, public))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ class LabelledTurn:
     bad: bool
     writes: bool
     config: PolicyConfig
+    quotes: tuple[str, ...] = ()
+    """Words of it that its label quotes as bad."""
 
 
 class DataMissing(Exception):
@@ -79,6 +81,7 @@ def _turns_of(folder: Path, data_set: str, call: dict[str, Any], group: str) -> 
                 bad=any(turn["label"].get(name) for name in BAD),
                 writes=any(tool.name in writing for tool in tools),
                 config=config,
+                quotes=tuple(turn["label"].get("quoted_bad") or ()),
             )
         for role, text in (("customer", turn["customer_text"]), ("agent", turn["agent_text"])):
             if text.strip():

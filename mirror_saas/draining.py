@@ -19,6 +19,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.draining = False
+        self.refusing = False
         self.starting = False
         self.streams = 0
         """Stream sockets open now, in handshake or in a call."""
@@ -28,8 +29,13 @@ class Drain:
         self._idle.set()
 
     def begin(self) -> None:
-        """Take no new calls from now on: /readyz and answer URLs give 503, stream handshakes are refused."""
+        """Stop soon: /readyz says no from now on, so that whoever asks it sends no new calls. Those that come are still
+        taken."""
         self.draining = True
+
+    def refuse(self) -> None:
+        """Take no new calls from now on: answer URLs give 503, stream handshakes are refused."""
+        self.draining = self.refusing = True
 
     async def idle(self) -> None:
         """Return once no stream socket is open and no request is being answered."""
@@ -58,7 +64,7 @@ def draining_application(app: ASGIApp, state: Drain) -> ASGIApp:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
         if scope["type"] == "websocket" and path.startswith(STREAM_PREFIX):
-            if state.draining:
+            if state.refusing:
                 await receive()
                 await send({"type": "websocket.close", "code": 1012})
                 return
@@ -68,7 +74,7 @@ def draining_application(app: ASGIApp, state: Drain) -> ASGIApp:
             finally:
                 state.count(streams=-1)
         elif scope["type"] == "http":
-            if state.draining and path.startswith(ANSWER_PREFIX) and path.rstrip("/").endswith(ANSWER_SUFFIX):
+            if state.refusing and path.startswith(ANSWER_PREFIX) and path.rstrip("/").endswith(ANSWER_SUFFIX):
                 await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"5")]})
                 await send({"type": "http.response.body", "body": b""})
                 return

@@ -98,9 +98,14 @@ class Environment:
     """How long browsers that came by https may not come by http, in seconds; 0 makes them forget it."""
     home: Path
     journal_dir: Path
+    journal_mib: int
+    """What all journals in that folder may take together, in MiB."""
     log_level: str
     drain_s: float
     """How long a stopping server waits for running calls, in seconds."""
+    drain_accept_s: float
+    """How long a stopping server still takes new calls while its /readyz says no, in seconds: two intervals of whoever
+    asks that."""
     database_role: DatabaseRole
     """Which role's URL Django connects with: `owner` only for the process that migrates."""
     tts: TTSKind | None
@@ -116,6 +121,10 @@ class Environment:
     """Who mails are from: an address, or `Name <address>`."""
     limits: Limits
     """What a tenant may use that has no limits of its own."""
+    metrics_token: str | None = field(repr=False)
+    """Who reads /metrics sends it; None: only this machine reads them."""
+    judge_calls_total: int | None
+    """Questions to judges that are under way at the same time in one process, of all tenants; None: no limit."""
     database_url: str | None = field(repr=False)
     database_owner_url: str | None = field(repr=False)
     database_admin_url: str | None = field(repr=False)
@@ -200,8 +209,12 @@ def environment_parse(
         hsts_s=reader.integer("MIRROR_HSTS_S", default=31_536_000, low=0, high=63_072_000),
         home=home,
         journal_dir=journal_dir,
+        journal_mib=reader.integer("MIRROR_JOURNAL_MIB", default=1024, low=8, high=1 << 20),
         log_level=reader.choice("MIRROR_LOG_LEVEL", LOG_LEVELS, default="INFO"),
         drain_s=reader.number("MIRROR_DRAIN_S", default=2.0 if mode == "development" else 300.0, low=0, high=86400),
+        drain_accept_s=reader.number(
+            "MIRROR_DRAIN_ACCEPT_S", default=0.0 if mode == "development" else 20.0, low=0, high=3600
+        ),
         database_role="owner" if database_role == "owner" else "app",
         tts=_tts(reader),
         openai_base_url=reader.url("OPENAI_BASE_URL", ("http", "https")),
@@ -218,6 +231,8 @@ def environment_parse(
             key_requests_per_minute=reader.limit("MIRROR_LIMIT_KEY_REQUESTS_PER_MINUTE", default=3000),
             storage_mib=reader.limit("MIRROR_LIMIT_STORAGE_MIB", default=20 * 1024),
         ),
+        metrics_token=_metrics_token(reader),
+        judge_calls_total=reader.limit("MIRROR_JUDGE_CALLS_TOTAL", default=1000),
         database_url=database_url,
         database_owner_url=owner_url,
         database_admin_url=admin_url,
@@ -231,6 +246,13 @@ def environment_parse(
     if reader.problems:
         raise EnvironmentInvalid(tuple(reader.problems))
     return environment
+
+
+def _metrics_token(reader: "_Reader") -> str | None:
+    token = reader.text("MIRROR_METRICS_TOKEN")
+    if token is not None and not re.fullmatch(r"[\x21-\x7e]{16,}", token):
+        reader.bad("MIRROR_METRICS_TOKEN", "use at least 16 characters that a header can carry, without blanks")
+    return token
 
 
 class _Reader:

@@ -379,6 +379,7 @@ _PARAMETERS: Final = {
     "call_id": "The call.",
     "credential_id": "The credential.",
     "delivery_id": "The delivery.",
+    "decision_id": "The tool decision.",
     "intervention_id": "The intervention.",
     "invitation_id": "The invitation.",
     "irreversible": "Whether the agent calls the tool irreversible.",

@@ -10,20 +10,24 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import daphne.http_protocol
+import daphne.server
 from daphne.endpoints import build_endpoint_description_strings
 from daphne.http_protocol import WebRequest
 from daphne.server import Server
-from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from daphne.ws_protocol import WebSocketFactory
 
+from mirror_saas.accepting import ServerFactory
+from mirror_saas.daphne_frames import FramesSocket, frames_offer
 from mirror_saas.draining import ANSWER_PREFIX, STREAM_PREFIX, ASGIApp, Drain, Receive, Scope, Send, drain
 from mirror_saas.draining import draining_application as behind_drain
 from mirror_saas.headers import headers_application, response_headers
 from mirror_saas.ids import uuid7
 from mirror_saas.problems import API_PREFIX, problem_body
 from mirror_saas.problems import CONTENT_TYPE as PROBLEM_TYPE
+from mirror_saas.throttle import throttle, throttled_application
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,10 @@ CLOSE_TIMEOUT_S = 30
 CANCEL_TIMEOUT_S = 10.0
 ON_STOP_TIMEOUT_S = 10.0
 
+# Connections that the kernel holds until they are accepted; what finds no room there is tried again by its sender after
+# a second or more, a call's handshake among them.
+BACKLOG = 1024
+
 # Of a request's body. Refused before it is read: nothing behind us sees, stores or counts more than this.
 HTTP_BODY_MAX_BYTES = 10 * 1024 * 1024
 # A client that is still sending would not see its refusal if we closed under it.
@@ -51,7 +59,7 @@ ERROR_DETAILS = {
     500: "Mirror failed to answer. Its log says why.",
 }
 
-HEALTH_PATHS = frozenset({"/livez", "/readyz"})
+HEALTH_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class ListenError(Exception):
@@ -76,6 +84,14 @@ def part_application(app: ASGIApp, part: Part) -> ASGIApp:
             await send({"type": "http.response.body", "body": b"Not found.\n"})
 
     return application
+
+
+def served_application(application: ASGIApp, part: Part, trusted_proxies: tuple[str, ...]) -> ASGIApp:
+    """The share of `application` behind all that stands in front of it, whatever server runs it."""
+    # The application has headers of its own; what is answered in front of it needs them too.
+    return headers_application(
+        behind_drain(throttled_application(part_application(application, part), throttle, trusted_proxies), drain)
+    )
 
 
 class ServerRequest(WebRequest):  # type: ignore[misc]
@@ -134,7 +150,7 @@ class ServerRequest(WebRequest):  # type: ignore[misc]
         later.callLater(LINGER_S, transport.abortConnection)
 
 
-class ServerSocket(WebSocketProtocol):  # type: ignore[misc]
+class ServerSocket(FramesSocket):
     """Daphne's WebSocket that can be closed with a server's codes, and whose refusals carry our headers.
 
     Autobahn's `sendClose` raises on all but 1000 and 3000 to 4999, and the socket would stay open. RFC 6455 7.4.1 gives
@@ -181,6 +197,10 @@ class MirrorServer(Server):  # type: ignore[misc]
     listen_failure: str | None = None
     on_stop: Hook | None = None
 
+    def create_application(self, protocol: Any, scope: Scope) -> Any:
+        frames_offer(protocol, scope)
+        return super().create_application(protocol, scope)
+
     def listen_error(self, failure: Any) -> None:
         self.listen_failure = failure.getErrorMessage()
         self.stop()
@@ -201,7 +221,7 @@ class MirrorServer(Server):  # type: ignore[misc]
                 if pending:
                     logger.error("%d connections did not end when told to; leaving them", len(pending))
             if self.on_stop is not None:
-                await _hook_run(self.on_stop, ON_STOP_TIMEOUT_S)
+                await hook_run(self.on_stop, ON_STOP_TIMEOUT_S)
 
         return defer.Deferred.fromFuture(asyncio.ensure_future(ended()))
 
@@ -210,9 +230,12 @@ def server_build(application: ASGIApp, *, host: str, port: int, on_ready: Callab
     """Daphne's server for `application` at `host`:`port`, with the limits above and no access log (paths hold keys)."""
     WebSocketFactory.protocol = ServerSocket
     daphne.http_protocol.WebRequest = ServerRequest
+    daphne.server.HTTPFactory = ServerFactory
     return MirrorServer(
         application=application,
-        endpoints=build_endpoint_description_strings(host=host, port=port),
+        endpoints=[
+            f"{endpoint}:backlog={BACKLOG}" for endpoint in build_endpoint_description_strings(host=host, port=port)
+        ],
         signal_handlers=False,
         action_logger=None,
         http_timeout=None,
@@ -234,21 +257,38 @@ def server_run(
     port: int,
     part: Part,
     drain_s: float,
+    accept_s: float = 0.0,
     on_start: Hook | None = None,
     on_stop: Hook | None = None,
+    trusted_proxies: tuple[str, ...] = (),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; blocks. Running calls get up to `drain_s` seconds to end.
+    """Serve until SIGTERM or SIGINT; blocks. New calls are still taken for `accept_s` seconds, while /readyz says no;
+    then running calls get up to `drain_s` seconds to end.
 
     A second signal ends them at once. `on_start` runs on the serving loop beside the first connections (/readyz says no
     until it is done), `on_stop` after the last. Raises `ListenError`.
     """
     from twisted.internet import reactor
 
-    # The application has headers of its own; what is answered in front of it needs them too.
-    served = headers_application(behind_drain(part_application(application, part), drain))
-    server = server_build(served, host=host, port=port)
+    server = server_build(served_application(application, part, trusted_proxies), host=host, port=port)
     server.on_stop = on_stop
-    loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
+    life_begin(reactor._asyncioEventloop, server, drain_s=drain_s, accept_s=accept_s, on_start=on_start)
+    server.run()
+    if server.listen_failure:
+        raise ListenError(listen_message(host, port, server.listen_failure))
+
+
+class Stoppable(Protocol):
+    """A server that ends when told to, from the loop's thread."""
+
+    def stop(self) -> None: ...
+
+
+def life_begin(
+    loop: asyncio.AbstractEventLoop, server: Stoppable, *, drain_s: float, accept_s: float, on_start: Hook | None
+) -> None:
+    """Let SIGTERM and SIGINT stop a server: it takes new calls for another `accept_s`, and stops once its calls have
+    ended, or `drain_s` after that. A second one stops it at once. Runs `on_start` on `loop` from its start."""
     tasks: set[asyncio.Task[None]] = set()
 
     def on_signal() -> None:
@@ -256,27 +296,20 @@ def server_run(
             server.stop()
             return
         drain.begin()
-        if drain.streams:
-            logger.info("stopping: %d calls may finish within %g s", drain.streams, drain_s)
-        tasks.add(loop.create_task(_stop_when_idle(server, drain, drain_s)))
+        tasks.add(loop.create_task(stop_when_idle(server, drain, drain_s, accept_s)))
+
+    async def starting(hook: Hook) -> None:
+        await hook_run(hook, None)
+        drain.starting = False
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     if on_start is not None:
-        started = on_start
-
-        async def starting() -> None:
-            await _hook_run(started, None)
-            drain.starting = False
-
         drain.starting = True
-        reactor.callWhenRunning(lambda: tasks.add(loop.create_task(starting())))
-    server.run()
-    if server.listen_failure:
-        raise ListenError(listen_message(host, port, server.listen_failure))
+        tasks.add(loop.create_task(starting(on_start)))
 
 
-async def _hook_run(hook: Hook, timeout_s: float | None) -> None:
+async def hook_run(hook: Hook, timeout_s: float | None) -> None:
     try:
         await asyncio.wait_for(hook(), timeout_s)
     except Exception:
@@ -284,7 +317,14 @@ async def _hook_run(hook: Hook, timeout_s: float | None) -> None:
         logger.exception("%s failed", getattr(hook, "__name__", "a hook"))
 
 
-async def _stop_when_idle(server: Any, state: Drain, drain_s: float) -> None:
+async def stop_when_idle(server: Stoppable, state: Drain, drain_s: float, accept_s: float) -> None:
+    if accept_s:
+        # Whoever spreads calls over nodes asks /readyz now and then, and sends calls here until it has.
+        logger.info("stopping: calls are still taken for %g s", accept_s)
+        await asyncio.sleep(accept_s)
+    state.refuse()
+    if state.streams:
+        logger.info("stopping: %d calls may finish within %g s", state.streams, drain_s)
     try:
         await asyncio.wait_for(state.idle(), drain_s)
     except TimeoutError:

@@ -85,7 +85,7 @@ def web_spec(environment: Environment, env: Mapping[str, str]) -> ProcessSpec:
         env=env,
         ready_probe=probe,
         ready_hint=lambda: probe.last,
-        stop_within_s=environment.drain_s + WEB_STOP_EXTRA_S,
+        stop_within_s=environment.drain_accept_s + environment.drain_s + WEB_STOP_EXTRA_S,
     )
 
 

@@ -32,7 +32,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -43,6 +43,7 @@ __all__ = [
     "MirrorClient",
     "Note",
     "Ready",
+    "Say",
     "ToolDecision",
     "UnsupportedSocketError",
     "Verdict",
@@ -103,6 +104,8 @@ class Ready:
     policy_version: int = 0
     gated_tools: tuple[str, ...] = ()
     resumed: bool = False
+    approval_tools: tuple[str, ...] = ()
+    approval_timeout_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,21 @@ class Note:
     heard_ms: int | None = None
     dropped: tuple[str, ...] = ()
     expires_turns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """`mirror.say`: speak `text` with the agent's own voice, now; see :meth:`MirrorClient.saying`.
+
+    `role` is `buffer` (a moment's pause, first) or `correction`. When its audio has not begun within `deadline_ms`
+    milliseconds, Mirror speaks it with another voice.
+    """
+
+    id: str
+    role: str
+    text: str
+    language: str = ""
+    deadline_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,6 +582,7 @@ class _State:
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     abandoned: OrderedDict[str, None] = field(default_factory=OrderedDict)
     seen: str | None = None
+    growing: str | None = None  # the turn whose text is arriving
 
 
 def _remember(memory: OrderedDict[str, Any], key: str, value: Any = None) -> None:
@@ -584,14 +603,21 @@ class MirrorClient:
 
     websocket: a Starlette / FastAPI WebSocket (accepted or not) or an asyncio `websockets` connection.
     language: BCP 47 tag of the call, voice: the agent's TTS voice name; both optional, told to Mirror.
-    marks: the agent will say with :meth:`audio` which audio belongs to which turn.
+    marks: the agent will say with :meth:`audio` which audio belongs to which turn. say: the agent will speak Mirror's
+    lines (`says`) with its own voice.
 
     Raises UnsupportedSocketError for any other socket. No method raises because Mirror is slow, gone or wrong; a
     turn, name or argument that is not JSON raises TypeError, with or without Mirror.
     """
 
     def __init__(
-        self, websocket: Any, *, language: str | None = None, voice: str | None = None, marks: bool = False
+        self,
+        websocket: Any,
+        *,
+        language: str | None = None,
+        voice: str | None = None,
+        marks: bool = False,
+        say: bool = False,
     ) -> None:
         headers = _handshake_headers(websocket)
         #: Whether Mirror is on the other end.
@@ -602,9 +628,11 @@ class MirrorClient:
         self.verdicts: Feed[Verdict] = Feed("verdict")
         self.notes: Feed[Note] = Feed("note")
         self.interventions: Feed[Intervention] = Feed("intervention")
+        self.says: Feed[Say] = Feed("say")
         self.errors: Feed[FrameError] = Feed("error")
-        self._feeds: tuple[Feed[Any], ...] = (self.verdicts, self.notes, self.interventions, self.errors)
-        self._hello = {"event": "mirror.hello", "v": PROTOCOL_VERSION, "sdk": SDK, "wants": ["verdicts", "notes"]}
+        self._feeds: tuple[Feed[Any], ...] = (self.verdicts, self.notes, self.interventions, self.says, self.errors)
+        wants = ["verdicts", "notes", "say"] if say else ["verdicts", "notes"]
+        self._hello = {"event": "mirror.hello", "v": PROTOCOL_VERSION, "sdk": SDK, "wants": wants}
         if language is not None:
             self._hello["language"] = language
         if voice is not None:
@@ -662,6 +690,68 @@ class MirrorClient:
         self._age_notes()
         return turn if await self._send(encoded) else None
 
+    async def delta(
+        self,
+        text: str,
+        *,
+        turn_id: str | None = None,
+        final: bool = False,
+        customer_text: str = "",
+        language: str | None = None,
+        seen: str | None = None,
+    ) -> str | None:
+        """Report the next piece of a turn while it is generated, in place of :meth:`turn`; before the piece's audio.
+
+        Each clause is judged as soon as it is complete, while the rest is generated. Returns the turn's id, None
+        without Mirror: give it with every further piece. final: with the last one, whose text may be empty. The other
+        arguments are those of :meth:`turn`, and count with the first piece. A tool call of the turn is asked for with
+        its `turn_id`. Once :meth:`muted`, there is no need to go on. See :meth:`told` for a stream of pieces.
+        """
+        first = turn_id is None or turn_id != self._state.growing
+        turn = turn_id or uuid.uuid4().hex
+        frame: dict[str, JSON] = {"event": "mirror.delta", "turn_id": turn, "text": text}
+        if final:
+            frame["final"] = True
+        if first:
+            frame["customer_text"] = customer_text
+            if language is not None:
+                frame["language"] = language
+            self._add_seen(frame, seen)
+        encoded = _encode(frame, f"turn {turn}")
+        if not self.supervised:
+            return None
+        if first:
+            self._age_notes()
+        self._state.growing = None if final else turn
+        return turn if await self._send(encoded) else None
+
+    async def told(
+        self,
+        pieces: AsyncIterable[str],
+        *,
+        customer_text: str = "",
+        turn_id: str | None = None,
+        language: str | None = None,
+        seen: str | None = None,
+    ) -> AsyncIterator[str]:
+        """The pieces of a turn that is being generated, each told to Mirror (:meth:`delta`) before it is given on.
+
+            async for piece in mirror.told(llm.stream(messages), customer_text=heard):
+                await tts.feed(piece)
+
+        Ends early when Mirror has stepped in on the turn. However it ends, Mirror learns that the turn is complete.
+        """
+        turn = turn_id or uuid.uuid4().hex
+        try:
+            async for piece in pieces:
+                await self.delta(piece, turn_id=turn, customer_text=customer_text, language=language, seen=seen)
+                if self.muted(turn):
+                    return
+                yield piece
+        finally:
+            if self.supervised and self._state.growing == turn:
+                await self.delta("", turn_id=turn, final=True)
+
     async def tool(
         self,
         name: str,
@@ -672,10 +762,11 @@ class MirrorClient:
         turn_id: str | None = None,
         customer_text: str | None = None,
         key: str | None = None,
-        timeout_ms: int = TOOL_TIMEOUT_MS,
+        timeout_ms: int | None = None,
         seen: str | None = None,
     ) -> ToolDecision:
-        """Ask whether a tool call may run, and wait for the answer at most `timeout_ms` milliseconds and a bit.
+        """Ask whether a tool call may run, and wait for the answer at most `timeout_ms` milliseconds and a bit: 3,500,
+        and as long as the policy gives a person for a tool that needs one's approval.
 
         args: the arguments, or their JSON text as the LLM wrote it. irreversible: gate it whatever its name. id: the
         call's id, so that a turn's `tool_calls` and this ask about the same one. key: two identical orders that are
@@ -685,6 +776,8 @@ class MirrorClient:
         allowed and any other is, with code `timeout` or `failed`. Without Mirror: allowed, `supervised` False. After
         running it, say so with :meth:`tool_done`.
         """
+        if timeout_ms is None:
+            timeout_ms = self._patience_ms(name)
         if timeout_ms <= 0:
             raise ValueError(f"timeout_ms must be above 0, not {timeout_ms}")
         tool_id = id or uuid.uuid4().hex
@@ -699,6 +792,12 @@ class MirrorClient:
         if not self.supervised:
             return ToolDecision(tool_id, name, allow=True, code="ok", supervised=False)
         return await self._ask(tool_id, name, irreversible, encoded, timeout_ms)
+
+    def _patience_ms(self, name: str) -> int:
+        ready = self.ready
+        if ready is None or name.strip().casefold() not in {tool.casefold() for tool in ready.approval_tools}:
+            return TOOL_TIMEOUT_MS
+        return ready.approval_timeout_ms + TOOL_TIMEOUT_MS
 
     async def tool_done(
         self, call: str | ToolDecision, ok: bool = True, result: JSON = None, *, cancelled: bool = False
@@ -727,7 +826,7 @@ class MirrorClient:
         turn_id: str | None = None,
         customer_text: str | None = None,
         key: str | None = None,
-        timeout_ms: int = TOOL_TIMEOUT_MS,
+        timeout_ms: int | None = None,
     ) -> JSON:
         """:meth:`tool`, `run()` if it is allowed, :meth:`tool_done`: the tool's result as the LLM should see it.
 
@@ -784,6 +883,31 @@ class MirrorClient:
         encoded = _encode(frame, "audio")
         if self.supervised:
             await self._send(encoded)
+
+    @contextlib.asynccontextmanager
+    async def saying(self, say: Say) -> AsyncIterator[None]:
+        """Around the sending of a line's audio, in order with playAudio (needs `say=True`):
+
+            async for say in mirror.says:
+                async with mirror.saying(say):
+                    await websocket.send_text(play_audio(await my_tts(say.text)))
+
+        Mirror lets the audio inside through to the caller, and nothing else while it intervenes. An exception, a
+        cancellation too, says that the line was cut.
+        """
+        await self._line(say, "start")
+        try:
+            yield
+        except BaseException:
+            await self._line(say, "cut")
+            raise
+        await self._line(say, "end")
+        if self.supervised:
+            await self._send(_encode({"event": "mirror.said", "id": say.id}, "said"))
+
+    async def _line(self, say: Say, state: str) -> None:
+        if self.supervised:
+            await self._send(_encode({"event": "mirror.audio", "say": say.id, "state": state}, "audio"))
 
     # What Mirror said
 
@@ -891,6 +1015,16 @@ class MirrorClient:
                 self.interventions.push(step)
             case "mirror.note":
                 self._on_note(frame)
+            case "mirror.say":
+                self.says.push(
+                    Say(
+                        id=_text(frame, "id"),
+                        role=_text(frame, "role"),
+                        text=_text(frame, "text"),
+                        language=_text(frame, "language"),
+                        deadline_ms=_int(frame, "deadline_ms"),
+                    )
+                )
             case "mirror.error":
                 self._on_error(frame)
             case event:
@@ -899,6 +1033,8 @@ class MirrorClient:
     def _on_ready(self, frame: dict[str, JSON]) -> None:
         policy = frame.get("policy")
         policy = policy if isinstance(policy, dict) else {}
+        approvals = frame.get("approvals")
+        approvals = approvals if isinstance(approvals, dict) else {}
         self.ready = Ready(
             call_id=_text(frame, "call_id", self.call_id),
             mode=_text(frame, "mode", "live"),
@@ -906,6 +1042,8 @@ class MirrorClient:
             policy_version=_int(policy, "version") or 0,
             gated_tools=_texts(frame, "gated_tools"),
             resumed=frame.get("resumed") is True,
+            approval_tools=_texts(approvals, "tools"),
+            approval_timeout_ms=max(0, _int(approvals, "timeout_ms") or 0),
         )
         pending = frame.get("notes")
         for note in pending if isinstance(pending, list) else ():

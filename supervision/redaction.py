@@ -62,6 +62,7 @@ _WORDS: Final = frozenset(
         "correction_text",
         "args",
         "result",
+        "note",
     }
 )
 # Parts of one text: a number may begin in one and end in the next.

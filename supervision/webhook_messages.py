@@ -167,6 +167,44 @@ class ToolBlockedTold(CallTold):
     at_ms: int
 
 
+class ApprovalRequestedTold(CallTold):
+    """A tool call that waits for a person. `decision_id` is what `/tool-decisions/{id}/approval` names."""
+
+    model_config = _example(
+        call_id=_ID,
+        agent_id=_ID,
+        decision_id=_ID,
+        turn_id=_ID,
+        name="charge_card",
+        irreversible=True,
+        on_silence="deny",
+        within_ms=30000,
+        at_ms=41150,
+    )
+
+    decision_id: UUID
+    turn_id: UUID | None
+    name: str
+    irreversible: bool
+    on_silence: Literal["deny", "allow"]
+    """What becomes of the tool call when nobody decides."""
+    within_ms: int
+    at_ms: int
+
+
+class ApprovalDecidedTold(CallTold):
+    """A tool call that does not wait for a person any more."""
+
+    model_config = _example(call_id=_ID, agent_id=_ID, decision_id=_ID, outcome="approved", waited_ms=6200, at_ms=47350)
+
+    decision_id: UUID
+    outcome: Literal["approved", "denied", "expired", "cancelled", "void", "unasked"]
+    """`expired`: nobody decided in time. `cancelled`: the call ended, or the agent withdrew the tool call. `void`: it was
+    approved when the agent had stopped waiting. `unasked`: nobody could be asked."""
+    waited_ms: int
+    at_ms: int
+
+
 class WebhookTestTold(Told):
     """Only a test."""
 
@@ -183,5 +221,7 @@ MESSAGES: Final[dict[str, type[Told]]] = {
     "intervention.started": InterventionStartedTold,
     "intervention.ended": InterventionEndedTold,
     "tool.blocked": ToolBlockedTold,
+    "approval.requested": ApprovalRequestedTold,
+    "approval.decided": ApprovalDecidedTold,
     "webhook.test": WebhookTestTold,
 }

@@ -24,6 +24,8 @@ EVENT_TYPES: Final[dict[str, str]] = {
     "intervention.started": "A turn was judged a violation, and Mirror began to act on it.",
     "intervention.ended": "An intervention ended; with its outcome and what the caller heard of the violation, in ms.",
     "tool.blocked": "A tool call was not allowed.",
+    "approval.requested": "A tool call waits for a person's approval, for as long as `within_ms` says.",
+    "approval.decided": "A tool call that waited for approval was approved, denied or given up.",
 }
 # Sent when somebody asks for it, whatever the endpoint wants.
 TEST_TYPE: Final = "webhook.test"

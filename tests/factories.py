@@ -15,11 +15,13 @@ from typing import Any
 from uuid import UUID
 
 from django.test import Client
+from django.utils import timezone
 
 from mirror_saas.ids import uuid7
 from supervision.models import (
     Agent,
     AgentNote,
+    Approval,
     Call,
     CallEvent,
     Intervention,
@@ -136,7 +138,12 @@ def tenancy_create(
         draft = policy_version_create(policy_id=policy.id, rules=rules, config=config, llm_credential=credential)
         version = policy_version_publish(policy_id=policy.id, number=draft.number)
         made = agent_create(
-            name=f"{owner}'s agent", upstream_url=upstream_url, policy=policy, mode=Mode(mode), language=language
+            name=f"{owner}'s agent",
+            upstream_url=upstream_url,
+            policy=policy,
+            mode=Mode(mode),
+            language=language,
+            redials=0,  # what a test's agent does, it does once
         )
         stream_key = agent_stream_key_create(agent_id=made.agent.id).key
     return Tenancy(
@@ -150,6 +157,25 @@ def tenancy_create(
         signing_secret=made.signing_secret,
         stream_key=stream_key,
     )
+
+
+def approval_create(tenancy: Tenancy, *, within: timedelta = timedelta(minutes=1), **fields: Any) -> Approval:
+    """A tool call of a call that runs, which waits for a person for so long from now."""
+    now = timezone.now()
+    with tenancy.context():
+        made = {
+            "id": uuid7(),
+            "call_id": uuid7(),
+            "agent": tenancy.agent,
+            "ref": "c1",
+            "tool": "charge_card",
+            "args": {"amount": 99},
+            "irreversible": True,
+            "on_silence": "deny",
+            "requested_at": now,
+            "expires_at": now + within,
+        }
+        return Approval.objects.create(**{**made, **fields})
 
 
 def call_create(

@@ -3,9 +3,10 @@
 browser → server: `subscribe {topic, after, query}`, `unsubscribe {topic}`, `ack {topic, n}`
 server → browser: `update {topic, n, seq, parts, announce}`, `refused {topic}`, `beat`
 
-Topics are `calls` and `call:<uuid>`. Announcements in the channel layer are hints only: what is sent is read from the
-database, as the viewer's tenant, at the time of sending. Between two updates of a topic the browser must acknowledge
-the first; hints that come meanwhile become one later update, so a slow browser costs a set of ids and no queue.
+Topics are `calls`, `call:<uuid>` and `approvals`. Announcements in the channel layer are hints only: what is sent is
+read from the database, as the viewer's tenant, at the time of sending. Between two updates of a topic the browser must
+acknowledge the first; hints that come meanwhile become one later update, so a slow browser costs a set of ids and no
+queue.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from django.db import close_old_connections
 from supervision.recorder.announce import call_group, calls_group
 from tenants.channel_groups import TenantGroup, group_join, group_leave
 from tenants.middleware import session_tenant_id
-from webui.live import CallsTopic, CallTopic, Topic, TopicRefused, Update, Viewer, ViewerGone, viewer_check
+from webui.live import (
+    ApprovalsTopic,
+    CallsTopic,
+    CallTopic,
+    Topic,
+    TopicRefused,
+    Update,
+    Viewer,
+    ViewerGone,
+    viewer_check,
+)
 from webui.middleware import TIME_ZONE_COOKIE, zone_named
 from webui.watch import Standing, standing_still, viewer_watch
 
@@ -86,6 +97,10 @@ def _calls_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[
     return None if about else (CallsTopic(query if isinstance(query, str) else ""), calls_group(tenant_id))
 
 
+def _approvals_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
+    return None if about else (ApprovalsTopic(), calls_group(tenant_id))
+
+
 def _call_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
     call_id, after = _uuid(about), request.get("after", 0)
     if call_id is None:
@@ -96,6 +111,7 @@ def _call_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[T
 # A topic's name is one of these, or one of these and `:` and an id; None for one that makes no topic. tests/isolation
 # asks for each of them as everybody.
 TOPICS: Final[dict[str, Callable[[UUID, str, dict[str, Any]], tuple[Topic, TenantGroup] | None]]] = {
+    "approvals": _approvals_topic,
     "calls": _calls_topic,
     "call": _call_topic,
 }

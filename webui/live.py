@@ -23,6 +23,7 @@ from django.template.loader import render_to_string
 from django.utils import timezone
 
 from supervision.models import CallEvent
+from supervision.selectors.approvals import approvals_waiting
 from supervision.selectors.call_pages import agent_names, call_record, call_seq
 from supervision.selectors.calls import CallFilters, CallNotFound, call_list
 from tenants.context import tenant_context
@@ -32,6 +33,7 @@ from tenants.roles import Scope
 from tenants.selectors.memberships import membership_get
 from webui.forms import CallFilterForm
 from webui.lists import call_rows, calls_shown
+from webui.presenters.approvals import approval_view
 from webui.presenters.calls import CallRow
 from webui.presenters.interventions import OUTCOMES
 from webui.presenters.pages import CallPage, call_page
@@ -270,6 +272,37 @@ def _announcements(events: Iterable[CallEvent], page: CallPage) -> Iterable[str]
             yield f"Turn {numbers.get(str(data.get('turn_id')), '')} was not judged"
         elif event.kind == "call.ended":
             yield "The call has ended"
+
+
+class ApprovalsTopic(Topic):
+    """The tool calls that wait for a person, pinned above the calls list. With buttons for who may decide."""
+
+    capability = Scope.CALLS_READ.value
+
+    def __init__(self) -> None:
+        # Until the first read it is not known what the page has.
+        self._shown: tuple[UUID, ...] | None = None
+        self._may_decide = False
+
+    def concerns(self, call_id: UUID) -> bool:
+        return True
+
+    def recheck(self) -> None:
+        """Reading finds whatever waits, and it is few."""
+
+    def read(self, viewer: Viewer) -> Update | None:
+        self._may_decide = Scope.CALLS_WRITE.value in viewer.capabilities
+        return super().read(viewer)
+
+    def _read(self) -> Update | None:
+        now = timezone.now()
+        waiting = [approval_view(approval, now) for approval in approvals_waiting()]
+        before, self._shown = self._shown, tuple(approval.id for approval in waiting)
+        if before == self._shown:
+            return None
+        html = render_to_string("webui/calls/approvals.html", {"approvals": waiting, "may_decide": self._may_decide})
+        new = () if before is None else tuple(each for each in waiting if each.id not in before)
+        return Update((Part("approvals", html),), announce=tuple(f"{each.tool} waits for approval" for each in new))
 
 
 class CallsTopic(Topic):

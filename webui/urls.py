@@ -42,5 +42,6 @@ urlpatterns = [
     path("audit", audit.audit, name="audit"),
     path("audit/verify", audit.verify, name="audit_verify"),
     path("calls", calls.call_list, name="calls"),
+    path("approvals", calls.approvals_decide, name="approvals"),
     path("calls/<uuid:call_id>", calls.call_detail, name="call"),
 ]

@@ -13,11 +13,12 @@ from pydantic import ConfigDict, Field
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery, unset
 from supervision.api.policies import OverridesIn
-from supervision.models import Agent, Mode, Track
+from supervision.models import Agent, Mode, OnFailure, Track
 from supervision.selectors.agents import agent_get, agent_list
 from supervision.selectors.stream_keys import StreamKeyRef, agent_stream_key_get, agent_stream_key_list
 from supervision.services.agents import (
     AUDIO_FORMATS,
+    MAX_REDIALS,
     MAX_ROTATION_OVERLAP,
     ROTATION_OVERLAP,
     SECRET_CHARS,
@@ -41,6 +42,7 @@ from tenants.roles import Scope
 router = Router(tags=["agents"])
 
 ModeName = Literal["live", "shadow"]
+OnFailureName = Literal["close", "hangup", "transfer"]
 READ_ERRORS = problem_responses(401, 403, 404)
 LIST_ERRORS = problem_responses(401, 403, 422)
 WRITE_ERRORS = problem_responses(400, 401, 403, 404, 409, 422)
@@ -102,6 +104,27 @@ class AgentIn(In):
     tts_credential_id: UUID | None = Field(
         None, description="A credential of the kind `tts`. Left out: the tenant's default. Null: none."
     )
+    redials: int = Field(
+        2,
+        ge=0,
+        le=MAX_REDIALS,
+        description="How often an agent that cannot be reached, or whose socket breaks, is dialled again.",
+    )
+    failure_message: str = Field(
+        "", max_length=300, description="What the caller is told when the agent has failed for good; empty: nothing."
+    )
+    on_failure: OnFailureName = Field(
+        "close",
+        description="What becomes of the call then: `close` ends the stream (1011), so that the XML behind it runs;"
+        " `hangup` and `transfer` ask Plivo, and need a stored Plivo account.",
+    )
+    failure_transfer_url: str = Field(
+        "", max_length=2000, description="The XML that a transferred call goes on with. Plivo asks for it by POST."
+    )
+    bidirectional: bool = Field(
+        True,
+        description="False for a `<Stream>` of your own without a way back: Mirror then speaks by Plivo's Speak API.",
+    )
 
 
 class AgentPatch(In):
@@ -122,6 +145,11 @@ class AgentPatch(In):
     policy_track: ModeName = unset()
     policy_overrides: OverridesIn = unset()
     tts_credential_id: UUID | None = None
+    redials: int = unset(ge=0, le=MAX_REDIALS, description="How often an agent that fails is dialled again.")
+    failure_message: str = unset(max_length=300, description="What the caller is told then; empty: nothing.")
+    on_failure: OnFailureName = unset(description="What becomes of the call then.")
+    failure_transfer_url: str = unset(max_length=2000, description="The XML that a transferred call goes on with.")
+    bidirectional: bool = unset(description="Whether the `<Stream>` has a way back for audio.")
 
 
 class AgentOut(Out):
@@ -141,6 +169,16 @@ class AgentOut(Out):
     policy_track: str
     policy_overrides: dict[str, Any]
     tts_credential_id: UUID | None
+    redials: int
+    """How often an agent that cannot be reached, or whose socket breaks, is dialled again."""
+    failure_message: str
+    """What the caller is told when it has failed for good; empty: nothing."""
+    on_failure: str
+    """What becomes of the call then: `close`, `hangup` or `transfer`."""
+    failure_transfer_url: str
+    """The XML that a transferred call goes on with. Values in its query are `***` likewise."""
+    bidirectional: bool
+    """Whether Plivo's stream has a way back for audio."""
     created_at: datetime
     updated_at: datetime
 
@@ -151,6 +189,9 @@ class AgentOut(Out):
             "has_headers": agent.headers_sealed is not None,
             "policy_name": agent.policy.name if agent.policy else None,
             "upstream_url": agent.upstream_url if whole else _without_values(agent.upstream_url),
+            "failure_transfer_url": agent.failure_transfer_url
+            if whole
+            else _without_values(agent.failure_transfer_url),
         }
         return derived | {name: getattr(agent, name) for name in AgentOut.model_fields if name not in derived}
 
@@ -298,6 +339,11 @@ def agent_post(request: HttpRequest, body: AgentIn) -> Answer:
         tts_credential_id=(
             body.tts_credential_id if "tts_credential_id" in body.model_fields_set else default_tts_credential_id()
         ),
+        redials=body.redials,
+        failure_message=body.failure_message,
+        on_failure=OnFailure(body.on_failure),
+        failure_transfer_url=body.failure_transfer_url,
+        bidirectional=body.bidirectional,
     )
     shown = AgentCreatedOut(**AgentOut.values(made.agent, whole=True), signing_secret=made.signing_secret)
     return Answer(shown, headers={"Location": f"/api/v1/agents/{made.agent.id}", **ONCE})
@@ -322,7 +368,7 @@ def agent(request: HttpRequest, agent_id: UUID) -> AgentOut:
 def agent_patch(request: HttpRequest, agent_id: UUID, body: AgentPatch) -> AgentOut:
     """Fields that are left out stay as they are. It counts from the agent's next call on; calls that run go on."""
     given: Any = body.given()
-    for name, words in (("mode", Mode), ("policy_track", Track)):
+    for name, words in (("mode", Mode), ("policy_track", Track), ("on_failure", OnFailure)):
         if name in given:
             given[name] = words(given[name])
     agent_get(agent_id=agent_id)

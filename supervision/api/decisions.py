@@ -6,14 +6,16 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
+from django.utils import timezone
 from ninja import Query, Router
 from pydantic import BaseModel, ConfigDict, Field
 
 from mirror_saas.exports import ExportQuery, Format, export_content, export_format, export_response
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Moment, PageOut, PageQuery, Text
-from supervision.api.schemas import InterventionRowOut, LabelOut, ToolDecisionRowOut, VerdictRowOut
+from supervision.api.schemas import ApprovalOut, InterventionRowOut, LabelOut, ToolDecisionRowOut, VerdictRowOut
 from supervision.models import Intervention, ToolDecision, Verdict
+from supervision.selectors.approvals import approval_get
 from supervision.selectors.decisions import (
     InterventionFilters,
     ToolDecisionFilters,
@@ -27,6 +29,8 @@ from supervision.selectors.decisions import (
     verdict_list,
     verdicts_found,
 )
+from supervision.services.approvals import MAX_NOTE_CHARS as MAX_APPROVAL_NOTE_CHARS
+from supervision.services.approvals import approval_decide
 from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import writes
@@ -38,6 +42,7 @@ router = Router(tags=["decisions"])
 Row = TypeVar("Row", Verdict, ToolDecision, Intervention)
 LIST_ERRORS = problem_responses(401, 403, 422)
 LABEL_ERRORS = problem_responses(400, 401, 403, 404, 422)
+APPROVAL_ERRORS = problem_responses(400, 401, 403, 404, 409, 422)
 JudgingStateName = Literal["judged", "skipped", "timed_out", "failed", "shed"]
 LabelName = Literal["confirmed", "false_alarm", "missed", "unsure"]
 
@@ -81,6 +86,15 @@ class InterventionsQuery(MadeQuery):
     plan: Text | None = Field(None, max_length=32)
     rule: Text | None = Field(None, max_length=4000, description="The rule that the judge named, word for word.")
     label: LabelName | Literal["none"] | None = Field(None, description="What a reviewer said; `none`: nothing yet.")
+
+
+class ApprovalIn(In):
+    """What a person says about a tool call that waits."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"decision": "approve", "note": "Confirmed by phone."}]})
+
+    decision: Literal["approve", "deny"]
+    note: str = Field("", max_length=MAX_APPROVAL_NOTE_CHARS, description="For the agent.")
 
 
 class LabelIn(In):
@@ -133,6 +147,33 @@ def tool_decisions(
         return _export(request, kind, "tool-decisions", ToolDecisionRowOut, found, made)
     page = tool_decision_list(cursor=query.cursor, limit=query.limit, filters=filters)
     return PageOut[ToolDecisionRowOut](items=[ToolDecisionRowOut.of(row) for row in page.items], next=page.next)
+
+
+@router.get(
+    "/tool-decisions/{uuid:decision_id}/approval",
+    response={200: ApprovalOut, **problem_responses(401, 403, 404)},
+    operation_id="approval_get",
+    summary="A tool call that needs a person's approval",
+)
+@requires(Scope.CALLS_READ)
+def approval(request: HttpRequest, decision_id: UUID) -> ApprovalOut:
+    """How a tool call stands that waits, or waited, for a person. `approval.requested` webhooks name its decision."""
+    return ApprovalOut.of(approval_get(decision_id=decision_id), timezone.now())
+
+
+@router.post(
+    "/tool-decisions/{uuid:decision_id}/approval",
+    response={200: ApprovalOut, **APPROVAL_ERRORS},
+    operation_id="approval_decide",
+    summary="Approve or deny a tool call that waits",
+)
+@writes(Scope.CALLS_WRITE)
+def decide(request: HttpRequest, decision_id: UUID, body: ApprovalIn) -> ApprovalOut:
+    """The call hears of it at once, on whatever node it runs, and the agent is told the note. The same decision by the
+    same person again changes nothing; one that was decided, or whose time is over, is 409. An approval that reaches
+    the call after the agent stopped waiting becomes `void`."""
+    decided = approval_decide(decision_id=decision_id, approve=body.decision == "approve", note=body.note)
+    return ApprovalOut.of(decided, timezone.now())
 
 
 @router.get(

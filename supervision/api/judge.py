@@ -20,6 +20,7 @@ from supervision.selectors.calls import call_get
 from supervision.services.judging import Judge, judge_of_agent, review_count, tool_review, turn_review
 from supervision.stream import frames
 from supervision.stream.mailbox import CallSilent, NobodyThere, call_post
+from supervision.stream.owners import call_is_owned
 from tenants.api.auth import principal_of, requires
 from tenants.context import tenant_context
 from tenants.roles import Scope
@@ -313,6 +314,9 @@ def report_turn(request: HttpRequest, call_id: UUID, body: ReportedTurnIn) -> St
             wait_s=body.wait_ms / 1000,
         )
     except (NobodyThere, CallSilent):
+        if call_is_owned(settings.REDIS_URL, tenant_id=tenant.id, call_id=call_id):
+            # It may be too new for the record, or about to go on elsewhere.
+            raise CallSilent from None
         with tenant_context(tenant.id):
             call = call_get(call_id=call_id)
         if call.state == call.State.ENDED:
@@ -337,7 +341,7 @@ class CallOver(Conflict):
 def _refusal(answer: dict[str, Any]) -> Exception:
     if answer["code"] == "ended":
         return CallOver()
-    if answer["code"] == "not_recorded":
+    if answer["code"] in ("not_recorded", "moved"):
         return CallSilent()
     field, _, message = str(answer["message"]).partition(": ")
     if answer["code"] == "duplicate_turn":

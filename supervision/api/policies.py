@@ -161,6 +161,9 @@ class VersionIn(In):
         description="The model that judges. Left out: that of `from_number`, or the tenant's default. Null: none, and "
         "no turn is judged.",
     )
+    fallback_credential_id: UUID | None = Field(
+        None, description="A second model, which is asked when the first does not answer."
+    )
     note: str = unset(max_length=MAX_NOTE_CHARS, description="What changed and why.")
 
 
@@ -172,6 +175,7 @@ class VersionPatch(In):
     rules: list[RuleIn] = unset(max_length=MAX_RULES, description="Replaces all rules.")
     config: SettingsIn = unset(description="Replaces all settings.")
     llm_credential_id: UUID | None = None
+    fallback_credential_id: UUID | None = None
     note: str = unset(max_length=MAX_NOTE_CHARS)
 
 
@@ -187,6 +191,7 @@ class VersionOut(Out):
     rules: list[dict[str, Any]]
     config: dict[str, Any]
     llm_credential_id: UUID | None
+    fallback_credential_id: UUID | None
     note: str
     warnings: list[str]
     """Why calls under this version would not be judged as one would expect."""
@@ -250,6 +255,7 @@ class DiffOut(Out):
     rules: list[RuleChangeOut]
     config: list[SettingChangeOut]
     llm_credential: SettingChangeOut | None
+    fallback_credential: SettingChangeOut | None
 
 
 class PolicyAgentIn(In):
@@ -468,6 +474,9 @@ def version_post(request: HttpRequest, policy_id: UUID, body: VersionIn) -> Answ
                 llm_credential=llm_credential_get(
                     given["llm_credential_id"] if "llm_credential_id" in given else default_llm_credential_id()
                 ),
+                fallback_credential=llm_credential_get(
+                    given.get("fallback_credential_id"), field="fallback_credential_id"
+                ),
                 note=given.get("note", ""),
             )
     return _version_answer(made, created=True)
@@ -573,7 +582,6 @@ def version_prompt(request: HttpRequest, policy_id: UUID, number: int) -> Prompt
 def version_diff(request: HttpRequest, policy_id: UUID, number: int, other: int) -> DiffOut:
     """What version `other` changes in version `number`."""
     diff = policy_version_diff(policy_id=policy_id, number=number, other=other)
-    credential = diff.llm_credential
     return DiffOut(
         before=number,
         after=other,
@@ -586,8 +594,8 @@ def version_diff(request: HttpRequest, policy_id: UUID, number: int, other: int)
             for rule in diff.rules
         ],
         config=[SettingChangeOut(name=name, before=old, after=new) for name, (old, new) in sorted(diff.config.items())],
-        llm_credential=credential
-        and SettingChangeOut(name="llm_credential_id", before=_text(credential[0]), after=_text(credential[1])),
+        llm_credential=_credential_change("llm_credential_id", diff.llm_credential),
+        fallback_credential=_credential_change("fallback_credential_id", diff.fallback_credential),
     )
 
 
@@ -671,6 +679,10 @@ def _fields_of_a_version() -> Iterator[None]:
                 for name, texts in error.message_dict.items()
             }
         ) from error
+
+
+def _credential_change(name: str, change: tuple[UUID | None, UUID | None] | None) -> SettingChangeOut | None:
+    return change and SettingChangeOut(name=name, before=_text(change[0]), after=_text(change[1]))
 
 
 def _text(value: UUID | None) -> str | None:

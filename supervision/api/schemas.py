@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from mirror_saas.ids import uuid7_time
 from mirror_saas.schemas import Out
-from supervision.models import Call, Intervention, Label, ToolDecision, Verdict
+from supervision.models import Approval, Call, Intervention, Label, ToolDecision, Verdict
 from supervision.selectors.calls import TurnDetail
 
 # A word that is not there yet, or not at all, is null: as in the frames that an agent gets.
@@ -100,6 +100,33 @@ class LabelOut(Out):
         )
 
 
+class ApprovalOut(Out):
+    """A tool call that waits, or waited, for a person. `state` is `waiting`, `approved`, `denied`, `expired` (nobody
+    decided in time: `on_silence` says what that meant), `cancelled` (the call ended, or the agent withdrew it) or
+    `void` (approved when the agent had stopped waiting). `id` is that of the tool decision."""
+
+    id: UUID
+    call_id: UUID
+    agent_id: UUID
+    ref: str
+    tool: str
+    args: Any
+    irreversible: bool
+    on_silence: str
+    state: str
+    requested_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None
+    decided_by: str
+    note: str
+
+    @classmethod
+    def of(cls, approval: Approval, now: datetime) -> ApprovalOut:
+        # Nobody is left to say so when the process that asked has died.
+        over = approval.state == Approval.State.WAITING and approval.expires_at <= now
+        return cls(state="expired" if over else approval.state, **_row_fields(ApprovalOut, approval, "state"))
+
+
 class VerdictOut(Out):
     """What the judge said of a turn, and what came of it."""
 
@@ -117,6 +144,8 @@ class VerdictOut(Out):
     latency_ms: int | None
     prompt_tokens: int
     completion_tokens: int
+    model: str
+    fallback: bool
     late: bool
     detail: str
     at_ms: int
@@ -140,6 +169,8 @@ class ToolDecisionOut(Out):
     latency_ms: int | None
     prompt_tokens: int
     completion_tokens: int
+    model: str
+    fallback: bool
     at_ms: int
     ok: bool | None
     result: Any

@@ -106,6 +106,13 @@ class MediaFormat:
         """Bytes of this format as int16 samples at `sample_rate`. Half an L16 sample at the end is left out."""
         return mulaw.decode(data) if self.encoding == MULAW else decode_l16(data)
 
+    def louder_than(self, data: bytes, peak: int) -> bool:
+        """Whether any sample of `data`, bytes of this format, is further from 0 than `peak` (of 32,768)."""
+        if self.encoding == MULAW:
+            return mulaw.louder_than(data, peak)
+        samples = decode_l16(data)
+        return bool(samples.size) and (int(samples.max()) > peak or int(samples.min()) < -peak)
+
     def pad(self, data: bytes) -> bytes:
         """`data` lengthened by silence to whole frames of FRAME_MS; empty stays empty."""
         missing = -len(data) % self.frame_bytes

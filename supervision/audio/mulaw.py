@@ -7,6 +7,8 @@ agree on every value.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +42,16 @@ def _encode_table() -> npt.NDArray[np.uint8]:
 
 _DECODE = _decode_table()
 _ENCODE = _encode_table()
+
+
+@lru_cache(maxsize=8)
+def _quiet(peak: int) -> bytes:
+    return bytes(code for code in range(256) if abs(int(_DECODE[code])) <= peak)
+
+
+def louder_than(data: bytes, peak: int) -> bool:
+    """Whether any sample of mu-law bytes is further from 0 than ``peak`` (of 32,768)."""
+    return bool(data.translate(None, _quiet(peak)))
 
 
 def encode(pcm: Pcm) -> bytes:

@@ -1,5 +1,6 @@
 """The supervision library: judges what a voice agent says and does. Usable with no server, database or settings."""
 
+from supervision.engine.approval import Approval, ApprovalRequest
 from supervision.engine.config import MirrorConfig, PolicyConfig, Rule
 from supervision.engine.context import (
     Correction,
@@ -24,6 +25,8 @@ from supervision.engine.tool_loop import AgentModelError, LoopResult, ToolNotRun
 
 __all__ = [
     "AgentModelError",
+    "Approval",
+    "ApprovalRequest",
     "CallSupervisor",
     "ConfigError",
     "Correction",

@@ -34,7 +34,7 @@ from supervision.engine.adapters.outlets import (
 )
 from supervision.engine.adapters.plivo_stream import connect
 from supervision.engine.adapters.raw_ws import RawPlivoWSAdapter
-from supervision.engine.adapters.relay import TurnAudio
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.context import SupervisorContext, TurnOutcome, TurnPayload, Verdict, Withheld
 from supervision.engine.intervention.correction_lines import CorrectionLines
 from supervision.engine.intervention.note import note_text
@@ -482,7 +482,7 @@ class AttachedCall(CallSupervisor):
         )
         state = self._turn_begins(payload)
         loop = asyncio.get_running_loop()
-        until = loop.time() + (self.config.hold_budget_ms / 1000 if self._held(payload) else 0.0)
+        until = loop.time() + (self.config.hold_budget_ms / 1000 if self.holds(payload) else 0.0)
         judging = loop.create_task(
             self.review_turn(
                 customer_text=customer_text,
@@ -535,27 +535,18 @@ class AttachedCall(CallSupervisor):
             return self._unspoken_because(problem)
         return self._say(state, words)
 
-    def _held(self, payload: TurnPayload) -> bool:
-        """Whether a turn waits for its verdict before it is said."""
-        if self.config.delivery == "stream_first" or self.config.mode == "shadow":
-            return False
-        if self.config.delivery == "hold_all":
-            return True
-        try:
-            return self._supervisor.pregate.decide(payload).score
-        except Exception as problem:
-            # What cannot be looked at may be risky.
-            logger.warning("The pre-gate failed (%s); the turn is held", type(problem).__name__)
-            return True
-
     # Intervening
 
     def withheld(self, verdict: Verdict) -> Withheld | None:
         """See `CallSupervisor.withheld`; `in_progress` while another intervention runs."""
-        found = super().withheld(verdict)
+        found = self._withheld_anyway(verdict)
         if found is None and self._running is not None and self._running.verdict.turn_id != verdict.turn_id:
             return "in_progress"
         return found
+
+    def _withheld_anyway(self, verdict: Verdict) -> Withheld | None:
+        found = super().withheld(verdict)
+        return "limit" if self.spent and found != "shadow" else found
 
     async def spoke_instead(self, payload: TurnPayload, verdict: Verdict) -> str | None:
         """See `CallSupervisor.spoke_instead`."""
@@ -590,7 +581,7 @@ class AttachedCall(CallSupervisor):
             return self._withheld_report(verdict.withheld or "the verdict does not call for an intervention")
         if self._running is not None:
             return self._joined_running(verdict)
-        if (withheld := super().withheld(verdict)) is not None and not verdict.refused_tools:
+        if (withheld := self._withheld_anyway(verdict)) is not None and not verdict.refused_tools:
             if withheld == "limit":
                 self._note_only(verdict)
             return self._withheld_report(withheld)
@@ -860,7 +851,7 @@ class _Running:
         """See `Observer`."""
         self._line = line
         call = self._call
-        said = " ".join(part for part in (self.intervention.buffer.text, line.text) if part)
+        said = " ".join(part for part in (self.intervention.buffer_text, line.text) if part)
         heard = call._outlet.heard(self.turn.audio, call._hearing())
         call._leave_note(self.verdict, said=said, heard=heard, dropped=self.dropped)
         self.noted_at = asyncio.get_running_loop().time()
@@ -885,7 +876,7 @@ class _Running:
 
     def is_echo(self, text: str) -> bool:
         """Whether the caller's transcript repeats what Mirror is saying right now."""
-        said = set(_words(" ".join((self.intervention.buffer.text, self._line.text if self._line else ""))))
+        said = set(_words(" ".join((self.intervention.buffer_text, self._line.text if self._line else ""))))
         words = _words(text)
         return len(words) >= 3 and bool(said) and len([word for word in words if word in said]) >= 0.8 * len(words)
 

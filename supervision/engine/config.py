@@ -18,8 +18,10 @@ from pydantic import (
 )
 
 from supervision.engine.llm.protocol import LLMClient, LogprobClient
+from supervision.plivo.rest import web_url_checked
 
 Severity = Literal["low", "medium", "high"]
+Delivery = Literal["stream_first", "hold_risky", "hold_all"]
 
 DEFAULT_IRREVERSIBLE_TOOLS: tuple[str, ...] = (
     "place_order",
@@ -55,6 +57,7 @@ MAX_STATEMENT_CHARS = 300
 MAX_PROMPT_CHARS = 100_000
 MAX_TENANT_CHARS = 200
 MAX_BUFFER_TEXT_CHARS = 80
+MAX_ESCALATION_CHARS = 200
 
 DEFAULT_BUFFER_TEXT = "Sorry, let me make sure I got that right..."
 
@@ -139,19 +142,39 @@ class PolicyConfig(BaseModel):
     down (to a state store that is down, for instance). Others are allowed then."""
     tool_gate_timeout_ms: Millis = Field(default=3000, ge=100, le=60_000)
     """Milliseconds within which the tool gate answers."""
+    approval_tools: Names = ()
+    """Names of tools that a person has to approve, each time, after the gate let them pass; compared without regard to
+    case. In the library the `approver` of the `Supervisor` asks; without one they are refused."""
+    approval_timeout_ms: Millis = Field(default=60_000, ge=1_000, le=600_000)
+    """Milliseconds that a tool call waits for a person at most; less when the agent waits for less (`timeout_ms`)."""
+    approval_on_silence: Literal["deny", "allow"] = "deny"
+    """What becomes of a tool call when nobody has decided by then."""
+    approval_hold_text: str | None = Field(default=None, max_length=MAX_BUFFER_TEXT_CHARS)
+    """What the caller hears while a tool call waits for a person, at most every 8 seconds and never while somebody
+    speaks. None: the engine's own lines."""
     mode: Literal["live", "shadow"] = "live"
     """`shadow` judges and records, and never acts."""
     max_interventions_per_call: Millis = Field(default=3, ge=0, le=100)
     """After this many interventions in one call no words lead to another. Tools are gated all the same."""
-    delivery: Literal["stream_first", "hold_risky", "hold_all"] = "stream_first"
+    escalation: Literal["note", "transfer", "hangup"] = "note"
+    """What happens instead of one intervention too many, which is one after `max_interventions_per_call`, or after two
+    without a clean turn between them: the agent gets a `note` only, or (in the service, with a stored Plivo account)
+    the caller is told so and the call is transferred or hung up. In the library always `note`."""
+    escalation_url: str | None = Field(default=None, max_length=2000)
+    """The XML that a transferred call goes on with. Plivo asks for it by POST."""
+    escalation_text: str | None = Field(default=None, max_length=MAX_ESCALATION_CHARS)
+    """What the caller is told before that. None: the engine's own lines."""
+    delivery: Delivery = "stream_first"
     """When a turn's audio goes to the caller: `stream_first` at once, to be cut when its verdict is a violation;
     `hold_risky` holds the turns that the pre-gate would have judged, until their verdict or `hold_budget_ms`;
     `hold_all` holds every turn likewise."""
     hold_budget_ms: Millis = Field(default=800, ge=50, le=10_000)
-    """Milliseconds that a turn is held at most (`delivery`); then it plays, and is cut like any other."""
+    """Milliseconds that a turn is held at most (`delivery`), from its first held audio on; then it plays, and is cut
+    like any other."""
     streaming_mode: bool = Field(default=False, strict=True)
     """Whether `review_stream_delta` judges at clause boundaries while the turn is generated. Otherwise streamed text is
-    collected and judged when it is complete (`flush_stream`)."""
+    collected and judged when it is complete (`flush_stream`). On Mirror's stream, `mirror.delta` is judged at clause
+    boundaries unless this is set to false."""
     scoring: Literal["json", "logprob"] = "json"
     """How turns are scored: `json` asks one question about all rules; `logprob` asks for one token per rule and reads
     its probability, which needs an LLM client that tells token probabilities."""
@@ -202,14 +225,21 @@ class PolicyConfig(BaseModel):
             )
         return value
 
-    @field_validator("buffer_text")
+    @field_validator("escalation_url")
+    @classmethod
+    def _escalation_leads_somewhere(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("escalation") == "transfer":
+            raise ValueError("give the URL of the XML that a transferred call goes on with")
+        return value if value is None else web_url_checked(value.strip())
+
+    @field_validator("buffer_text", "approval_hold_text", "escalation_text")
     @classmethod
     def _buffer_text_says_something(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("the line is blank; write one, or leave it out for the engine's own lines")
         return value
 
-    @field_validator("irreversible_tools", mode="before")
+    @field_validator("irreversible_tools", "approval_tools", mode="before")
     @classmethod
     def _irreversible_tools_is_a_list(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -223,7 +253,7 @@ class PolicyConfig(BaseModel):
             raise ValueError('give a list of classes of turns, for instance ["amount"]')
         return value
 
-    @field_validator("irreversible_tools")
+    @field_validator("irreversible_tools", "approval_tools")
     @classmethod
     def _irreversible_tools_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not name.strip() for name in value):

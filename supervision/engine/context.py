@@ -217,6 +217,7 @@ class ToolVerdict:
     `id` is the agent's, `state` how judging it ended, `score` (0 to 1: how sure the judge is that the call is wrong)
     None unless judged. `instruction` is what the agent should say or ask instead of a refused call. `stored_result`
     is the first run's result when `code` is `duplicate`. An allow holds for `valid_ms` milliseconds; a refusal has 0.
+    `model` and `fallback` are as in `Verdict`.
     """
 
     id: str
@@ -231,6 +232,8 @@ class ToolVerdict:
     valid_ms: int
     latency_ms: int
     usage: Usage = NO_USAGE
+    model: str = ""
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +243,8 @@ class Verdict:
     `score` (0 to 1: how sure the judge is that a rule is broken) is None unless `state` is `judged`. `rule` is the
     text of the broken rule, `reason` the judge's, with the offending words in double quotes, `correction` what the
     agent should say instead. `threshold` is the policy's. `latency_ms` runs from the start of judging to the verdict.
-    `detail` says why a turn was not judged.
+    `detail` says why a turn was not judged. `model` is the model that judged, where its client knows the name, and
+    `fallback` says that it is the second provider's, because the first did not answer.
 
     `tools` has the verdict on each tool call of the turn, in order. Where the words are clean and a tool call was
     refused, `reason` and `correction` are the tool's, and the latter is addressed to the agent. `withheld` says why a
@@ -260,6 +264,8 @@ class Verdict:
     detail: str = ""
     tools: tuple[ToolVerdict, ...] = ()
     withheld: Withheld | None = None
+    model: str = ""
+    fallback: bool = False
 
     @property
     def violates(self) -> bool:

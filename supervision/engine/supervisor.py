@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from supervision.engine.config import MirrorConfig
+from supervision.engine.approval import Approver, PersonGate
+from supervision.engine.config import Delivery, MirrorConfig
 from supervision.engine.context import (
     Correction,
     HistoryEntry,
@@ -45,15 +46,25 @@ from supervision.engine.context import (
 from supervision.engine.intervention.generator import CorrectionWriter, OnCandidate
 from supervision.engine.intervention.templates import buffer_lines, correction_lines, opener_lines
 from supervision.engine.llm.deadline import DeadlineAsker
-from supervision.engine.llm.limiter import QuestionLimiter
+from supervision.engine.llm.limiter import QuestionLimiter, Risk, asking
 from supervision.engine.llm.protocol import close_client
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, CompiledPolicy, compile_policy
 from supervision.engine.scorer.llm import LLMScorer
-from supervision.engine.scorer.pregate import PreGate
+from supervision.engine.scorer.pregate import PreGate, PreGateDecision
 from supervision.engine.scorer.protocol import TurnScorer
 from supervision.engine.scorer.streaming import StreamedTurn
-from supervision.engine.scorer.tool_gate import BeforeAllow, FinishedTool, OnVerdict, ToolGate
+from supervision.engine.scorer.tool_gate import (
+    BeforeAllow,
+    Digest,
+    FinishedTool,
+    Ledger,
+    LedgerJournal,
+    LedgerKey,
+    OnVerdict,
+    ToolGate,
+)
 from supervision.engine.state.call_memory import CallMemory
+from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.state.memory import MemoryStateStore
 from supervision.engine.state.protocol import CallKey, StateStore
 from supervision.engine.tool_loop import LoopResult, ToolExecutor, run_tool_loop
@@ -62,6 +73,8 @@ if TYPE_CHECKING:
     from supervision.engine.attached import AttachedCall
 
 logger = logging.getLogger(__name__)
+
+MAX_IN_A_ROW: Final = 2  # interventions without a clean turn between them; a third apology convinces nobody
 
 ToolCalls = Iterable[ToolCallIntent | Mapping[str, Any]]
 """Tool calls as `ToolCallIntent.of` reads them."""
@@ -79,9 +92,9 @@ class Supervisor:
     `state` keeps what is known of each call, by tenant and call id, so that a reconnect under the same call id goes on
     where it stopped: a `MemoryStateStore` of this supervisor (15 minutes) unless another is given, which stays its
     owner's to close. `clock` gives seconds since 1970, as everybody who shares the store sees them. `limiter` bounds
-    how many questions are with the model at a time: a turn for which there is no place is `shed`; a tool call waits for
-    its place, and is decided by `tool_gate_on_failure` when there is none by its deadline. Raises `TypeError` for a
-    `state` that is no `StateStore`.
+    how many questions are with the model at a time, see `ScoringPool`: what gets no place is `shed`; an irreversible
+    tool call waits for its place to its deadline, and is then decided by `tool_gate_on_failure`. `approver` asks a
+    person about the tools in `approval_tools`. Raises `TypeError` for a `state` that is no `StateStore`.
     """
 
     def __init__(
@@ -91,6 +104,7 @@ class Supervisor:
         *,
         clock: Callable[[], float] = time.time,
         limiter: QuestionLimiter | None = None,
+        approver: Approver | None = None,
     ) -> None:
         if state is not None and not isinstance(state, StateStore):
             raise TypeError(
@@ -98,6 +112,7 @@ class Supervisor:
                 f"got {type(state).__name__}"
             )
         self.config = config
+        self.approver = approver
         self.state: StateStore = state if state is not None else MemoryStateStore(ttl_s=RECONNECT_WITHIN_S)
         self.clock = clock
         self.policy: CompiledPolicy = compile_policy(config)
@@ -110,7 +125,7 @@ class Supervisor:
         self.pregate = PreGate(config)
         if config.secrets is not None and callable(use_secrets := getattr(config.llm, "use_secrets", None)):
             use_secrets(config.secrets)
-        self._asker = DeadlineAsker(config.llm, limiter)
+        self._asker = DeadlineAsker(config.llm, limiter, only_watches=config.mode == "shadow")
         self.scorer = self._make_scorer()
         self._preparing: asyncio.Task[Any] | None = None
         self.writer = CorrectionWriter(self._asker, self.scorer, self.policy, config, is_irreversible)
@@ -123,13 +138,17 @@ class Supervisor:
             return LogprobScorer(self._asker, self.policy, config, self.is_irreversible)
         return LLMScorer(self._asker, self.policy, config, self.is_irreversible)
 
-    def call(self, context: SupervisorContext) -> CallSupervisor:
+    def call(
+        self, context: SupervisorContext, *, journal: LedgerJournal | None = None, digest: Digest | None = None
+    ) -> CallSupervisor:
         """Starts supervising a call without its audio. The context's tenant is the configuration's unless it names one.
 
         What the call remembers is its own; `CallSupervisor.bind_call` joins it with what the state store knows.
+        `journal` is where its irreversible tool calls are written down instead, with `digest` in place of SHA-256 for
+        their arguments.
         """
         self.prepare()
-        return CallSupervisor(self, context)
+        return CallSupervisor(self, context, journal=journal, digest=digest)
 
     def prepare(self) -> None:
         """Asks the model, once and in the background, for what its way of scoring needs once per policy, so that the
@@ -139,7 +158,8 @@ class Supervisor:
             return
         with contextlib.suppress(RuntimeError):
             loop = asyncio.get_running_loop()
-            self._preparing = loop.create_task(prepare(), name="prepare scoring")
+            with asking(Risk.BACKGROUND):
+                self._preparing = loop.create_task(prepare(), name="prepare scoring")
 
     def attach(
         self,
@@ -213,7 +233,14 @@ class CallSupervisor:
     Bounded: 60 history entries of 2,000 characters, 500 irreversible tool calls.
     """
 
-    def __init__(self, supervisor: Supervisor, context: SupervisorContext) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        context: SupervisorContext,
+        *,
+        journal: LedgerJournal | None = None,
+        digest: Digest | None = None,
+    ) -> None:
         if context.tenant_id is None and supervisor.config.tenant_id is not None:
             context = replace(context, tenant_id=supervisor.config.tenant_id)
         self.context = context
@@ -230,19 +257,33 @@ class CallSupervisor:
         self._run = secrets.token_hex(4)
         self._numbered = 0
         self._gate = ToolGate(
-            supervisor._asker, supervisor.policy, supervisor.config, supervisor.is_irreversible, run=f"{self._run}-"
+            supervisor._asker,
+            supervisor.policy,
+            supervisor.config,
+            supervisor.is_irreversible,
+            run=f"{self._run}-",
+            digest=digest,
         )
         self._memory = CallMemory(self._gate.ledger, supervisor.clock)
-        self._gate.ledger.journal = self._memory
+        self._gate.ledger.journal = self._memory if journal is None else journal
         self._bound = False
         self._templates_used = 0
         self._openers_used = 0
         # After an intervention the agent is off its script: until a later turn was judged, none is skipped. This is
         # the number of interventions that a judged turn came after.
         self._judged_after = 0
+        self._in_a_row = 0  # interventions without a clean turn since
+        # What the pre-gate said of the newest turn: whether it is held is asked before it is judged.
+        self._looked_at: tuple[TurnPayload | None, PreGateDecision | None] = (None, None)
         self._stream: _Stream | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self._noted_by_review: str | None = None
+        self._persons = PersonGate(
+            self.config,
+            supervisor.approver,
+            serial_of=self._gate.pending,
+            refused=lambda tool_id: self.tool_done(tool_id, False, cancelled=True),
+        )
         self._reviewed_by_loop: tuple[TurnPayload, Verdict] | None = None
 
     # The call
@@ -294,6 +335,15 @@ class CallSupervisor:
     ) -> None:
         await self.aclose()
 
+    def carried(self) -> CarriedMemory:
+        """What this call remembers, for the process that goes on with it."""
+        return self._memory.carried()
+
+    def carry_on(self, carried: CarriedMemory) -> None:
+        """Goes on with a call that another process supervised until now: its history, its irreversible tool calls, its
+        interventions. Before the first turn, and instead of `bind_call`."""
+        self._memory.carry_on(carried)
+
     # Turns
 
     def payload(
@@ -334,6 +384,36 @@ class CallSupervisor:
         self._count(verdict, interventions)
         return verdict
 
+    @property
+    def delivery(self) -> Delivery:
+        """When this call's turns are heard; in shadow mode at once, whatever the policy says."""
+        return "stream_first" if self.config.mode == "shadow" else self.config.delivery
+
+    def holds(self, payload: TurnPayload, *, growing: bool = False) -> bool:
+        """Whether a turn's audio waits for its verdict (`delivery`). ``growing``: its text has only begun to arrive, so
+        that nothing is known of it yet."""
+        if self.delivery == "stream_first":
+            return False
+        return self.delivery == "hold_all" or growing or self._skipped(payload) is None
+
+    def streamed(
+        self, payload: TurnPayload, *, on_answer: Callable[[Verdict, int], object] | None = None
+    ) -> StreamedTurn:
+        """A turn of this call that is judged at clause boundaries while its text arrives, unless the policy sets
+        `streaming_mode` to false. Each question has what became of the turn's tool calls by then. Whoever finishes the
+        turn counts its verdict (`note_streamed`)."""
+        by_clause = self.config.streaming_mode or "streaming_mode" not in self.config.model_fields_set
+
+        async def score(so_far: TurnPayload) -> Verdict:
+            history = self._history_before(payload.customer_text, payload.turn_id)
+            return await self._scored(replace(so_far, history=history))
+
+        return StreamedTurn(score, payload, clause_by_clause=by_clause, on_answer=on_answer)
+
+    def note_streamed(self, verdict: Verdict, interventions: int) -> None:
+        """Counts the verdict of a `streamed` turn; ``interventions`` is how many there had been when it began."""
+        self._count(verdict, interventions)
+
     async def _scored(self, payload: TurnPayload) -> Verdict:
         try:
             return self._skipped(payload) or await self._supervisor.scorer.score(payload)
@@ -347,18 +427,23 @@ class CallSupervisor:
         """Counts the one state that a turn ended in; `interventions` is how many there had been when it began."""
         if verdict.state is JudgingState.JUDGED:
             self._judged_after = max(self._judged_after, interventions)
+            if not verdict.should_intervene and interventions == self.interventions:
+                self._in_a_row = 0
         self.states[verdict.state] += 1
 
     def _skipped(self, payload: TurnPayload) -> Verdict | None:
         """The verdict of a turn that needs no judge; None when it does."""
         if self._judged_after < self.interventions:
             return None
-        try:
-            decision = self._supervisor.pregate.decide(payload)
-        except Exception as error:
-            # A turn that cannot be looked at is judged.
-            _log_broken("the pre-gate", error)
-            return None
+        looked_at, decision = self._looked_at
+        if looked_at is not payload or decision is None:
+            try:
+                decision = self._supervisor.pregate.decide(payload)
+            except Exception as error:
+                # A turn that cannot be looked at is judged.
+                _log_broken("the pre-gate", error)
+                return None
+            self._looked_at = payload, decision
         if decision.score:
             return None
         threshold = self.config.intervention_threshold
@@ -701,9 +786,13 @@ class CallSupervisor:
         before_allow: BeforeAllow | None = None,
         on_verdict: OnVerdict | None = None,
         history: Sequence[HistoryEntry] | None = None,
+        ask_person: bool = True,
     ) -> list[ToolVerdict]:
         """Decides whether tool calls may run; one verdict for each, in order, at the latest after
         min(`timeout_ms`, `tool_gate_timeout_ms`) milliseconds. `history` takes the place of the call's own.
+
+        What is allowed and stands in `approval_tools` then waits for the supervisor's `approver`, for
+        min(`timeout_ms`, `approval_timeout_ms`) in all; without `ask_person` that is left to whoever asks.
 
         All calls that need judging are one question. A cooldown, a clean turn or shadow mode change nothing here.
         Irreversible calls (listed in `irreversible_tools`, or flagged) that cannot be judged are blocked or allowed by
@@ -717,10 +806,12 @@ class CallSupervisor:
 
         Raises nothing but `asyncio.CancelledError`; calls that were not allowed by then may be asked for again.
         """
+        waiting = self._persons.begin(intents if ask_person else (), self.context, timeout_ms, on_verdict)
         try:
             verdicts = await self._gate_tools(
-                intents, customer_text, agent_text, turn_id, keys, timeout_ms, before_allow, on_verdict, history
+                intents, customer_text, agent_text, turn_id, keys, timeout_ms, before_allow, waiting.judged, history
             )
+            verdicts = await waiting.decided(intents, verdicts)
         except Exception as error:
             _log_broken("gating tool calls", error)
             verdicts = [self._gate_broke(intent, error) for intent in intents]
@@ -796,6 +887,29 @@ class CallSupervisor:
             outcome += f": {_shown(result, MAX_RESULT_SHOWN_CHARS)}"
         self._note(f"tool:{finished.serial}", "tool", f"{_shown_call(finished.intent)} {outcome}")
         return finished
+
+    @property
+    def ledger(self) -> Ledger:
+        """The call's irreversible tool calls."""
+        return self._gate.ledger
+
+    def agent_replaced(self) -> None:
+        """Another agent goes on with the call, with ids of its own: an id that was decided before says nothing any
+        more. What may be running, or has run, stays in the ledger."""
+        self._gate.forget_ids()
+
+    def ledger_key(self, tool_id: str) -> LedgerKey | None:
+        """What a decided irreversible tool call stands under in the ledger; None for any other id."""
+        return self._gate.key(tool_id)
+
+    def tool_earlier(self, tool_id: str, owner: str, *, done: bool, result: Any = None) -> None:
+        """Takes note that an irreversible call which the gate allowed must not run after all: another connection or
+        process was allowed the same before, asked with the id `owner`. `done`: it has run, with this result."""
+        serial, intent = self._gate.pending(tool_id), self._gate.intent(tool_id)
+        self._gate.earlier(tool_id, owner, done=done, result=result)
+        if serial is not None and intent is not None:
+            what = f"ran before: {_shown(result, MAX_RESULT_SHOWN_CHARS)}" if done else "was allowed before; it may run"
+            self._note(f"tool:{serial}", "tool", f"{_shown_call(intent)} {what}")
 
     async def run_supervised_loop(
         self,
@@ -975,8 +1089,16 @@ class CallSupervisor:
             return None
         return "cooldown" if acted_ago_s < self.config.cooldown_s else None
 
+    @property
+    def spent(self) -> bool:
+        """Whether another intervention would be one too many: `max_interventions_per_call` is used up, or there were
+        two without a clean turn between them. Then `config.escalation` says what happens; nobody hears a third
+        apology."""
+        return self._in_a_row >= MAX_IN_A_ROW or self.interventions >= self.config.max_interventions_per_call
+
     def note_intervention(self, verdict: Verdict) -> None:
         """An intervention because of this verdict began; `withheld` counts from here, and the next turn is judged."""
+        self._in_a_row += 1
         self._memory.note_intervention(verdict.rule)
 
     def buffer_lines(self, language: str) -> tuple[str, ...]:

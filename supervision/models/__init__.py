@@ -1,4 +1,4 @@
-from supervision.models.agents import Agent, Mode, ProviderCredential, StreamKey, Track
+from supervision.models.agents import Agent, Mode, OnFailure, ProviderCredential, StreamKey, Track
 from supervision.models.calls import (
     AgentNote,
     Call,
@@ -12,19 +12,23 @@ from supervision.models.defaults import ModelDefaults
 from supervision.models.labels import Label
 from supervision.models.policies import Policy, PolicyVersion
 from supervision.models.privacy import PrivacySettings
+from supervision.models.tools import Approval, LedgerEntry
 from supervision.models.usage import ErasedCall, UsageDay
 from supervision.models.webhooks import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "Agent",
     "AgentNote",
+    "Approval",
     "Call",
     "CallEvent",
     "ErasedCall",
     "Intervention",
     "Label",
+    "LedgerEntry",
     "Mode",
     "ModelDefaults",
+    "OnFailure",
     "Policy",
     "PolicyVersion",
     "PrivacySettings",

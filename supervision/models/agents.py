@@ -26,6 +26,14 @@ class Track(models.TextChoices):
     SHADOW = "shadow", "The shadow version, while there is one"
 
 
+class OnFailure(models.TextChoices):
+    """What becomes of a call whose agent has failed."""
+
+    CLOSE = "close", "The stream is closed, and the call's XML goes on behind it"
+    HANGUP = "hangup", "The call is hung up"
+    TRANSFER = "transfer", "The call goes on with other XML"
+
+
 class ProviderCredential(TenantModel):
     """Access to an OpenAI-compatible server that judges (`llm`) or speaks (`tts`), to a Plivo account (`plivo`), or to
     a forge, where fixes are opened as pull or merge requests (`forge`)."""
@@ -101,6 +109,15 @@ class Agent(TenantModel):
         default=dict, blank=True, db_default=models.Value({}, models.JSONField())
     )
     tts_credential = tenant_key("supervision.ProviderCredential", related_name="tts_agents", null=True)
+    # When the agent cannot be reached, or its socket breaks: how often it is dialled again, what the caller is told
+    # (nothing when empty), and what becomes of the call then.
+    redials = models.PositiveSmallIntegerField(default=2, db_default=2)
+    failure_message = word_column(300)
+    on_failure = models.CharField(max_length=8, choices=OnFailure.choices, default=OnFailure.CLOSE, db_default="close")
+    # The XML that a transferred call goes on with; Plivo asks for it.
+    failure_transfer_url = word_column(2000)
+    # Whether Plivo's stream has a way back for audio. Without one Mirror speaks by Plivo's Speak API.
+    bidirectional = models.BooleanField(default=True, db_default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
     # Calls point at their agent for as long as they are kept, so an agent is archived, never deleted.
@@ -111,6 +128,8 @@ class Agent(TenantModel):
             models.UniqueConstraint(fields=["tenant", "id"], name="agent_tenant_id"),
             models.CheckConstraint(condition=models.Q(mode__in=Mode.values), name="agent_mode"),
             models.CheckConstraint(condition=models.Q(policy_track__in=Track.values), name="agent_policy_track"),
+            models.CheckConstraint(condition=models.Q(on_failure__in=OnFailure.values), name="agent_on_failure"),
+            models.CheckConstraint(condition=models.Q(redials__lte=5), name="agent_redials"),
         ]
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["tenant", "policy"], name="agent_tenant_policy"),

@@ -82,6 +82,11 @@ class Call(TenantModel):
     dropped_media_ms = models.BigIntegerField(default=0, db_default=0)
     # The tenant's record took all that it may when the call began: what was said in it is not stored.
     storage_limit = flag_column()
+    # How many sockets the call has had: what an older one's node records after `epoch_at`, or above the number
+    # `epoch_after_seq` if that node told it, is refused.
+    epoch = models.IntegerField(default=1, db_default=1)
+    epoch_at = models.DateTimeField(null=True, blank=True)
+    epoch_after_seq = models.BigIntegerField(null=True, blank=True)
 
     class Meta:
         constraints: ClassVar[list[models.BaseConstraint]] = [
@@ -93,6 +98,8 @@ class Call(TenantModel):
             models.Index(fields=["tenant", "agent", "-started_at", "-id"], name="call_tenant_agent_newest"),
             models.Index(fields=["tenant", "state", "-started_at", "-id"], name="call_tenant_state_newest"),
             models.Index(fields=["tenant", "policy"], name="call_tenant_policy"),
+            # A reconnect where neither process nor Valkey knows of the call.
+            models.Index(fields=["tenant", "plivo_call_id"], name="call_tenant_plivo_call"),
             models.Index(
                 fields=["tenant", "-started_at", "-id"],
                 condition=models.Q(intervention_count__gt=0),
@@ -176,6 +183,9 @@ class Verdict(TenantModel):
     latency_ms = ms_column()
     prompt_tokens = count_column()
     completion_tokens = count_column()
+    # Which model judged, and whether it is the second provider's, because the first did not answer.
+    model = word_column(200)
+    fallback = flag_column()
     late = flag_column()
     detail = text_column()
     at_ms = models.BigIntegerField()
@@ -224,6 +234,8 @@ class ToolDecision(TenantModel):
     latency_ms = ms_column()
     prompt_tokens = count_column()
     completion_tokens = count_column()
+    model = word_column(200)
+    fallback = flag_column()
     at_ms = models.BigIntegerField()
 
     # What the agent said came of it; `ok` is NULL while it has said nothing.

@@ -52,6 +52,8 @@ class PolicyVersion(TenantModel):
     # MirrorConfig's fields without `llm`, `policies`, secrets and `tenant_id`; {} means the engine's defaults.
     config: models.JSONField[Any, Any] = models.JSONField(default=dict, blank=True)
     llm_credential = tenant_key("supervision.ProviderCredential", related_name="policy_versions", null=True)
+    # Asked when the first does not answer.
+    fallback_credential = tenant_key("supervision.ProviderCredential", related_name="fallback_versions", null=True)
     # What changed and why, for people.
     note = text_column()
     # Counts the changes of the draft and of its status.
@@ -76,6 +78,7 @@ class PolicyVersion(TenantModel):
         ]
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["tenant", "llm_credential"], name="policyversion_tenant_llm"),
+            models.Index(fields=["tenant", "fallback_credential"], name="policyversion_tenant_fallback"),
         ]
 
     def __str__(self) -> str:

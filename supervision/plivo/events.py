@@ -17,25 +17,40 @@ from typing import Any, Final
 # Only a frame that opens with its event is taken for media unparsed; any other key order is parsed like other frames.
 _MEDIA: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"media"\s*[,}]')
 _PLAY_AUDIO: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"playAudio"\s*[,}]')
+# As they are nearly always written: the expressions above would say the same of these, in four times the time.
+_MEDIA_OPENS: Final = ('{"event":"media",', '{"event": "media",')
+_PLAY_AUDIO_OPENS: Final = ('{"event":"playAudio",', '{"event": "playAudio",')
 _PAYLOAD: Final = re.compile(r'"payload"\s*:\s*"')
+_OUTBOUND: Final = re.compile(r'"track"\s*:\s*"outbound"')
 
 
 def is_media(text: str) -> bool:
     """Whether ``text`` is a media event of Plivo (caller's audio), told from its first bytes."""
-    return _MEDIA.match(text) is not None
+    return text.startswith(_MEDIA_OPENS) or _MEDIA.match(text) is not None
+
+
+def is_callers(text: str) -> bool:
+    """Whether a media event is of the caller, not of the track that the caller hears."""
+    return _OUTBOUND.search(text) is None
 
 
 def is_play_audio(text: str) -> bool:
     """Whether ``text`` is a playAudio event of an agent, told from its first bytes."""
-    return _PLAY_AUDIO.match(text) is not None
+    return text.startswith(_PLAY_AUDIO_OPENS) or _PLAY_AUDIO.match(text) is not None
 
 
 def payload_span(text: str) -> tuple[int, int]:
     """Start and end index of the base64 payload inside a media or playAudio frame; ``(0, 0)`` when there is none."""
-    found = _PAYLOAD.search(text)
-    if found is None:
+    named = text.find('"payload"')
+    if named < 0:
         return 0, 0
-    start = found.end()
+    if text.startswith((':"', ': "'), named + 9):
+        start = text.index('"', named + 9) + 1
+    else:
+        found = _PAYLOAD.search(text, named)
+        if found is None:
+            return 0, 0
+        start = found.end()
     end = text.find('"', start)
     return (start, end) if end > start else (0, 0)
 

@@ -54,6 +54,10 @@ logger = logging.getLogger(__name__)
 Announce = Callable[[UUID, UUID, int], Awaitable[None]]
 T = TypeVar("T")
 
+# Of a journal at a time: with many tenants in it, each still gets a transaction that is worth its price.
+_READ_ROWS: Final = 2000
+_READ_BYTES: Final = 4 << 20
+# Of one transaction. Its statements are built on the loop that carries calls, which must not stand still for long.
 _BATCH_ROWS: Final = 200
 _BATCH_BYTES: Final = 1 << 20
 # Batches start at least this far apart, unless somebody waits: an event is in PostgreSQL within 200 ms of its commit.
@@ -430,13 +434,19 @@ class Drain:
 
     async def _read(
         self, course: _Course, *, after: int, tenant: bytes | None = None, upto: int | None = None
-    ) -> tuple[list[Row], bool]:
-        read = partial(course.source.read, after=after, limit=_BATCH_ROWS, tenant=tenant, upto=upto)
+    ) -> tuple[Sequence[Row], bool]:
+        read = partial(course.source.read, after=after, limit=_READ_ROWS, tenant=tenant, upto=upto)
         rows = await self._in_thread(read)
-        batch = _within(rows, _BATCH_BYTES)
-        return batch, len(batch) == _BATCH_ROWS or len(batch) < len(rows)
+        batch = _within(rows, _READ_BYTES)
+        return batch, len(batch) == _READ_ROWS or len(batch) < len(rows)
 
     async def _store_rows(self, course: _Course, tenant: bytes, rows: Sequence[Row]) -> None:
+        while rows:
+            batch = _within(rows[:_BATCH_ROWS], _BATCH_BYTES)
+            await self._store_batch(course, tenant, batch)
+            rows = rows[len(batch) :]
+
+    async def _store_batch(self, course: _Course, tenant: bytes, rows: Sequence[Row]) -> None:
         items = []
         for row in rows:
             try:
@@ -546,7 +556,7 @@ def _by_tenant(rows: Iterable[Row]) -> list[tuple[bytes, list[Row]]]:
     return list(groups.items())
 
 
-def _within(rows: list[Row], limit: int) -> list[Row]:
+def _within(rows: Sequence[Row], limit: int) -> Sequence[Row]:
     """The rows at the start that weigh at most `limit` bytes together; at least one."""
     size = 0
     for n, row in enumerate(rows):

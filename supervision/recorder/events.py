@@ -27,6 +27,9 @@ MAX_JSON_BYTES: Final = 64 * 1024
 MAX_JSON_DEPTH: Final = 32
 _MAX_JSON_INT_BITS: Final = 63
 
+# Events of a call's first socket are numbered from 1; each further socket, by its epoch, has numbers of its own above.
+EPOCH_BITS: Final = 32
+
 JSON = Any
 
 
@@ -70,12 +73,15 @@ InterventionOutcome = Annotated[
 ]
 SilenceProof = Annotated[str, OneOf("cleared", "fence", "unproven", "not_needed")]
 HeardBasis = Annotated[str, OneOf("marks", "pauses", "estimated")]
-ViolationBasis = Annotated[str, OneOf("quote", "turn")]
+ViolationBasis = Annotated[str, OneOf("quote", "clause", "turn")]
+HoldEndedBy = Annotated[str, OneOf("verdict", "budget", "discarded")]
 CorrectionSource = Annotated[str, OneOf("llm", "template")]
 ToolCode = Annotated[
     str,
     OneOf("ok", "policy", "duplicate", "in_doubt", "timeout", "failed", "cancelled", "bad_args", "denied"),
 ]
+OnSilence = Annotated[str, OneOf("deny", "allow")]
+ApprovalOutcome = Annotated[str, OneOf("approved", "denied", "expired", "cancelled", "void", "unasked")]
 MediaDirection = Annotated[str, OneOf("inbound", "outbound")]
 
 
@@ -84,7 +90,8 @@ class RecordEvent:
     """One thing that happened in a call.
 
     `id` is a UUIDv7 and the key of idempotency: writing an event twice changes nothing. `seq` counts from 1 in each
-    call. `at` is the wall clock in UTC. `data` is JSON and belongs to the event: nobody changes it afterwards.
+    call, and from higher up after each reconnect (`first_seq`). `at` is the wall clock in UTC. `data` is JSON and
+    belongs to the event: nobody changes it afterwards.
     """
 
     id: UUID
@@ -94,6 +101,21 @@ class RecordEvent:
     at: datetime
     kind: str
     data: dict[str, JSON]
+
+    @property
+    def epoch(self) -> int:
+        """Which of the call's sockets this is of, from 1."""
+        return epoch_of(self.seq)
+
+
+def epoch_of(seq: int) -> int:
+    """The epoch of a call that an event with this number is of, from 1."""
+    return ((seq - 1) >> EPOCH_BITS) + 1
+
+
+def first_seq(epoch: int) -> int:
+    """The number of the first event of an epoch: above those of all older ones, whatever their owners still record."""
+    return ((epoch - 1) << EPOCH_BITS) + 1
 
 
 class EventData:
@@ -136,6 +158,41 @@ class CallStarted(EventData):
     to_number: str = ""
     node: str = ""
     storage_limit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallMoved(EventData):
+    """The last event of a call on a socket whose call goes on on another one."""
+
+    KIND: ClassVar[str] = "call.moved"
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallResumed(EventData):
+    """The first event of a call on another socket, perhaps of another node, with all that its row needs: what the older
+    one recorded may come later. `after_seq` is the number of the older socket's last event, None when it was silent."""
+
+    KIND: ClassVar[str] = "call.resumed"
+    epoch: int
+    after_seq: int | None
+    started_at: str
+    plivo_call_id: str
+    stream_id: str
+    account_id: str
+    agent_id: UUID
+    policy_id: UUID | None
+    policy_version_id: UUID | None
+    policy_version: int | None
+    mode: CallMode
+    delivery: CallDelivery
+    encoding: str
+    sample_rate: int
+    from_number: str = ""
+    to_number: str = ""
+    node: str = ""
+    storage_limit: bool = False
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +246,29 @@ class TurnReported(EventData):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnCompleted(EventData):
+    """All words of a turn whose text came in pieces; `turn.reported` has the first piece."""
+
+    KIND: ClassVar[str] = "turn.completed"
+    SAID: ClassVar[Mapping[str, JSON]] = types.MappingProxyType({"text": ""})
+    turn_id: UUID
+    text: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnHeld(EventData):
+    """How long the beginning of a turn was kept from the caller until it was judged, and what ended that."""
+
+    KIND: ClassVar[str] = "turn.held"
+    DETAIL: ClassVar[bool] = True
+    turn_id: UUID
+    held_ms: int
+    ended_by: HoldEndedBy
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnJudged(EventData):
     KIND: ClassVar[str] = "turn.judged"
     turn_id: UUID
@@ -205,6 +285,8 @@ class TurnJudged(EventData):
     latency_ms: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    fallback: bool = False
     late: bool = False
     detail: str = ""
     at_ms: int
@@ -244,6 +326,8 @@ class ToolDecided(EventData):
     latency_ms: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    fallback: bool = False
     at_ms: int
 
 
@@ -255,6 +339,33 @@ class ToolDone(EventData):
     ok: bool
     result: Json
     cancelled: bool
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequested(EventData):
+    KIND: ClassVar[str] = "approval.requested"
+    decision_id: UUID
+    turn_id: UUID | None
+    ref: str
+    name: str
+    args: Json
+    irreversible: bool
+    on_silence: OnSilence
+    within_ms: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDecided(EventData):
+    """`by` and `note` are empty when no person decided."""
+
+    KIND: ClassVar[str] = "approval.decided"
+    decision_id: UUID
+    outcome: ApprovalOutcome
+    by: str = ""
+    note: str = ""
+    waited_ms: int
     at_ms: int
 
 
@@ -333,7 +444,11 @@ class MediaDropped(EventData):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded(EventData):
-    """The last event of a call. Counts that are None are taken from its rows: a process that died cannot count."""
+    """The last event of a call. Counts that are None are taken from its rows: a process that died cannot count.
+
+    `detail_dropped` is how many events of detail kinds were left out of the call's record because the journal was
+    nearly full; the journal's writer knows it (writer.py).
+    """
 
     KIND: ClassVar[str] = "call.ended"
     outcome: CallOutcome
@@ -353,19 +468,32 @@ class CallEnded(EventData):
     tools_blocked: int | None
     duration_ms: int | None
     dropped_media_ms: int | None
+    detail_dropped: int | None = 0
+
+    def without_counts(self) -> CallEnded:
+        """The same for a call whose counts nobody has; they are taken from its rows."""
+        counted = ("turns", "judged", "skipped", "timed_out", "failed", "shed", "interventions", "tools_blocked")
+        unknown: dict[str, Any] = dict.fromkeys(("coverage_state", "coverage", "dropped_media_ms", *counted))
+        return replace(self, coverage_reason="", **unknown)
 
 
 _ALL: Final[tuple[type[EventData], ...]] = (
     CallStarted,
+    CallMoved,
+    CallResumed,
     CallHello,
     AgentConnected,
     AgentFailed,
     TranscriptNoted,
     TurnReported,
+    TurnCompleted,
+    TurnHeld,
     TurnJudged,
     TurnHeard,
     ToolDecided,
     ToolDone,
+    ApprovalRequested,
+    ApprovalDecided,
     InterventionStarted,
     InterventionStep,
     InterventionEnded,

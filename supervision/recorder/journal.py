@@ -33,6 +33,8 @@ SUFFIX: Final = ".journal"
 LOCK_SUFFIX: Final = ".lock"
 FORMAT: Final = 1
 _PAGE_SIZE: Final = 4096
+# An empty journal takes a few pages; one that may take no more than these is full as soon as it is made.
+_LEAST_PAGES: Final = 16
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SCHEMA: Final = """
@@ -130,7 +132,7 @@ class Journal:
         self._lock = lock
         self._lock_pid = os.getpid()
         self._closed = False
-        self._max_pages = max(max_bytes // _PAGE_SIZE, 16)
+        self._max_pages = max(max_bytes // _PAGE_SIZE, _LEAST_PAGES)
         self._db = _connect(path, self._max_pages)
         self.last_position: int = self._db.execute(
             "SELECT max(coalesce((SELECT max(position) FROM event), 0),"
@@ -224,9 +226,9 @@ class Journal:
 
     def _follow(self, row: Row, changed: dict[bytes, _Call | None]) -> None:
         """Keep who is on the line, so that a call whose process dies can be ended by whoever adopts the journal."""
-        if row.kind == "call.started":
+        if row.kind in ("call.started", "call.resumed"):
             changed[row.call] = _Call(row.tenant, row.at_us, row.seq, row.at_us)
-        elif row.kind == "call.ended":
+        elif row.kind in ("call.ended", "call.moved"):
             changed[row.call] = None
         else:
             known = changed[row.call] if row.call in changed else self._open.get(row.call)
@@ -311,6 +313,7 @@ class Journal:
                     tools_blocked=None,
                     duration_ms=(state.last_us - state.started_us) // 1000,
                     dropped_media_ms=None,
+                    detail_dropped=None,
                 ),
                 tenant_id=UUID(bytes=state.tenant),
                 call_id=UUID(bytes=call),
@@ -337,6 +340,13 @@ class Journal:
             self._db.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0]  # noqa: S608 (constant names)
             for table in ("event", "quarantine", "open_call")
         )
+
+    def allow(self, max_bytes: int) -> None:
+        """Change what the file may take. What it has already stays, and fills the rest."""
+        pages = max(max_bytes // _PAGE_SIZE, _LEAST_PAGES)
+        if pages != self._max_pages:
+            self._db.execute(f"PRAGMA max_page_count = {pages}")
+            self._max_pages = pages
 
     @property
     def fullness(self) -> float:
@@ -385,6 +395,22 @@ class JournalReader:
 
     def close(self) -> None:
         self._db.close()
+
+
+def folder_bytes(directory: Path, *, but: Path | None = None) -> int:
+    """What the files in a journals' folder take, those of the journal `but` left out. Raises OSError."""
+    if not directory.exists():
+        return 0
+    total = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if but is not None and entry.name.startswith(but.name):
+                continue
+            # A neighbour removes its files when they are empty.
+            with suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def orphans(directory: Path) -> list[Path]:

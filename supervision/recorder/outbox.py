@@ -156,12 +156,12 @@ def _call_ended(event: RecordEvent, call: Facts) -> list[Told]:
     # From the call's row: it has what ended the call first, and the counts of a call whose process died.
     coverage = _coverage(call)
     names = ("outcome", "ended_by", "duration_ms", "intervention_count", "tools_blocked_count")
-    ended = Told(
-        "call.ended", event.call_id, event.at, {**_ids(call), **{name: call[name] for name in names}, **coverage}
-    )
+    # A call that goes on after its end, for its stream came back, ends once more.
+    subject = event.call_id if event.epoch == 1 else event.id
+    ended = Told("call.ended", subject, event.at, {**_ids(call), **{name: call[name] for name in names}, **coverage})
     if call["coverage_state"] == "full":
         return [ended]
-    return [ended, Told("coverage.alarm", event.call_id, event.at, {**_ids(call), **coverage, "alarm": "ended"})]
+    return [ended, Told("coverage.alarm", subject, event.at, {**_ids(call), **coverage, "alarm": "ended"})]
 
 
 def _turn_not_judged(event: RecordEvent, call: Facts) -> list[Told]:
@@ -205,6 +205,17 @@ def _tool_blocked(event: RecordEvent, call: Facts) -> list[Told]:
     return [told]
 
 
+def _approval_requested(event: RecordEvent, call: Facts) -> list[Told]:
+    names = ("decision_id", "turn_id", "name", "irreversible", "on_silence", "within_ms", "at_ms")
+    told = _of(event, call, "approval.requested", "decision_id", names)
+    told.data["name"] = str(told.data["name"])[:200]
+    return [told]
+
+
+def _approval_decided(event: RecordEvent, call: Facts) -> list[Told]:
+    return [_of(event, call, "approval.decided", "decision_id", ("decision_id", "outcome", "waited_ms", "at_ms"))]
+
+
 def _of(event: RecordEvent, call: Facts, event_type: str, subject: str, names: Sequence[str]) -> Told:
     data = {**_ids(call), **{name: event.data[name] for name in names}}
     return Told(event_type, UUID(event.data[subject]), event.at, data)
@@ -225,4 +236,6 @@ _TOLD: Final[dict[str, Callable[[RecordEvent, Facts], list[Told]]]] = {
     "intervention.started": _intervention_started,
     "intervention.ended": _intervention_ended,
     "tool.decided": _tool_blocked,
+    "approval.requested": _approval_requested,
+    "approval.decided": _approval_decided,
 }

@@ -74,6 +74,9 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "sample_rate": _INT,
         "node": _word(200),
         "storage_limit": _BOOL,
+        "epoch": _INT,
+        "epoch_at": _TIME,
+        "epoch_after_seq": _BIG,
         "hello_at_ms": _BIG,
         "sdk": _word(200),
         "language": _word(35),
@@ -135,6 +138,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "latency_ms": _BIG,
         "prompt_tokens": _INT,
         "completion_tokens": _INT,
+        "model": _word(200),
+        "fallback": _BOOL,
         "late": _BOOL,
         "detail": _TEXT,
         "at_ms": _BIG,
@@ -156,6 +161,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "latency_ms": _BIG,
         "prompt_tokens": _INT,
         "completion_tokens": _INT,
+        "model": _word(200),
+        "fallback": _BOOL,
         "at_ms": _BIG,
         "ok": _BOOL,
         "result": _JSON,
@@ -350,6 +357,37 @@ def _call_started(event: RecordEvent) -> list[Patch]:
     ]
 
 
+def _call_moved(event: RecordEvent) -> list[Patch]:
+    """The call goes on elsewhere, and its row with it."""
+    return []
+
+
+def _call_resumed(event: RecordEvent) -> list[Patch]:
+    d = event.data
+    [patch] = _call_started(event)
+    for number in ("from_number", "to_number"):
+        # A node that could ask nobody does not know them.
+        if not d[number]:
+            del patch.set[number]
+    patch.set |= {
+        "started_at": d["started_at"],
+        "epoch": d["epoch"],
+        "epoch_at": event.at,
+        "epoch_after_seq": d["after_seq"],
+        # It may have been ended for its lost socket.
+        "state": "live",
+        "ended_at": None,
+        "outcome": "",
+        "ended_by": "",
+        "close_code": None,
+        "reason": "",
+        "coverage_state": "",
+        "coverage_reason": "",
+        "duration_ms": None,
+    }
+    return [patch]
+
+
 def _call_hello(event: RecordEvent) -> list[Patch]:
     d = event.data
     wants = d["wants"] if isinstance(d["wants"], list) else []
@@ -390,6 +428,12 @@ def _turn_reported(event: RecordEvent) -> list[Patch]:
     ]
 
 
+def _turn_completed(event: RecordEvent) -> list[Patch]:
+    [stub] = _turn_stub(event, event.data["turn_id"])
+    stub.set = {"text": event.data["text"]}
+    return [stub]
+
+
 def _turn_judged(event: RecordEvent) -> list[Patch]:
     d = event.data
     verdict = {
@@ -406,6 +450,8 @@ def _turn_judged(event: RecordEvent) -> list[Patch]:
         "latency_ms": d["latency_ms"],
         "prompt_tokens": d["prompt_tokens"],
         "completion_tokens": d["completion_tokens"],
+        "model": d.get("model", ""),
+        "fallback": d.get("fallback", False),
         "late": d["late"],
         "detail": d["detail"],
         "at_ms": d["at_ms"],
@@ -446,6 +492,8 @@ def _tool_decided(event: RecordEvent) -> list[Patch]:
         "latency_ms": d["latency_ms"],
         "prompt_tokens": d["prompt_tokens"],
         "completion_tokens": d["completion_tokens"],
+        "model": d.get("model", ""),
+        "fallback": d.get("fallback", False),
         "at_ms": d["at_ms"],
     }
     return [
@@ -575,15 +623,22 @@ def _call_ended(event: RecordEvent) -> list[Patch]:
 
 _PROJECTIONS: Final[dict[str, Callable[[RecordEvent], list[Patch]]]] = {
     "call.started": _call_started,
+    "call.moved": _call_moved,
+    "call.resumed": _call_resumed,
     "call.hello": _call_hello,
     "agent.connected": _agent_connected,
     "agent.failed": _agent_failed,
     "transcript.noted": _nothing,
     "turn.reported": _turn_reported,
+    "turn.completed": _turn_completed,
+    "turn.held": _nothing,
     "turn.judged": _turn_judged,
     "turn.heard": _turn_heard,
     "tool.decided": _tool_decided,
     "tool.done": _tool_done,
+    # Whoever waits for a person has written that itself, before this: supervision.stream.approvals.
+    "approval.requested": _nothing,
+    "approval.decided": _nothing,
     "intervention.started": _intervention_started,
     "intervention.step": _intervention_step,
     "intervention.ended": _intervention_ended,
@@ -675,8 +730,10 @@ def _update_sql(table: str, columns: Sequence[str], adds: Sequence[str]) -> byte
 
 
 def _guard(table: str, columns: Sequence[str]) -> str:
-    """A call ends once: what ended it first stands."""
-    return " WHERE t.state <> 'ended'" if table == CALL and "state" in columns else ""
+    """A call ends once, unless it goes on in a newer epoch: what ended it first stands."""
+    if table != CALL or "state" not in columns:
+        return ""
+    return " WHERE t.epoch <= EXCLUDED.epoch" if "epoch" in columns else " WHERE t.state <> 'ended'"
 
 
 _INSERT_CALL_EVENTS: Final = (
@@ -731,12 +788,15 @@ UPDATE {CALL} AS c
                    AND plan <> 'note_only' AND outcome NOT IN {_NOT_ACTED}) AS i,
        LATERAL (SELECT count(*) AS blocked FROM {TOOL_DECISION}
                  WHERE tenant_id = %(tenant)s AND call_id = wanted.call_id AND NOT allow) AS d) AS n
- WHERE c.tenant_id = %(tenant)s AND c.id = n.call_id AND (c.state = 'live' OR c.id = ANY(%(abandoned)s::uuid[]))
+ WHERE c.tenant_id = %(tenant)s AND c.id = n.call_id
+   AND (c.state = 'live' OR c.epoch > 1 OR c.id = ANY(%(abandoned)s::uuid[]))
 """.encode()  # noqa: S608 (constant names)
 
-# Of calls that were ended for a process that died, those that had not ended before: parameters tenant, call ids.
+# Of calls, those that ended for a process that died, or that went on after they had lost a socket: nobody was there
+# all the time. Parameters tenant, call ids.
 ABANDONED: Final = f"""
-SELECT id FROM {CALL} WHERE tenant_id = %(tenant)s AND id = ANY(%(calls)s) AND reason = 'process_died'
+SELECT id FROM {CALL} WHERE tenant_id = %(tenant)s AND id = ANY(%(calls)s)
+   AND (reason = 'process_died' OR (epoch > 1 AND state = 'ended'))
 """.encode()  # noqa: S608 (constant names)
 
 # Turns of a call that no verdict closed, for a call whose process died: parameters tenant, call ids.

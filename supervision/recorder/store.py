@@ -7,6 +7,7 @@ same transaction, so that a batch that is sent twice changes nothing the second 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, LiteralString
@@ -18,8 +19,11 @@ from psycopg import errors
 from mirror_saas.ids import uuid7
 from supervision.recorder import projections
 from supervision.recorder.events import RecordEvent
+from supervision.recorder.fencing import Fenced, fence
 from supervision.recorder.outbox import outbox_write
 from supervision.recorder.projections import Unprojectable, project
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 5
 _STATEMENT_TIMEOUT_MS: Final = 15_000
@@ -100,7 +104,7 @@ async def store_events(
     new_id: Callable[[], UUID] = uuid7,
 ) -> int:
     """Store `events` of one tenant, in order, all or none; returns how many were new. Of a call that was erased
-    nothing is stored.
+    nothing is stored, and nothing that a node recorded of a call after it had lost it (see fencing.py).
 
     Raises psycopg.Error, TimeoutError, EventTaken, CallErased or Unprojectable; `fault_of` says what to make of it.
     """
@@ -112,19 +116,24 @@ async def store_events(
             events = [event for event in events if event.call_id not in erased]
             if not events:
                 return 0
+        behind = await fence(cursor, tenant_id, events)
+        if behind.refused:
+            logger.info("%d events of calls that went on elsewhere were left out", len(behind.refused))
+            events = behind.kept
         insert = projections.call_events(events)
         await cursor.execute(insert.sql, (tenant_id, insert.rows.decode()))
         new = {row[0] for row in await cursor.fetchall()}
         if len(new) != len(events):
             await _check_known(cursor, tenant_id, {event.id for event in events} - new)
-        if new:
-            first = _first_of_each(events, new)
-            await _project(cursor, tenant_id, first, without_links, new_id)
+        first = _first_of_each(events, new)
+        if first or behind.left:
+            await _project(cursor, tenant_id, first, behind, without_links, new_id)
+        if first:
             await outbox_write(cursor, tenant_id, first, new_id)
             stored = insert if len(first) == len(events) else projections.call_events(first)
             await cursor.execute(projections.STORAGE, (new_id(), tenant_id, len(stored.rows)))
-        if any(event.kind == "call.started" for event in events):
-            # Only this kind can bring a call back. It has waited for whoever was erasing the call, so it sees them now.
+        if any(event.kind in ("call.started", "call.resumed") for event in events):
+            # Only these kinds can bring a call back. They have waited for whoever was erasing it, so it shows now.
             left = [call for call in calls if call not in erased]
             if await erased_calls(cursor, tenant_id, left):
                 raise CallErased("a call was erased meanwhile")
@@ -177,15 +186,17 @@ async def _project(
     cursor: psycopg.AsyncCursor[tuple[Any, ...]],
     tenant_id: UUID,
     events: list[RecordEvent],
+    behind: Fenced,
     without_links: bool,
     new_id: Callable[[], UUID],
 ) -> None:
-    projected = project(events, without_links=without_links)
+    current = {event.id for event in behind.projected}
+    projected = project([event for event in events if event.id in current], without_links=without_links)
     for statement in projected.statements:
         await cursor.execute(statement.sql, (tenant_id, statement.rows.decode()))
     abandoned: list[UUID] = []
-    if projected.abandoned:
-        abandoned = await _close_abandoned(cursor, tenant_id, projected.abandoned, new_id)
+    if projected.abandoned or behind.left:
+        abandoned = await _close_abandoned(cursor, tenant_id, [*projected.abandoned, *behind.left], new_id)
     calls = [*projected.recount, *abandoned]
     if calls:
         await cursor.execute(projections.RECOUNT, {"tenant": tenant_id, "calls": calls, "abandoned": abandoned})
@@ -194,7 +205,8 @@ async def _project(
 async def _close_abandoned(
     cursor: psycopg.AsyncCursor[tuple[Any, ...]], tenant_id: UUID, calls: list[UUID], new_id: Callable[[], UUID]
 ) -> list[UUID]:
-    """No turn stays unjudged and no intervention running in a call whose process died; the calls that this ended."""
+    """No turn stays unjudged and no intervention running in a call that has ended and whose process, or one of whose
+    processes, is gone; the calls of which that is true."""
     await cursor.execute(projections.ABANDONED, {"tenant": tenant_id, "calls": calls})
     abandoned = [row[0] for row in await cursor.fetchall()]
     parameters = {"tenant": tenant_id, "calls": abandoned}

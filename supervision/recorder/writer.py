@@ -4,7 +4,8 @@ The call path only appends to a queue. The thread encodes, writes and tells the 
 for joins the next commit within `linger_s`, one that somebody waits for is committed at once.
 
 When the journal fails or fills, events wait in memory up to `max_backlog_bytes`. Detail (events.DETAIL_KINDS) is given
-up first, then the newest of the rest; both are counted, and whoever waits for a commit is told JournalUnavailable.
+up first, then the newest of the rest; both are counted, and whoever waits for a commit is told JournalUnavailable. A
+call of which detail was left out says so in its record: `detail_dropped` of its `call.ended`.
 """
 
 from __future__ import annotations
@@ -13,30 +14,43 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from supervision.recorder.events import DETAIL_KINDS, RecordEvent
-from supervision.recorder.journal import Journal, JournalUnavailable, Row, is_damage, row_of
+import orjson
+
+from supervision.recorder.events import DETAIL_KINDS, CallEnded, RecordEvent
+from supervision.recorder.journal import Journal, JournalUnavailable, Row, folder_bytes, is_damage, row_of
 
 logger = logging.getLogger(__name__)
 
 Redact = Callable[[RecordEvent], RecordEvent]
 
 _ROWS_PER_COMMIT: Final = 2000
+# A transaction is in the write-ahead log as a whole before any of it is in the file.
+_BYTES_PER_COMMIT: Final = 4 << 20
+# How often the folder is measured: other journals in it come and go.
+_MEASURE_EVERY_S: Final = 1.0
 _RETRY_FIRST_S: Final = 0.25
 _RETRY_MOST_S: Final = 5.0
 # Commits of a call that lost an event are refused this long after it: whoever recorded the event asks within that time.
 _LOSS_MEMORY_S: Final = 1.0
+# Calls that are remembered for having lost detail; one that never ends is forgotten for newer ones.
+_THINNED_CALLS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalLimits:
-    """What a journal may cost. From `detail_fullness`, a share of `max_bytes`, detail is not written any more."""
+    """What a journal may cost.
+
+    `max_bytes` is what all journals in the folder may take together, those of dead processes and those that were set
+    aside included. From `detail_fullness`, a share of what this process may write or queue, detail is left out.
+    """
 
     max_bytes: int = 1 << 30
     detail_fullness: float = 0.8
@@ -84,6 +98,9 @@ class JournalWriter:
         self._drained: deque[Sequence[int]] = deque()
         self._refused: deque[tuple[int, str]] = deque()
         self._scrubbing: deque[Sequence[tuple[bytes, bytes]]] = deque()
+        # How much detail of each call was left out; both sides count.
+        self._thinned: Counter[bytes] = Counter()
+        self._thinning = threading.Lock()
         self._awake = False
         self._stopping = False
         self._wake = threading.Event()
@@ -94,6 +111,7 @@ class JournalWriter:
         self._written_upto = 0
         self.last_position = 0
         self._lost: dict[UUID, float] = {}
+        self._detail_queue = int(limits.max_queued_events * limits.detail_fullness)
         self._closed: asyncio.Future[None] = loop.create_future()
         # The thread's side.
         self._journal: Journal | None = None
@@ -105,6 +123,7 @@ class JournalWriter:
         self._last_position = 0
         self._failing = False
         self._nearly_full = False
+        self._measured_at = float("-inf")
         self._retry_s = _RETRY_FIRST_S
         self._cycles = 0
         self._thread = threading.Thread(target=self._run, name="mirror-journal", daemon=True)
@@ -123,7 +142,8 @@ class JournalWriter:
     def record(self, event: RecordEvent) -> None:
         """Queue `event`. Never blocks and never raises."""
         self.counts.recorded += 1
-        if len(self._queue) >= self._limits.max_queued_events:
+        queued = len(self._queue)
+        if queued >= self._detail_queue and (queued >= self._limits.max_queued_events or event.kind in DETAIL_KINDS):
             self._overflow(event)
             return
         self._queue.append(event)
@@ -134,9 +154,18 @@ class JournalWriter:
 
     def _overflow(self, event: RecordEvent) -> None:
         if event.kind in DETAIL_KINDS:
-            self.counts.detail_dropped += 1
+            self._leave_out([event.call_id.bytes])
         else:
             self._lose([event.call_id], "the journal is not keeping up")
+
+    def _leave_out(self, calls: Iterable[bytes]) -> None:
+        """Count detail that is left out, one of `calls` for each event. Both sides may call it."""
+        with self._thinning:
+            for call in calls:
+                self.counts.detail_dropped += 1
+                self._thinned[call] += 1
+                if len(self._thinned) > _THINNED_CALLS:
+                    del self._thinned[next(iter(self._thinned))]
 
     def _lose(self, calls: Sequence[UUID], reason: str) -> None:
         """An event of each of `calls` will never be written: their commits fail, those under way and the next ones."""
@@ -295,7 +324,7 @@ class JournalWriter:
             if step == "redacted":
                 self.counts.unredacted += 1
             if event.kind in DETAIL_KINDS:
-                self.counts.detail_dropped += 1
+                self._leave_out([event.call_id.bytes])
                 logger.error("%s and is left out", problem)
             else:
                 self._tell(self._lose, [event.call_id], problem)
@@ -314,20 +343,28 @@ class JournalWriter:
 
     def _drop_detail_of_backlog(self) -> None:
         kept: deque[tuple[int, Row | None]] = deque()
+        left_out = []
         for ticket, row in self._backlog:
             if row is not None and row.kind in DETAIL_KINDS:
                 self._backlog_bytes -= row.size
-                self.counts.detail_dropped += 1
+                left_out.append(row.call)
             else:
                 kept.append((ticket, row))
         self._backlog = kept
+        self._leave_out(left_out)
 
     def _open(self) -> Journal:
         if self._journal is None:
-            self._journal = Journal.create(
-                self._directory, max_bytes=self._limits.max_bytes, last_position=self._last_position
-            )
+            self._journal = Journal.create(self._directory, max_bytes=self._share(), last_position=self._last_position)
+        elif time.monotonic() - self._measured_at >= _MEASURE_EVERY_S:
+            self._journal.allow(self._share())
         return self._journal
+
+    def _share(self) -> int:
+        """What the other journals in the folder leave of what all of them may take."""
+        self._measured_at = time.monotonic()
+        own = self._journal.path if self._journal is not None else None
+        return self._limits.max_bytes - folder_bytes(self._directory, but=own)
 
     def _write_drained(self, journal: Journal) -> None:
         """Deletions go first: in a full journal they make the room for what is to be written."""
@@ -347,14 +384,15 @@ class JournalWriter:
         nearly_full = journal.fullness >= self._limits.detail_fullness
         if nearly_full != self._nearly_full:
             self._nearly_full = nearly_full
-            logger.warning(
-                "the journal is nearly full, detail is left out" if nearly_full else "the journal has room again"
-            )
+            if nearly_full:
+                logger.warning("the journal is nearly full, detail is left out")
+            else:
+                logger.warning("the journal has room again; %d details left out so far", self.counts.detail_dropped)
         if nearly_full:
             self._drop_detail_of_backlog()
             self._thin_quarantine(journal)
-        group = [self._backlog[n] for n in range(min(len(self._backlog), _ROWS_PER_COMMIT))]
-        rows = [row for _, row in group if row is not None]
+        group = self._next_group()
+        rows = [self._told(row) for _, row in group if row is not None]
         if rows or self._forgetting:
             journal.append(rows, drained=self._forgetting)
             self.counts.commits += 1
@@ -368,6 +406,29 @@ class JournalWriter:
             self._tell(self._settle, group[-1][0], None, journal.last_position)
         if rows:
             self._tell(self._on_written)
+        if self._thinned:
+            with self._thinning:
+                for row in rows:
+                    if row.kind == CallEnded.KIND:
+                        self._thinned.pop(row.call, None)
+
+    def _next_group(self) -> list[tuple[int, Row | None]]:
+        """What goes into the next commit, at least one event."""
+        group: list[tuple[int, Row | None]] = []
+        size = 0
+        for ticket, row in self._backlog:
+            if row is not None:
+                size += row.size
+            if group and (len(group) == _ROWS_PER_COMMIT or size > _BYTES_PER_COMMIT):
+                break
+            group.append((ticket, row))
+        return group
+
+    def _told(self, row: Row) -> Row:
+        """The end of a call says how much detail of it was left out."""
+        if row.kind != CallEnded.KIND or row.call not in self._thinned:
+            return row
+        return replace(row, data=orjson.dumps({**orjson.loads(row.data), "detail_dropped": self._thinned[row.call]}))
 
     def _thin_quarantine(self, journal: Journal) -> None:
         thinned = journal.thin_quarantine()

@@ -55,6 +55,7 @@ class VersionDiff:
     rules: list[RuleChange]
     config: dict[str, tuple[Any, Any]]
     llm_credential: tuple[UUID | None, UUID | None] | None
+    fallback_credential: tuple[UUID | None, UUID | None] | None
 
 
 def policy_etag(policy: Policy) -> str:
@@ -128,12 +129,16 @@ def policy_version_diff(*, policy_id: UUID, number: int, other: int) -> VersionD
     old, new = (
         policy_version_config(version).model_dump(mode="json", exclude={"policies"}) for version in (before, after)
     )
-    credentials = (before.llm_credential_id, after.llm_credential_id)
     return VersionDiff(
         rules=_rule_changes(before.rules, after.rules),
         config={name: (value, new[name]) for name, value in old.items() if value != new[name]},
-        llm_credential=None if credentials[0] == credentials[1] else credentials,
+        llm_credential=_change(before.llm_credential_id, after.llm_credential_id),
+        fallback_credential=_change(before.fallback_credential_id, after.fallback_credential_id),
     )
+
+
+def _change(before: UUID | None, after: UUID | None) -> tuple[UUID | None, UUID | None] | None:
+    return None if before == after else (before, after)
 
 
 def _policy(policy_id: UUID) -> Policy:

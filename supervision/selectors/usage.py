@@ -168,19 +168,30 @@ WITH day_call AS MATERIALIZED (
      WHERE c.tenant_id = %(tenant)s AND c.started_at >= %(begins)s AND c.started_at < %(ends)s
        AND (%(calls)s::uuid[] IS NULL OR c.id = ANY(%(calls)s::uuid[]))),
 asked AS (
-    SELECT call_id, 0 AS decisions, 0 AS blocked, prompt_tokens, completion_tokens FROM supervision_verdict
+    SELECT call_id, 0 AS decisions, 0 AS blocked, prompt_tokens, completion_tokens,
+           CASE WHEN fallback THEN nullif(model, '') END AS instead FROM supervision_verdict
      WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)
      UNION ALL
-    SELECT call_id, 1, (NOT allow)::int, prompt_tokens, completion_tokens FROM supervision_tooldecision
+    SELECT call_id, 1, (NOT allow)::int, prompt_tokens, completion_tokens,
+           CASE WHEN fallback THEN nullif(model, '') END FROM supervision_tooldecision
      WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)),
 of_call AS (
-    SELECT call_id, sum(decisions) AS decisions, sum(blocked) AS blocked, sum(prompt_tokens) AS prompt_tokens,
-           sum(completion_tokens) AS completion_tokens
-      FROM asked GROUP BY call_id)
-SELECT d.day, d.model, count(*), sum(d.ms), sum(d.turn_count), sum(d.judged_count), sum(d.skipped_count),
-       sum(d.timed_out_count), sum(d.failed_count), sum(d.shed_count), coalesce(sum(o.decisions), 0),
-       coalesce(sum(o.blocked), 0), sum(d.intervention_count), coalesce(sum(o.prompt_tokens), 0),
-       coalesce(sum(o.completion_tokens), 0)
-  FROM day_call AS d LEFT JOIN of_call AS o ON o.call_id = d.id
- GROUP BY d.day, d.model
+    SELECT call_id, sum(decisions) AS decisions, sum(blocked) AS blocked,
+           sum(prompt_tokens) FILTER (WHERE instead IS NULL) AS prompt_tokens,
+           sum(completion_tokens) FILTER (WHERE instead IS NULL) AS completion_tokens
+      FROM asked GROUP BY call_id),
+-- A call counts for the model that was to judge it, tokens for the one that used them.
+counted AS (
+    SELECT d.day, d.model, 1 AS calls, d.ms, d.turn_count, d.judged_count, d.skipped_count, d.timed_out_count,
+           d.failed_count, d.shed_count, coalesce(o.decisions, 0) AS decisions, coalesce(o.blocked, 0) AS blocked,
+           d.intervention_count, coalesce(o.prompt_tokens, 0) AS prompt_tokens,
+           coalesce(o.completion_tokens, 0) AS completion_tokens
+      FROM day_call AS d LEFT JOIN of_call AS o ON o.call_id = d.id
+     UNION ALL
+    SELECT d.day, a.instead, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a.prompt_tokens, a.completion_tokens
+      FROM asked AS a JOIN day_call AS d ON d.id = a.call_id WHERE a.instead IS NOT NULL)
+SELECT day, model, sum(calls), sum(ms), sum(turn_count), sum(judged_count), sum(skipped_count), sum(timed_out_count),
+       sum(failed_count), sum(shed_count), sum(decisions), sum(blocked), sum(intervention_count), sum(prompt_tokens),
+       sum(completion_tokens)
+  FROM counted GROUP BY day, model
 """

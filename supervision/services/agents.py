@@ -22,7 +22,8 @@ from django.utils import timezone
 from mirror_saas.egress import EgressRefused, egress_check
 from mirror_saas.ids import uuid7
 from supervision.audio.format import L16, MULAW, MediaFormat
-from supervision.models import Agent, Mode, Policy, PolicyVersion, ProviderCredential, StreamKey, Track
+from supervision.models import Agent, Mode, OnFailure, Policy, PolicyVersion, ProviderCredential, StreamKey, Track
+from supervision.plivo.rest import web_url_checked
 from supervision.plivo.xml import stream_response
 from supervision.selectors.agents import agent_address
 from supervision.services.credentials import credential_of_kind
@@ -45,6 +46,7 @@ SECRET_CHARS: Final = 200
 ROTATION_OVERLAP: Final = timedelta(hours=24)
 MAX_ROTATION_OVERLAP: Final = timedelta(days=30)
 MAX_HEADERS: Final = 32
+MAX_REDIALS: Final = 5
 MAX_HEADER_BYTES: Final = 8 * 1024
 AUDIO_FORMATS: Final = tuple(
     MediaFormat(encoding, rate).xml_content_type for encoding, rate in ((MULAW, 8000), (L16, 8000), (L16, 16000))
@@ -65,6 +67,11 @@ class AgentFields(TypedDict, total=False):
     policy_track: Track
     policy_overrides: Mapping[str, Any]
     tts_credential_id: UUID | None
+    redials: int
+    failure_message: str
+    on_failure: OnFailure
+    failure_transfer_url: str
+    bidirectional: bool
 
 
 class _MoreFields(TypedDict, total=False):
@@ -74,6 +81,11 @@ class _MoreFields(TypedDict, total=False):
     policy_track: Track
     policy_overrides: Mapping[str, Any]
     tts_credential_id: UUID | None
+    redials: int
+    failure_message: str
+    on_failure: OnFailure
+    failure_transfer_url: str
+    bidirectional: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +383,29 @@ def _fill(agent: Agent, **fields: Unpack[AgentFields]) -> None:
         agent.policy_overrides = overrides_checked(fields["policy_overrides"])
     if "tts_credential_id" in fields:
         agent.tts_credential = credential_of_kind(fields["tts_credential_id"], ProviderCredential.Kind.TTS)
+    if "bidirectional" in fields:
+        agent.bidirectional = fields["bidirectional"]
+    _fill_failure(agent, **fields)
+
+
+def _fill_failure(agent: Agent, **fields: Unpack[AgentFields]) -> None:
+    if "redials" in fields:
+        if not 0 <= fields["redials"] <= MAX_REDIALS:
+            raise ValidationError({"redials": f"Give 0 to {MAX_REDIALS}."})
+        agent.redials = fields["redials"]
+    if "failure_message" in fields:
+        agent.failure_message = " ".join(fields["failure_message"].split())
+    if "on_failure" in fields:
+        agent.on_failure = fields["on_failure"].value
+    if "failure_transfer_url" in fields:
+        agent.failure_transfer_url = fields["failure_transfer_url"].strip()
+        if agent.failure_transfer_url:
+            try:
+                web_url_checked(agent.failure_transfer_url)
+            except ValueError as error:
+                raise ValidationError({"failure_transfer_url": f"This {error}."}) from error
+    if agent.on_failure == OnFailure.TRANSFER and not agent.failure_transfer_url:
+        raise ValidationError({"failure_transfer_url": "Give the URL of the XML that a transferred call goes on with."})
 
 
 def _seal_signing_secret(agent: Agent, secret: str) -> None:

@@ -181,7 +181,7 @@ def credential_delete(*, credential_id: UUID) -> None:
     with transaction.atomic():
         # Whoever makes use of it now holds its row until they are done.
         credential = ProviderCredential.objects.select_for_update().get(id=credential_id)
-        versions = PolicyVersion.objects.filter(llm_credential=credential)
+        versions = PolicyVersion.objects.filter(Q(llm_credential=credential) | Q(fallback_credential=credential))
         retired = PolicyVersion.Status.RETIRED
         used = [
             f"version {number} of {policy}"
@@ -199,21 +199,24 @@ def credential_delete(*, credential_id: UUID) -> None:
         if used:
             shown = ", ".join(used[:5]) + (", …" if len(used) > 5 else "")
             raise Conflict(f"This credential is in use ({shown}); give those another one first.")
-        versions.update(llm_credential=None)
+        PolicyVersion.objects.filter(llm_credential=credential).update(llm_credential=None)
+        PolicyVersion.objects.filter(fallback_credential=credential).update(fallback_credential=None)
         agents.update(tts_credential=None)
         auditevent_record(action="credential.delete", row=credential, before=snapshot(credential))
         credential.delete()
 
 
-def credential_of_kind(credential_id: UUID | None, kind: ProviderCredential.Kind) -> ProviderCredential | None:
+def credential_of_kind(
+    credential_id: UUID | None, kind: ProviderCredential.Kind, *, field: str = ""
+) -> ProviderCredential | None:
     """The credential, held against being deleted until the transaction ends; None for None. Raises ValidationError
-    (`llm_credential_id` for the kind `llm`, and so on)."""
+    (`field`, or `llm_credential_id` for the kind `llm`, and so on)."""
     if credential_id is None:
         return None
     rows = ProviderCredential.objects.select_for_update(no_key=True).filter(id=credential_id, kind=kind)
     credential = rows.first()
     if credential is None:
-        raise ValidationError({f"{kind}_credential_id": f"There is no such credential of the kind `{kind}`."})
+        raise ValidationError({field or f"{kind}_credential_id": f"There is no such credential of the kind `{kind}`."})
     return credential
 
 

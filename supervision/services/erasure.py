@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, timedelta
 from typing import Final
 from uuid import UUID
@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from mirror_saas.errors import Conflict
-from supervision.models import Call, ErasedCall
+from supervision.models import Approval, Call, ErasedCall, LedgerEntry
 from supervision.selectors.calls import CallNotFound
 from supervision.selectors.usage import usage_counted
 from supervision.services.storage import calls_storage_bytes, storage_release
@@ -46,6 +46,7 @@ def call_erase(*, call_id: UUID) -> None:
         stored = calls_storage_bytes(call_ids=[call_id])
         # Rows that point at the call go with it, by the foreign keys.
         Call.objects.filter(id=call_id).delete()
+        calls_tools_forget(call_ids=[call_id])
         ErasedCall.objects.create(id=call_id, erased_at=now)
         storage_release(storage_bytes=stored)
         # Nothing of the caller's: the log outlives this.
@@ -55,6 +56,12 @@ def call_erase(*, call_id: UUID) -> None:
             object_label=f"call of {call.started_at:%Y-%m-%d %H:%M} UTC",
             before={"agent_id": str(call.agent_id), "started_at": call.started_at, "turn_count": call.turn_count},
         )
+
+
+def calls_tools_forget(*, call_ids: Collection[UUID]) -> None:
+    """Delete what is kept of the calls' tools while they run: no foreign key does, since those rows come first."""
+    LedgerEntry.objects.filter(call_id__in=call_ids).delete()
+    Approval.objects.filter(call_id__in=call_ids).delete()
 
 
 def usage_keep(*, calls: Sequence[Call]) -> None:

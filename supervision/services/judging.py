@@ -7,15 +7,14 @@ process has one loop for it, in a thread of its own, which starts with the first
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 from mirror_saas.egress import egress_http_client
 from mirror_saas.errors import Conflict, NotFound
@@ -28,20 +27,22 @@ from supervision.engine.context import (
     TurnPayload,
     Verdict,
 )
+from supervision.engine.llm.limiter import Risk, asking
 from supervision.engine.llm.openai import OpenAIPool
-from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.engine.supervisor import CallSupervisor
 from supervision.selectors.usage import UsageFigures
 from supervision.services.usage import usage_add
 from supervision.stream.directory import AgentBinding, agent_binding
-from supervision.stream.limits import JudgeSlots
-from supervision.stream.supervisors import supervisor_of
-from tenants.limits_refused import Refused, refused
+from supervision.stream.supervisors import Supervisors, scoring_pool
 from tenants.selectors.tenants import TenantRef
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # The engine keeps its own deadlines; this is for a loop that is stuck.
 _BEYOND_DEADLINE_S: Final = 15.0
+CLOSE_S: Final = 5.0
 
 
 class AgentNotFound(NotFound):
@@ -90,7 +91,9 @@ def turn_review(judge: Judge, payload: TurnPayload) -> Verdict:
     should be open meanwhile. What goes wrong in judging is the verdict's state. Raises NothingJudges."""
 
     async def review(call: CallSupervisor) -> Verdict:
-        return await call.judged_with_tools(payload)
+        # Nobody hears the turn through Mirror: those who do go first.
+        with asking(Risk.REVIEW):
+            return await call.judged_with_tools(payload)
 
     return _judging().run(lambda loop: loop.ask(judge, review))
 
@@ -135,7 +138,9 @@ def review_count(*, judge: Judge, verdict: Verdict | None, tools: Sequence[ToolV
         completion_tokens=sum(usage.completion_tokens for usage in usages),
     )
     assert judge.binding.llm is not None  # or nothing would have judged
-    usage_add(day=now.astimezone(UTC).date(), source="api", model=judge.binding.llm.model, figures=figures)
+    answered = [*([verdict.model] if verdict is not None else []), *(tool.model for tool in tools)]
+    model = next(filter(None, answered), judge.binding.llm.model)
+    usage_add(day=now.astimezone(UTC).date(), source="api", model=model, figures=figures)
 
 
 _NOTE: Final[dict[str, Callable[[CallSupervisor, str], None]]] = {
@@ -152,10 +157,8 @@ class JudgingLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
-        # The places of each tenant's questions; kept while an engine has them.
-        self._slots: WeakValueDictionary[UUID, JudgeSlots] = WeakValueDictionary()
-        self._llms = OpenAIPool(http_client=egress_http_client)
+        self.llms = OpenAIPool(http_client=egress_http_client)
+        self._supervisors = Supervisors(self.llms, scoring_pool())
         threading.Thread(target=self._run, name="mirror-judging", daemon=True).start()
 
     def _run(self) -> None:
@@ -165,13 +168,7 @@ class JudgingLoop:
     async def ask(self, judge: Judge, question: Callable[[CallSupervisor], Coroutine[Any, Any, T]]) -> T:
         """The answer of a call that has just begun and ends with it."""
         binding = judge.binding
-        slots = self._slots.get(binding.tenant_id)
-        if slots is None:
-            # Called on this loop, for a question that found no place.
-            slots = JudgeSlots(binding.limits.judge_calls, lambda: refused(binding.tenant_id, Refused.JUDGE_CALLS))
-            self._slots[binding.tenant_id] = slots
-        slots.allow(binding.limits.judge_calls)
-        supervisor = supervisor_of(binding, self._supervisors, self._llms, slots)
+        supervisor = self._supervisors.get(binding)
         if supervisor is None:
             raise NothingJudges
         context = SupervisorContext(
@@ -190,9 +187,33 @@ class JudgingLoop:
         """Answer on the loop, for a caller on another thread, who waits."""
         return asyncio.run_coroutine_threadsafe(question(self), self._loop).result()
 
+    def close(self) -> None:
+        """Close the connections to models and end the thread, for a caller on another one. What is asked after this
+        has no answer."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(CLOSE_S)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _close(self) -> None:
+        await self._supervisors.aclose()
+        await self.llms.aclose()
+
 
 _lock = threading.Lock()
 _made: tuple[int, JudgingLoop] | None = None
+
+
+def judging_close() -> None:
+    """Close what reviews shared, when the server stops. Blocks for 5 seconds at most."""
+    global _made
+    with _lock:
+        made, _made = _made, None
+    if made is not None and made[0] == os.getpid():
+        try:
+            made[1].close()
+        except TimeoutError:
+            logger.warning("Questions of reviews were still under way when the server stopped")
 
 
 def _judging() -> JudgingLoop:

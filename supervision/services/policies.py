@@ -29,14 +29,21 @@ from tenants.services.audit import Snapshot, auditevent_record, changes, snapsho
 # published later cannot make an agent's settings unusable.
 OVERRIDABLE: Final = frozenset(
     {
+        "approval_hold_text",
+        "approval_on_silence",
+        "approval_timeout_ms",
+        "approval_tools",
         "buffer_text",
         "cooldown_s",
+        "delivery",
+        "hold_budget_ms",
         "intervention_threshold",
         "irreversible_tools",
         "judge_max_tokens",
         "max_interventions_per_call",
         "pregate_always",
         "semantic_review_timeout_s",
+        "streaming_mode",
         "tiered_scoring_enabled",
         "tool_gate_enabled",
         "tool_gate_on_failure",
@@ -54,6 +61,7 @@ class VersionFields(TypedDict, total=False):
     rules: Rules
     config: Mapping[str, Any]
     llm_credential_id: UUID | None
+    fallback_credential_id: UUID | None
     note: str
 
 
@@ -110,14 +118,17 @@ def policy_version_create(
     rules: Rules,
     config: Mapping[str, Any] | None = None,
     llm_credential: ProviderCredential | None = None,
+    fallback_credential: ProviderCredential | None = None,
     note: str = "",
 ) -> PolicyVersion:
     """A draft with the next number.
 
     `rules` are strings or {"text", "severity"}; `config` holds fields of the engine's PolicyConfig other than the
-    rules. Raises Policy.DoesNotExist, or ValidationError naming the field that the engine would refuse.
+    rules. `fallback_credential` is asked when `llm_credential` does not answer. Raises Policy.DoesNotExist, or
+    ValidationError naming the field that cannot be used.
     """
     stored_rules, stored_config = _checked(rules, config or {})
+    _check_fallback(llm_credential, fallback_credential)
     with transaction.atomic():
         policy = _locked(policy_id)
         latest = PolicyVersion.objects.filter(policy=policy).order_by("-number").first()
@@ -127,6 +138,7 @@ def policy_version_create(
             rules=stored_rules,
             config=stored_config,
             llm_credential=llm_credential,
+            fallback_credential=fallback_credential,
             note=_note_checked(note),
         )
         auditevent_record(
@@ -142,11 +154,13 @@ def policy_version_copy(*, policy_id: UUID, number: int, **fields: Unpack[Versio
         _locked(policy_id)
         source = PolicyVersion.objects.get(policy_id=policy_id, number=number)
         credential_id = fields.get("llm_credential_id", source.llm_credential_id)
+        fallback_id = fields.get("fallback_credential_id", source.fallback_credential_id)
         return policy_version_create(
             policy_id=policy_id,
             rules=fields.get("rules", source.rules),
             config=fields.get("config", source.config),
             llm_credential=llm_credential_get(credential_id),
+            fallback_credential=llm_credential_get(fallback_id, field="fallback_credential_id"),
             note=fields.get("note", f"From version {number}."),
         )
 
@@ -173,11 +187,16 @@ def policy_version_update(
             )
         if "llm_credential_id" in fields:
             version.llm_credential = llm_credential_get(fields["llm_credential_id"])
+        if "fallback_credential_id" in fields:
+            version.fallback_credential = llm_credential_get(
+                fields["fallback_credential_id"], field="fallback_credential_id"
+            )
+        _check_fallback(version.llm_credential, version.fallback_credential)
         if "note" in fields:
             version.note = _note_checked(fields["note"])
         before, after = changes(was, snapshot(version))
         if after:
-            _version_save(version, "rules", "config", "llm_credential", "note")
+            _version_save(version, "rules", "config", "llm_credential", "fallback_credential", "note")
             auditevent_record(
                 action="policy_version.update",
                 row=version,
@@ -305,10 +324,22 @@ def policy_for_agent_get(policy_id: UUID | None) -> Policy | None:
     return policy
 
 
-def llm_credential_get(credential_id: UUID | None) -> ProviderCredential | None:
-    """The credential, held against being deleted until the transaction ends. Raises ValidationError
-    (`llm_credential_id`)."""
-    return credential_of_kind(credential_id, ProviderCredential.Kind.LLM)
+def llm_credential_get(credential_id: UUID | None, *, field: str = "llm_credential_id") -> ProviderCredential | None:
+    """The credential, held against being deleted until the transaction ends. Raises ValidationError (`field`)."""
+    return credential_of_kind(credential_id, ProviderCredential.Kind.LLM, field=field)
+
+
+def _check_fallback(first: ProviderCredential | None, second: ProviderCredential | None) -> None:
+    """Raises ValidationError (`fallback_credential_id`) when the second could never take the first one's place."""
+    if second is None:
+        return
+    if first is None:
+        message = "Only where llm_credential_id names a model can another one take its place."
+    elif first.id == second.id:
+        message = "This is the credential that it is to take the place of; name another one, or none."
+    else:
+        return
+    raise ValidationError({"fallback_credential_id": message})
 
 
 def overrides_checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -428,7 +459,6 @@ def _checked(
             else:
                 messages.setdefault(str(field), []).append(problem["msg"])
         raise ValidationError(messages) from error
-    _refuse_what_a_relayed_call_cannot_do(checked)
     stored = checked.model_dump(mode="json", include={"policies", *config})
     stored_rules = [
         {name: value for name, value in rule.items() if value is not None} for rule in stored.pop("policies")
@@ -436,21 +466,3 @@ def _checked(
     if any("\x00" in rule["text"] for rule in stored_rules):
         raise ValidationError({"rules": "A rule contains the character U+0000, which PostgreSQL cannot store."})
     return stored_rules, stored
-
-
-def _refuse_what_a_relayed_call_cannot_do(config: PolicyConfig) -> None:
-    """Raises ValidationError for what the engine does in an agent's own process, and a relayed call does not do yet: it
-    would be stored, shown and never happen."""
-    messages: dict[str, list[str]] = {}
-    if config.delivery != "stream_first":
-        messages["delivery"] = [
-            f"Calls through Mirror's stream cannot hold turns yet ({config.delivery}); leave it at stream_first."
-        ]
-    if config.hold_budget_ms != PolicyConfig.model_fields["hold_budget_ms"].default:
-        messages["hold_budget_ms"] = ["Calls through Mirror's stream cannot hold turns yet; leave it out."]
-    if config.streaming_mode:
-        messages["streaming_mode"] = [
-            "Calls through Mirror's stream judge whole turns (mirror.turn) so far; leave it at false."
-        ]
-    if messages:
-        raise ValidationError(messages)

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from supervision.models import Call, PrivacySettings
+from supervision.models import Approval, Call, LedgerEntry, PrivacySettings
 from supervision.redaction import (
     KINDS,
     MAX_NAME_CHARS,
@@ -23,12 +23,14 @@ from supervision.redaction import (
     Redactor,
     pattern_compile,
 )
-from supervision.services.erasure import LONGEST_CALL, usage_keep
+from supervision.services.erasure import LONGEST_CALL, calls_tools_forget, usage_keep
 from supervision.services.storage import calls_storage_bytes, storage_release
 from supervision.services.usage import usage_days_close
 from tenants.services.audit import auditevent_record, changes, snapshot
 
 MAX_RETENTION_DAYS: Final = 3_650
+# Beyond the longest call, so that a ledger's row outlives every socket of its call.
+LEDGER_KEPT: Final = 2 * LONGEST_CALL
 _BATCH: Final = 500
 
 
@@ -106,6 +108,8 @@ def calls_prune(*, now: datetime) -> int:
     """Store the usage of days that are over, then delete the current tenant's calls that are older than it keeps them;
     returns how many. Each batch is a transaction of its own, or a savepoint inside another one."""
     usage_days_close(now=now)
+    # By then their calls have ended, wherever they ran: what came of these tools is in the calls' record.
+    LedgerEntry.objects.filter(created_at__lt=now - LEDGER_KEPT).delete()
     row = PrivacySettings.objects.first()
     if row is None or row.retention_days is None:
         return 0
@@ -119,10 +123,13 @@ def calls_prune(*, now: datetime) -> int:
             lost = old.filter(state=Call.State.LIVE, started_at__lt=before - LONGEST_CALL)
             calls = [*ended.select_for_update(no_key=True)[:_BATCH], *lost.select_for_update(no_key=True)[:_BATCH]]
             if not calls:
+                # Of calls that never came to be recorded.
+                Approval.objects.filter(requested_at__lt=before - LONGEST_CALL).delete()
                 return pruned
             ids = [call.id for call in calls]
             usage_keep(calls=calls)
             stored = calls_storage_bytes(call_ids=ids)
             Call.objects.filter(id__in=ids).delete()
+            calls_tools_forget(call_ids=ids)
             storage_release(storage_bytes=stored)
             pruned += len(ids)

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
 from django.conf import settings
 
+from mirror_saas.direct_frames import direct_frames
 from supervision.plivo import signatures
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
-from supervision.stream.limits import CallLease
+from supervision.stream.limits import CallLease, lease_name
+from supervision.stream.owners import CallKey
 from supervision.stream.plivo_leg import Send
 from supervision.stream.revocation import WatchedKey
 from supervision.stream.runtime import StreamRuntime, stream_runtime
 from supervision.stream.session import CallSession, CallStart, Receive, StartInvalid, now_unix
+from supervision.stream.takeover import Taken
 from supervision.stream.token import FIRST_USE_S, CallToken, TokenInvalid, query_split, token_read
 from tenants.limits_refused import Refused, refused
 
 logger = logging.getLogger(__name__)
 
 START_WITHIN_S: Final = 15.0
+POLICY_FRESH_S: Final = 0.5  # a policy that was looked up longer ago than that before `start` is looked up again
 BEFORE_START: Final = 100  # frames kept that come before `start`
 BEFORE_START_CHARS: Final = 64 * 1024  # of each: nobody knows yet whose call this is
 DISCONNECTED: Final = object()
@@ -71,6 +76,7 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         offered = list(scope.get("subprotocols") or [])
         await runtime.start()
         await send({"type": "websocket.accept", "subprotocol": offered[0] if offered else None})
+        accepted_at = asyncio.get_running_loop().time()
         before: list[str] = []
         try:
             async with asyncio.timeout(START_WITHIN_S) as waiting:
@@ -84,30 +90,72 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             return
         if start is None:
             return
-        if token is not None and not _token_fits(token, start):
+        of_call = CallKey(binding.tenant_id, binding.agent_id, start.call_id)
+        if token is not None and not await _token_fits(runtime, token, of_call):
             logger.warning("A call token was used for another call, or too late")
             await send({"type": "websocket.close", "code": 1008})
             return
-        await runtime.calls.name(lease, start.call_id)
-        session = CallSession(
-            runtime=runtime,
-            binding=binding,
-            start=start,
-            send=send,
-            query=query,
-            subprotocols=offered,
-            from_number=token.from_number if token is not None else "",
-            to_number=token.to_number if token is not None else "",
-        )
+        arguments = scope["url_route"]["kwargs"]
+        if asyncio.get_running_loop().time() - accepted_at > POLICY_FRESH_S:
+            binding = await _looked_up_again(runtime, binding, arguments)
+        async with runtime.takeovers.claiming(of_call) as take:
+            taken = await take()
+            await runtime.calls.name(lease, lease_name(binding.agent_id, start.call_id))
+            session = CallSession(
+                runtime=runtime,
+                binding=await _pinned(runtime, binding, taken, arguments),
+                taken=taken,
+                start=start,
+                send=send,
+                frames=direct_frames(scope),
+                query=query,
+                subprotocols=offered,
+                from_number=token.from_number if token is not None else "",
+                to_number=token.to_number if token is not None else "",
+            )
+            session.open()
         key.on_revoked = session.key_revoked
         await session.run(receive, before)
+
+
+async def _looked_up_again(runtime: StreamRuntime, binding: AgentBinding, arguments: dict[str, str]) -> AgentBinding:
+    """What a call that begins now is judged by: its socket was open for a while, and something may have been published.
+    A key that was revoked meanwhile is found by its watch."""
+    try:
+        return await runtime.directory.lookup(arguments["slug"], arguments["key"]) or binding
+    except DirectoryUnavailable:
+        return binding
+
+
+async def _pinned(
+    runtime: StreamRuntime, binding: AgentBinding, taken: Taken, arguments: dict[str, str]
+) -> AgentBinding:
+    """What the call has been judged by since it began, whatever was published meanwhile."""
+    if taken.pinned is not None:
+        return taken.pinned
+    carried = taken.carried
+    if carried is None or carried.policy_version_id is None:
+        return binding
+    if carried.policy_version_id != binding.policy_version_id:
+        version = carried.policy_version_id
+        try:
+            pinned = await runtime.directory.lookup(arguments["slug"], arguments["key"], pinned_version=version)
+        except DirectoryUnavailable:
+            pinned = None
+        if pinned is None or pinned.policy_version_id != version:
+            logger.error("A call that reconnects goes on under another version of its policy; its own cannot be read")
+            return binding
+        binding = pinned
+    return replace(binding, mode=carried.mode or binding.mode)
 
 
 async def _lease(runtime: StreamRuntime, admitted: Admitted) -> CallLease | None:
     """A place among the calls that the tenant may have at a time; None when there is none left."""
     binding, token, _ = admitted
     limit = binding.limits.calls
-    lease = await runtime.calls.take(binding.tenant_id, limit=limit, call=token.call_id if token is not None else "")
+    # Only the token says before `start` which call a socket is for, and nobody can make one up.
+    call = lease_name(binding.agent_id, token.call_id) if token is not None else ""
+    lease = await runtime.calls.take(binding.tenant_id, limit=limit, call=call)
     if lease is None:
         refused(binding.tenant_id, Refused.CALLS)
         logger.warning(
@@ -179,10 +227,13 @@ def _signature_fits(binding: AgentBinding, slug: str, key: str, scope: dict[str,
     return True
 
 
-def _token_fits(token: CallToken, start: CallStart) -> bool:
-    if token.call_id and token.call_id != start.call_id:
+async def _token_fits(runtime: StreamRuntime, token: CallToken, of_call: CallKey) -> bool:
+    """Whether a socket may use its token: within 300 s for the first time, then for its call until 60 s after that."""
+    if token.call_id and token.call_id != of_call.plivo_call_id:
         return False
-    return now_unix() - token.made_at <= FIRST_USE_S
+    if now_unix() - token.made_at <= FIRST_USE_S:
+        return True
+    return bool(token.call_id) and await runtime.takeovers.knows(of_call)
 
 
 async def _wait_for_start(receive: Receive, before: list[str]) -> CallStart | None:

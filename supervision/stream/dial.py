@@ -42,15 +42,18 @@ PING_AFTER_S: Final = 20.0
 WRITE_HIGH: Final = 256 * 1024  # bytes in the socket's buffer from which frames wait in our own queue
 BACKLOG_MEDIA: Final = 500  # media frames of 20 ms that wait for a slow agent: 10 s, then the oldest go
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
+BACKLOG_MOST: Final = 64 * 1024 * 1024  # of what is no media and is never dropped; with more, the agent has failed
+_TEXT: Final = WSMsgType.TEXT
 GOODBYE_S: Final = 5.0  # for an agent to take what was sent and our close frame; then the connection is cut
 
 
 class AgentUnreachable(Exception):
     """The agent could not be connected to. The message says why, without secrets; `status` is the HTTP status that it
-    refused the handshake with, if it did."""
+    refused the handshake with, if it did; `temporary` whether it may be worth dialling again."""
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, temporary: bool = True) -> None:
         self.status = status
+        self.temporary = temporary and (status is None or status >= 500 or status in (408, 425, 429))
         super().__init__(message)
 
 
@@ -65,6 +68,11 @@ class AgentClosed:
     def normal(self) -> bool:
         """Whether the agent said goodbye, rather than failed."""
         return self.code in (1000, 1001, 1005)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether another socket may fare better: the connection broke or the server did, it refused nothing."""
+        return self.code in (1006, 1011, 1012, 1013, 1014)
 
 
 def upstream_url(base: str, query: str) -> str:
@@ -139,7 +147,7 @@ class AgentLeg:
         except TimeoutError as problem:
             raise AgentUnreachable(f"no connection within {DIAL_TIMEOUT_S:.0f} s") from problem
         except EgressRefused as problem:
-            raise AgentUnreachable(str(problem)) from problem
+            raise AgentUnreachable(str(problem), temporary=False) from problem
         except WSError as problem:
             answer = problem.response if isinstance(problem, WSHandshakeError) else None
             status = None if answer is None else int(answer.status)
@@ -147,7 +155,7 @@ class AgentLeg:
         except OSError as problem:
             raise AgentUnreachable(f"the connection failed: {problem.strerror or type(problem).__name__}") from problem
         except ValueError as problem:
-            raise AgentUnreachable("the agent's URL cannot be dialled") from problem
+            raise AgentUnreachable("the agent's URL cannot be dialled", temporary=False) from problem
         if listener is None:
             # picows calls a connection that closed before it answered a success without a listener.
             raise AgentUnreachable("the handshake failed: the connection was closed instead of an answer")
@@ -157,13 +165,15 @@ class AgentLeg:
             self._transport = transport
             self._ping_later()
             self._resume()
+        else:
+            transport.disconnect(False)
 
     def send_text(self, text: str) -> None:
         """Send a text frame as it is, or queue it while the agent is dialled or slow."""
         if self._paused:
             self._wait(WSMsgType.TEXT, text.encode(), is_media(text))
         elif self._transport is not None:
-            self._transport.send(WSMsgType.TEXT, text.encode())
+            self._transport.send(_TEXT, text.encode())
 
     def send_binary(self, data: bytes) -> None:
         """Send a binary frame as it is."""
@@ -184,6 +194,15 @@ class AgentLeg:
             self._transport.disconnect()
             # An agent that reads nothing would keep its socket, and what it did not read, for ever.
             asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.disconnect, False)
+
+    def reopen(self, first: str) -> None:
+        """After its socket broke: be as before it was dialled, with the text frame ``first`` in front of all that an
+        agent is sent from now on."""
+        self._closed = self._transport = None
+        self._paused = True
+        self._backlog.clear()
+        self._backlog_bytes = self._backlog_media = 0
+        self.send_text(first)
 
     def cut(self) -> None:
         """End the connection at once, after :meth:`close`: for a loop that ends too and cannot wait for the peer."""
@@ -209,6 +228,14 @@ class AgentLeg:
         self._backlog_media += media
         if self._backlog_media > BACKLOG_MEDIA or self._backlog_bytes > BACKLOG_BYTES:
             self._drop_oldest_media()
+        if self._backlog_bytes > BACKLOG_MOST:
+            # All that is left are frames that are never dropped: answers that it asks for and does not read.
+            self._backlog.clear()
+            self._backlog_bytes = self._backlog_media = 0
+            if self._transport is not None:
+                self.cut()
+            else:
+                self._ended(AgentClosed(1006, "too much came before the agent was reached"))
 
     def _drop_oldest_media(self) -> None:
         for index, (_, data, media) in enumerate(self._backlog):
@@ -230,11 +257,11 @@ class AgentLeg:
     def _ended(self, closed: AgentClosed) -> None:
         if self._pinging is not None:
             self._pinging.cancel()
-        if self._closed is None:
-            self._closed = closed
-            self._on_closed(closed)
+        first, self._closed = self._closed is None, self._closed or closed
         self._paused = True
         self._backlog.clear()
+        if first:
+            self._on_closed(closed)
 
 
 class _Listener(WSListener):
@@ -252,8 +279,13 @@ class _Listener(WSListener):
         if self._leg._closed is not None and kind is not WSMsgType.CLOSE:
             return
         self._leg._heard_since_ping = True
-        if kind is WSMsgType.TEXT and frame.fin:
-            self._text(frame.get_payload_as_bytes())
+        if kind is _TEXT and frame.fin:
+            try:
+                text = frame.get_payload_as_utf8_text()
+            except UnicodeDecodeError:
+                self._garbled()
+            else:
+                self._leg._on_text(text)
         elif kind is WSMsgType.BINARY and frame.fin:
             self._leg._on_binary(frame.get_payload_as_bytes())
         elif kind is WSMsgType.CLOSE:
@@ -287,10 +319,13 @@ class _Listener(WSListener):
         try:
             text = payload.decode("utf-8")
         except UnicodeDecodeError:
-            # Not a text frame by RFC 6455; Plivo could not be given it as one.
-            self._leg._on_garbled("a text frame that is not UTF-8 was dropped")
-            return
-        self._leg._on_text(text)
+            self._garbled()
+        else:
+            self._leg._on_text(text)
+
+    def _garbled(self) -> None:
+        # Not a text frame by RFC 6455; Plivo could not be given it as one.
+        self._leg._on_garbled("a text frame that is not UTF-8 was dropped")
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._leg._ended(self._close)

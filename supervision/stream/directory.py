@@ -16,7 +16,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -31,7 +32,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from mirror_saas.limits import NO_LIMITS, Limits
 from mirror_saas.outage import Outage
 from supervision.audio.format import MediaFormat
+from supervision.plivo.rest import PlivoAccount
 from supervision.redaction import RedactionSettings
+from supervision.stream.failure import NO_FAILURE_POLICY, FailurePolicy
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
 from tenants.limits import MIB, limit_of
 from tenants.sealing import key_ring
@@ -91,6 +94,8 @@ class AgentBinding:
     rules: tuple[Mapping[str, Any], ...]
     config: Mapping[str, Any]
     llm: ProviderSettings | None
+    fallback_llm: ProviderSettings | None = None
+    """Who is asked when `llm` does not answer."""
     tts: ProviderSettings | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that this agent has otherwise than its policy; `config` has them already."""
@@ -102,6 +107,11 @@ class AgentBinding:
     plivo_tokens: tuple[str, ...] | None = field(default=None, repr=False)
     """The auth tokens of the tenant's Plivo accounts, the one stored last first; None when none was ever stored. Empty
     when those that were cannot be unsealed: what Plivo signs can then not be checked, so it is refused."""
+    plivo_accounts: tuple[PlivoAccount, ...] = ()
+    """Those of these accounts whose token could be unsealed, in the same order: for Plivo's REST API."""
+    failure: FailurePolicy = NO_FAILURE_POLICY
+    bidirectional: bool = True
+    """Whether Plivo's stream has a way back for audio; false of a `<Stream>` of the tenant's own without one."""
     limits: Limits = NO_LIMITS
     storage_full: bool = False
     """Whether the tenant's record takes all that it may: then the call is recorded without what was said."""
@@ -139,10 +149,14 @@ def _pool(dsn: str) -> _Pool:
 class StreamDirectory:
     """Looks up who a stream belongs to. Belongs to one event loop; nothing is opened before the first look-up."""
 
-    def __init__(self, dsn: str, clock: Callable[[], float] = time.time) -> None:
-        """`dsn` logs in as mirror_app; `clock` gives Unix time in seconds."""
+    def __init__(
+        self, dsn: str, clock: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`dsn` logs in as mirror_app. `clock` gives Unix time, by which keys expire, and `steady` seconds that never
+        jump, by which everything else goes."""
         self._pool = _pool(dsn)
         self._clock = clock
+        self._steady = steady
         self._opened = False
         self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
         self._outage = Outage(
@@ -151,11 +165,12 @@ class StreamDirectory:
             down="stream keys cannot be looked up, using those of the last hour: %s",
             up="stream keys can be looked up again",
             alone_s=_DOWN_FOR_S,
-            clock=clock,
+            clock=steady,
         )
 
-    async def lookup(self, slug: str, key: str) -> AgentBinding | None:
-        """The agent that `key` names in the tenant `slug`, or None.
+    async def lookup(self, slug: str, key: str, *, pinned_version: UUID | None = None) -> AgentBinding | None:
+        """The agent that `key` names in the tenant `slug`, or None; with `pinned_version` under that version of a
+        policy, whatever is published by now.
 
         None is the one answer for an unknown tenant or key, another tenant's key, a key that was revoked or has
         expired, and an archived agent. Raises DirectoryUnavailable.
@@ -167,16 +182,17 @@ class StreamDirectory:
             return None
         if "\x00" in slug or len(slug) > 63:
             return None
-        if self._outage.lasts:
+        if self.is_down:
             return self._from_memory(slug, hashed)
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                known = await self._from_database(slug, hashed)
+                known = await self._from_database(slug, hashed, pinned_version)
         except (psycopg.Error, PoolTimeout, TimeoutError, OSError) as error:
             self._outage.failed(error or "no answer")
             return self._from_memory(slug, hashed)
         self._outage.answered()
-        self._remember(slug, hashed, known)
+        if pinned_version is None:
+            self._remember(slug, hashed, known)
         return known.binding if known is not None else None
 
     async def keys_revoked(self, key_ids: Collection[UUID]) -> set[UUID]:
@@ -196,6 +212,18 @@ class StreamDirectory:
         self._outage.answered()
         return gone
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the database failed a moment ago, so that asking it again is no use yet."""
+        return self._outage.lasts
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[dict[str, Any]]]:
+        """A connection of the pool, for what else a call asks or writes. Raises what psycopg raises."""
+        await self._open()
+        async with self._pool.connection() as connection:
+            yield connection
+
     async def aclose(self) -> None:
         """Close the pool."""
         if self._opened:
@@ -212,10 +240,9 @@ class StreamDirectory:
 
     def _from_memory(self, slug: str, hashed: bytes) -> AgentBinding | None:
         known = self._known.get((slug, hashed))
-        now = self._clock()
-        if known is None or now - known.at > CACHE_FOR_S:
+        if known is None or self._steady() - known.at > CACHE_FOR_S:
             raise DirectoryUnavailable("The database cannot be reached and this key was not used within the last hour.")
-        if known.expires is not None and known.expires <= now:
+        if known.expires is not None and known.expires <= self._clock():
             return None
         return known.binding
 
@@ -224,40 +251,46 @@ class StreamDirectory:
             self._opened = True
             await self._pool.open(wait=False)
 
-    async def _from_database(self, slug: str, hashed: bytes) -> _Known | None:
+    async def _from_database(self, slug: str, hashed: bytes, pinned_version: UUID | None) -> _Known | None:
         await self._open()
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._pool.connection() as connection:
+            # In no transaction: for a wrong key, of which many may come, this is all that is asked.
             cursor = await connection.execute(
                 "SELECT tenant_id, agent_id FROM stream_key_lookup(%s, %s)", (slug, hashed)
             )
             found = await cursor.fetchone()
             if found is None:
                 return None
-            await connection.execute(
-                "SELECT set_config('app.tenant_id', %s, true), set_config('statement_timeout', '2000', true)",
-                (str(found["tenant_id"]),),
-            )
-            cursor = await connection.execute(
-                _BINDING, {"tenant": found["tenant_id"], "agent": found["agent_id"], "key_hash": hashed}
-            )
-            row = await cursor.fetchone()
+            of_agent = {"tenant": found["tenant_id"], "agent": found["agent_id"], "key_hash": hashed}
+            async with connection.transaction():
+                await connection.execute(
+                    "SELECT set_config('app.tenant_id', %s, true), set_config('statement_timeout', '2000', true)",
+                    (str(found["tenant_id"]),),
+                )
+                cursor = await connection.execute(
+                    _BINDING if pinned_version is None else _BINDING_PINNED, {**of_agent, "version": pinned_version}
+                )
+                row = await cursor.fetchone()
         if row is None:
             return None
         expires = row["expires_at"].timestamp() if row["expires_at"] is not None else None
-        return _Known(_binding(row, slug), self._clock(), expires)
+        return _Known(_binding(row, slug), self._steady(), expires)
 
 
 # The live version judges, or the shadow version for agents that follow that one; without it, the other does. A shadow
 # version never acts.
 _BINDING: Final = """
 SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_sealed, a.headers_sealed, a.mode,
-       a.language, a.voice, a.audio_format, a.policy_overrides, k.id AS stream_key_id, k.expires_at,
+       a.language, a.voice, a.audio_format, a.policy_overrides, a.redials, a.failure_message, a.on_failure,
+       a.failure_transfer_url, a.bidirectional, k.id AS stream_key_id, k.expires_at,
        (SELECT jsonb_object_agg(d.id, encode(d.wrapped, 'hex'))
           FROM tenants_datakey d WHERE d.tenant_id = a.tenant_id) AS data_keys,
        v.policy_id, v.id AS version_id, v.number, v.status, v.rules, v.config,
        llm.id AS llm_id, llm.base_url AS llm_base_url, llm.model AS llm_model, llm.api_key_sealed AS llm_sealed,
        tts.id AS tts_id, tts.base_url AS tts_base_url, tts.model AS tts_model, tts.api_key_sealed AS tts_sealed,
-       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed,
+       plivo.ids AS plivo_ids, plivo.sealed AS plivo_sealed, plivo.accounts AS plivo_auth_ids, plivo.urls AS plivo_urls,
+       fallback.id AS fallback_id, fallback.base_url AS fallback_base_url, fallback.model AS fallback_model,
+       fallback.api_key_sealed AS fallback_sealed,
        privacy.redact AS redact_kinds, privacy.phone_region AS redact_region, privacy.patterns AS redact_patterns,
        limits.calls AS limit_calls, limits.judge_calls AS limit_judge_calls, limits.storage_mib AS limit_storage_mib,
        coalesce(storage.storage_bytes, 0) AS storage_bytes
@@ -273,16 +306,28 @@ SELECT a.tenant_id, a.id AS agent_id, a.name, a.upstream_url, a.signing_secret_s
     ON llm.tenant_id = a.tenant_id AND llm.id = v.llm_credential_id AND llm.kind = 'llm'
   LEFT JOIN supervision_providercredential tts
     ON tts.tenant_id = a.tenant_id AND tts.id = a.tts_credential_id AND tts.kind = 'tts'
+  LEFT JOIN supervision_providercredential fallback
+    ON fallback.tenant_id = a.tenant_id AND fallback.id = v.fallback_credential_id AND fallback.kind = 'llm'
   LEFT JOIN supervision_privacysettings privacy ON privacy.tenant_id = a.tenant_id
   LEFT JOIN tenants_tenantlimits limits ON limits.tenant_id = a.tenant_id
   LEFT JOIN tenants_tenantuse storage ON storage.tenant_id = a.tenant_id
   LEFT JOIN LATERAL (
         SELECT array_agg(id ORDER BY updated_at DESC, id) AS ids,
+               array_agg(account ORDER BY updated_at DESC, id) AS accounts,
+               array_agg(base_url ORDER BY updated_at DESC, id) AS urls,
                array_agg(api_key_sealed ORDER BY updated_at DESC, id) AS sealed
           FROM supervision_providercredential WHERE tenant_id = a.tenant_id AND kind = 'plivo') plivo ON true
  WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND a.archived_at IS NULL
    AND (k.id IS NOT NULL OR %(key_hash)s::bytea IS NULL)
 """
+
+
+# The same for a call that goes on: by the version that it began with.
+_BINDING_PINNED: Final = _BINDING.replace(
+    "tenant_id = a.tenant_id AND policy_id = a.policy_id AND status IN ('live', 'shadow')",
+    "tenant_id = a.tenant_id AND id = %(version)s",
+)
+assert _BINDING_PINNED != _BINDING
 
 
 def agent_binding(*, tenant: TenantRef, agent_id: UUID) -> AgentBinding | None:
@@ -313,6 +358,7 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
     wrapped = {UUID(key_id): bytes.fromhex(key) for key_id, key in (row["data_keys"] or {}).items()}
     keys = TenantKeys(key_ring(), tenant_id, wrapped)
     limits = _limits(row)
+    accounts = _plivo_accounts(row, keys)
     binding = AgentBinding(
         tenant_id=tenant_id,
         tenant_slug=slug,
@@ -334,8 +380,17 @@ def _binding(row: Mapping[str, Any], slug: str) -> AgentBinding:
         llm=_provider(row, "llm", keys),
         tts=_provider(row, "tts", keys),
         redaction=RedactionSettings.from_row(row["redact_kinds"], row["redact_region"], row["redact_patterns"]),
+        fallback_llm=_provider(row, "fallback", keys),
         headers=MappingProxyType(_headers(row, keys)),
-        plivo_tokens=_plivo_tokens(row, keys),
+        plivo_tokens=None if accounts is None else tuple(account.auth_token for account in accounts),
+        plivo_accounts=accounts or (),
+        failure=FailurePolicy(
+            redials=row["redials"],
+            message=row["failure_message"],
+            then=row["on_failure"],
+            transfer_url=row["failure_transfer_url"],
+        ),
+        bidirectional=row["bidirectional"],
         limits=limits,
         storage_full=limits.storage_mib is not None and row["storage_bytes"] >= limits.storage_mib * MIB,
     )
@@ -369,17 +424,18 @@ def _headers(row: Mapping[str, Any], keys: TenantKeys) -> dict[str, str]:
     return headers
 
 
-def _plivo_tokens(row: Mapping[str, Any], keys: TenantKeys) -> tuple[str, ...] | None:
+def _plivo_accounts(row: Mapping[str, Any], keys: TenantKeys) -> tuple[PlivoAccount, ...] | None:
     if row["plivo_ids"] is None:
         return None
-    tokens = []
-    for credential_id, sealed in zip(row["plivo_ids"], row["plivo_sealed"], strict=True):
+    accounts = []
+    columns = (row["plivo_ids"], row["plivo_sealed"], row["plivo_auth_ids"], row["plivo_urls"])
+    for credential_id, sealed, auth_id, url in zip(*columns, strict=True):
         where = sealed_field("supervision_providercredential", "api_key_sealed", credential_id)
         try:
-            tokens.append(keys.unseal(sealed, field=where).decode())
+            accounts.append(PlivoAccount(auth_id, keys.unseal(sealed, field=where).decode(), url))
         except SealBroken as error:
             logger.error("%s", error)
-    return tuple(tokens)
+    return tuple(accounts)
 
 
 def _provider(row: Mapping[str, Any], kind: str, keys: TenantKeys) -> ProviderSettings | None:

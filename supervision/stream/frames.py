@@ -66,12 +66,33 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """`mirror.delta`: the next piece of a turn that is being generated. Only the first one's ``customer_text``,
+    ``language`` and ``seen`` count."""
+
+    ref: str
+    text: str
+    final: bool
+    customer_text: str
+    language: str | None
+    seen: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Audio:
-    """`mirror.audio`: which turn the audio around it belongs to."""
+    """`mirror.audio`: which turn, or which of Mirror's lines (`say`), the audio around it belongs to."""
 
     turn_ref: str | None
     state: str
     chars: int | None
+    say: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """`mirror.said`: the agent has spoken a line of Mirror's."""
+
+    say: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +117,7 @@ class ToolDone:
     cancelled: bool
 
 
-AgentFrame = Hello | Transcript | Turn | Audio | Tool | ToolDone
+AgentFrame = Hello | Transcript | Turn | Delta | Audio | Said | Tool | ToolDone
 
 
 def reference(frame: Mapping[str, Any]) -> str | None:
@@ -117,6 +138,15 @@ def parse(frame: Mapping[str, Any]) -> AgentFrame:
         return _transcript(reader)
     if event == "mirror.turn":
         return _turn(reader)
+    if event == "mirror.delta":
+        return Delta(
+            ref=reader.ident("turn_id"),
+            text=reader.text("text", default="" if frame.get("final") is True else None),
+            final=reader.flag("final", default=False),
+            customer_text=reader.text("customer_text", default=""),
+            language=reader.language(),
+            seen=reader.optional("seen"),
+        )
     if event == "mirror.audio":
         return _audio(reader)
     if event == "mirror.tool":
@@ -128,8 +158,8 @@ def parse(frame: Mapping[str, Any]) -> AgentFrame:
             result=frame.get("result"),
             cancelled=reader.flag("cancelled", default=False),
         )
-    if event in ("mirror.delta", "mirror.said"):
-        raise FrameError("bad_field", f"event: {event} is not supported by this version; send mirror.turn", reader.ref)
+    if event == "mirror.said":
+        return Said(say=reader.ident("id"))
     raise FrameError("bad_field", "event: not a frame that an agent sends", reader.ref)
 
 
@@ -183,6 +213,10 @@ def _audio(reader: _Reader) -> Audio:
     chars = reader.whole("chars", most=MAX_TEXT)
     if state == "mark" and chars is None:
         raise FrameError("bad_field", "chars: a mark needs the number of characters spoken so far", reader.ref)
+    if reader.frame.get("say") is not None:
+        if reader.frame.get("turn_id") is not None:
+            raise FrameError("bad_field", "say: audio belongs to a turn_id or to a say, not to both", reader.ref)
+        return Audio(turn_ref=None, state=state, chars=chars, say=reader.ident("say"))
     return Audio(turn_ref=reader.ident("turn_id"), state=state, chars=chars)
 
 
@@ -235,7 +269,7 @@ class _Reader:
             raise FrameError("bad_field", f"{path.rstrip('.')}: must be an object", ref)
         self.frame = frame
         if ref is None:
-            for name in ("turn_id", "id"):
+            for name in ("turn_id", "say", "id"):
                 value = frame.get(name)
                 if isinstance(value, str):
                     self.ref = value[:MAX_ID]

@@ -21,6 +21,7 @@ from django.views.decorators.http import require_http_methods
 from supervision.plivo import signatures
 from supervision.plivo.xml import stream_response
 from supervision.stream.directory import AgentBinding, DirectoryUnavailable
+from supervision.stream.limits import lease_name
 from supervision.stream.runtime import stream_runtime
 from supervision.stream.token import query_with, token_make
 from tenants.limits_refused import Refused, refused
@@ -45,7 +46,8 @@ async def answer(request: HttpRequest, slug: str, key: str) -> HttpResponse:
     binding, fields = admitted
     asked = dict(fields) if request.method == "POST" else request.GET
     limit = binding.limits.calls
-    if not await (await stream_runtime()).calls.is_free(binding.tenant_id, limit=limit, call=asked.get("CallUUID", "")):
+    name = lease_name(binding.agent_id, asked.get("CallUUID", ""))
+    if not await (await stream_runtime()).calls.is_free(binding.tenant_id, limit=limit, call=name):
         refused(binding.tenant_id, Refused.CALLS)
         logger.warning(
             "A call to agent %s was refused at its answer URL: tenant %s has %s concurrent calls, which is its limit",

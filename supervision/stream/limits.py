@@ -1,54 +1,64 @@
-"""How many calls of a tenant run at a time, over all nodes, and how many of its questions are with judges.
+"""How many calls of a tenant run at a time, over all nodes.
 
 A call has a lease in Valkey, taken at the handshake, renewed while it runs and given back at its end; the leases of a
-node that died lapse within a minute. A call that reconnects has one lease, whichever sockets it has. Nothing of this
-may keep a call waiting or cost it: Valkey has a quarter of a second to answer; while it does not, this process counts
-its own calls.
+node that died lapse within a minute. A call that reconnects keeps its lease: it passes to the socket that takes the
+call over, which ends the one before. Until that has said its `start`, one socket may wait in the call's name; any
+further one counts by itself. Nothing of this may keep a call waiting or cost it: Valkey has a quarter of a second to
+answer; while it does not, this process counts its own calls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID, uuid4
 
-from redis import RedisError
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
-from mirror_saas.outage import Outage
+from supervision.stream.valkey import ANSWER_WITHIN_S, DOWN_FOR_S, QuickValkey
 from tenants.limits import calls_key
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
+__all__ = ["ANSWER_WITHIN_S", "DOWN_FOR_S", "CallLease", "CallLeases", "lease_name"]
 
 LEASE_S: Final = 60.0
 RENEW_EVERY_S: Final = 20.0
-ANSWER_WITHIN_S: Final = 0.25
-DOWN_FOR_S: Final = 5.0
+# What a lease is called by which the next socket of a call waits for its `start`.
+_NEXT: Final = " next"
 
 # KEYS: the tenant's leases by the time they lapse, and who holds each. ARGV: now and the length of a lease (seconds),
-# the limit (-1: none), the call, the holder. Returns whether the call has a lease.
+# the limit (-1: none), the call, the holder, the call's name for a socket that waits. Returns the name of the lease
+# that was taken, or nothing.
 _TAKE: Final = """
 local now = tonumber(ARGV[1])
 for _, lapsed in ipairs(redis.call('zrangebyscore', KEYS[1], '-inf', now)) do
     redis.call('zrem', KEYS[1], lapsed)
     redis.call('hdel', KEYS[2], lapsed)
 end
-local limit = tonumber(ARGV[3])
-if limit >= 0 and not redis.call('zscore', KEYS[1], ARGV[4]) and redis.call('zcard', KEYS[1]) >= limit then
-    return 0
+local limit, name = tonumber(ARGV[3]), ARGV[4]
+local again = redis.call('zscore', KEYS[1], name)
+if again then name = ARGV[6] end
+if again and redis.call('zscore', KEYS[1], name) then
+    again, name = false, 'socket ' .. ARGV[5]
 end
-redis.call('zadd', KEYS[1], now + tonumber(ARGV[2]), ARGV[4])
+if limit >= 0 and not again and redis.call('zcard', KEYS[1]) >= limit then
+    return false
+end
+redis.call('zadd', KEYS[1], now + tonumber(ARGV[2]), name)
+redis.call('hset', KEYS[2], name, ARGV[5])
+redis.call('expire', KEYS[1], math.ceil(tonumber(ARGV[2])))
+redis.call('expire', KEYS[2], math.ceil(tonumber(ARGV[2])))
+return name
+"""
+# ARGV: when the lease lapses, its length, the name that it had, the call, the holder. Whoever held the call's lease
+# holds it no more.
+_NAME: Final = """
+redis.call('zadd', KEYS[1], ARGV[1], ARGV[4])
 redis.call('hset', KEYS[2], ARGV[4], ARGV[5])
+if ARGV[3] ~= ARGV[4] and redis.call('hget', KEYS[2], ARGV[3]) == ARGV[5] then
+    redis.call('zrem', KEYS[1], ARGV[3])
+    redis.call('hdel', KEYS[2], ARGV[3])
+end
 redis.call('expire', KEYS[1], math.ceil(tonumber(ARGV[2])))
 redis.call('expire', KEYS[2], math.ceil(tonumber(ARGV[2])))
 return 1
@@ -98,77 +108,84 @@ class CallLeases:
     ) -> None:
         """`url` is Valkey's or Redis', None to count in this process only. `now` gives Unix time as the other nodes
         have it, `clock` seconds for waiting."""
-        self._answer_within_s = answer_within_s
         self._now = now
-        self._redis: Redis | None = None
-        if url is not None:
-            self._redis = Redis.from_url(
-                url,
-                socket_timeout=answer_within_s,
-                socket_connect_timeout=answer_within_s,
-                retry=Retry(NoBackoff(), 0),
-            )
-            self._take = self._redis.register_script(_TAKE)
-            self._release = self._redis.register_script(_RELEASE)
-            self._renew = self._redis.register_script(_RENEW)
+        self._valkey = QuickValkey(
+            url,
+            meanwhile="calls are counted in this process only until it does",
+            again="calls are counted over all nodes",
+            clock=clock,
+            answer_within_s=answer_within_s,
+        )
+        if (redis := self._valkey.redis) is not None:
+            self._take: Callable[..., Awaitable[Any]] = redis.register_script(_TAKE)
+            self._name: Callable[..., Awaitable[Any]] = redis.register_script(_NAME)
+            self._release: Callable[..., Awaitable[Any]] = redis.register_script(_RELEASE)
+            self._renew: Callable[..., Awaitable[Any]] = redis.register_script(_RENEW)
         # By tenant: the newest holder of each call.
         self._held: dict[UUID, dict[str, str]] = {}
         self._renewing: asyncio.Task[None] | None = None
-        self._outage = Outage(
-            logger,
-            down="Valkey does not answer (%s): calls are counted in this process only until it does",
-            up="Valkey answers again: calls are counted over all nodes",
-            alone_s=DOWN_FOR_S,
-            clock=clock,
-        )
 
     async def take(self, tenant_id: UUID, *, limit: int | None, call: str = "") -> CallLease | None:
         """A lease for `call`, or None when the tenant has `limit` calls already (None: no limit).
 
-        `call` is Plivo's id of it; while nobody knows that, it is empty, and `name` says it later. A call that has a
-        lease already gets it again, whatever the limit.
+        `call` is the call's `lease_name`; while nobody knows that, it is empty, and `name` says it later. For a call
+        that has a lease already, one socket may wait, whatever the limit.
         """
-        lease = CallLease(tenant_id, _id(call) or f"socket {uuid4()}", str(uuid4()))
-        arguments: list[Any] = [self._now(), LEASE_S, -1 if limit is None else limit, lease.call, lease.holder]
-        allowed = await self._ask(lambda: self._take(keys=_keys(tenant_id), args=arguments))
-        if allowed is None:
-            own = self._held.get(tenant_id, {})
-            allowed = limit is None or lease.call in own or len(own) < limit
-        if not allowed:
+        call = _storable(call)
+        lease = CallLease(tenant_id, call or f"socket {uuid4()}", str(uuid4()))
+        arguments: list[Any] = [
+            *(self._now(), LEASE_S, -1 if limit is None else limit),
+            *(lease.call, lease.holder, lease.call + _NEXT),
+        ]
+        taken = await self._valkey.ask(lambda: self._taken(tenant_id, arguments))
+        if taken is None:
+            taken = self._taken_here(lease, limit)
+        if not taken:
             return None
+        lease.call = taken
         self._hold(lease)
         return lease
 
+    async def _taken(self, tenant_id: UUID, arguments: list[Any]) -> str:
+        name = await self._take(keys=_keys(tenant_id), args=arguments)
+        return name.decode() if name else ""
+
+    def _taken_here(self, lease: CallLease, limit: int | None) -> str:
+        own = self._held.get(lease.tenant_id, {})
+        name, again = lease.call, lease.call in own
+        if again:
+            name = lease.call + _NEXT
+            if name in own:
+                name, again = f"socket {lease.holder}", False
+        return name if limit is None or again or len(own) < limit else ""
+
     async def is_free(self, tenant_id: UUID, *, limit: int | None, call: str = "") -> bool:
         """Whether `take` would have a lease for the call. Takes nothing."""
-        call = _id(call)
+        call = _storable(call)
         own = self._held.get(tenant_id, {})
         if limit is None or call in own:
             return True
-        running = await self._ask(lambda: self._running(tenant_id, call))
+        running = await self._valkey.ask(lambda: self._running(tenant_id, call))
         if running is None:
             return len(own) < limit
         number, known = running
         return known or number < limit
 
     async def name(self, lease: CallLease, call: str) -> None:
-        """Say which call an unnamed lease is for; if that has one already, the two are one."""
-        call = _id(call)
-        if lease.call == call:
-            return
-        unnamed = CallLease(lease.tenant_id, lease.call, lease.holder)
-        lease.call = call
+        """Say which call a lease is for. If another socket had that call's lease, it has none any more: whoever names
+        a lease ends that socket."""
+        before = CallLease(lease.tenant_id, lease.call, lease.holder)
+        lease.call = _storable(call)
         self._hold(lease)
-        self._forget(unnamed)
-        arguments: list[Any] = [self._now(), LEASE_S, -1, lease.call, lease.holder]
-        keys = _keys(lease.tenant_id)
-        await self._ask(lambda: self._take(keys=keys, args=arguments))
-        await self._ask(lambda: self._release(keys=keys, args=[unnamed.call, unnamed.holder]))
+        if before.call != lease.call:
+            self._forget(before)
+        arguments: list[Any] = [self._now() + LEASE_S, LEASE_S, before.call, lease.call, lease.holder]
+        await self._valkey.ask(lambda: self._name(keys=_keys(lease.tenant_id), args=arguments))
 
     async def release(self, lease: CallLease) -> None:
         """The call, or one of its sockets, has ended."""
         self._forget(lease)
-        await self._ask(lambda: self._release(keys=_keys(lease.tenant_id), args=[lease.call, lease.holder]))
+        await self._valkey.ask(lambda: self._release(keys=_keys(lease.tenant_id), args=[lease.call, lease.holder]))
 
     async def renew(self) -> None:
         """Put off when this process's leases lapse."""
@@ -176,19 +193,20 @@ class CallLeases:
         for tenant_id, calls in list(self._held.items()):
             arguments: list[Any] = [lapse, LEASE_S, *(part for pair in calls.items() for part in pair)]
             keys = _keys(tenant_id)
-            await self._ask(lambda keys=keys, arguments=arguments: self._renew(keys=keys, args=arguments))  # type: ignore[misc]
+            await self._valkey.ask(
+                lambda keys=keys, arguments=arguments: self._renew(keys=keys, args=arguments)  # type: ignore[misc]
+            )
 
     async def aclose(self) -> None:
         """Stop renewing. Leases of calls that still run lapse by themselves."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
-        if self._redis is not None:
-            await self._redis.aclose()
+        await self._valkey.aclose()
 
     def _hold(self, lease: CallLease) -> None:
         self._held.setdefault(lease.tenant_id, {})[lease.call] = lease.holder
-        if self._redis is not None and self._renewing is None:
+        if self._valkey.redis is not None and self._renewing is None:
             self._renewing = asyncio.get_running_loop().create_task(self._go_on_renewing(), name="mirror-call-leases")
 
     def _forget(self, lease: CallLease) -> None:
@@ -204,95 +222,26 @@ class CallLeases:
             await self.renew()
 
     async def _running(self, tenant_id: UUID, call: str) -> tuple[int, bool]:
-        assert self._redis is not None
+        redis = self._valkey.redis
+        assert redis is not None
         key, now = calls_key(tenant_id), self._now()
-        async with self._redis.pipeline(transaction=False) as pipe:
+        async with redis.pipeline(transaction=False) as pipe:
             pipe.zcount(key, f"({now}", "+inf")
             pipe.zscore(key, call)
             number, lapses = await pipe.execute()
         return int(number), lapses is not None and float(lapses) > now
 
-    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T | None:
-        """What Valkey answers; None when it does not in time, and for five seconds after that."""
-        if self._redis is None or self._outage.lasts:
-            return None
-        try:
-            async with asyncio.timeout(self._answer_within_s):
-                answer = await question()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._outage.failed(type(error).__name__)
-            return None
-        self._outage.answered()
-        return answer
+
+def lease_name(agent_id: UUID, plivo_call_id: str) -> str:
+    """What a call's lease is called: Plivo's call can have streams to several agents, and each counts."""
+    return f"{agent_id} {plivo_call_id}" if plivo_call_id else ""
 
 
-def _id(call: str) -> str:
-    """A call's id as it can be stored, whatever somebody sent as one; the ids of calls have 200 characters at most."""
-    return call[:200].encode("utf-8", "replace").decode()
+def _storable(call: str) -> str:
+    """A call's name as it can be stored, whatever somebody sent as its id; ids have 200 characters at most."""
+    return call[:240].encode("utf-8", "replace").decode()
 
 
 def _keys(tenant_id: UUID) -> list[Any]:
     calls = calls_key(tenant_id)
     return [calls, f"{calls}:holders"]
-
-
-class JudgeSlots:
-    """How many questions of one tenant are with judges at a time, in this process. Belongs to one event loop.
-
-    Urgent ones (tool calls that wait for their verdict, corrections) go first, otherwise whoever came first.
-    """
-
-    def __init__(self, limit: int | None, on_refused: Callable[[], None]) -> None:
-        """`on_refused` hears of each question that got no place in time."""
-        self.in_flight = 0
-        self._limit = limit
-        self._on_refused = on_refused
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._others: deque[asyncio.Future[None]] = deque()
-
-    def allow(self, limit: int | None) -> None:
-        """Change the limit. Questions that are under way beyond a lower one go on."""
-        self._limit = limit
-        self._let_in()
-
-    async def acquire(self, *, within_s: float, urgent: bool) -> bool:
-        """See QuestionLimiter."""
-        if self._has_room() and not self._urgent and (urgent or not self._others):
-            self.in_flight += 1
-            return True
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._urgent if urgent else self._others
-        waiting.append(place)
-        try:
-            async with asyncio.timeout(within_s):
-                await place
-            return True
-        except TimeoutError:
-            if place.done() and not place.cancelled():
-                return True
-            self._on_refused()
-            return False
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.release()
-            raise
-        finally:
-            if not place.done() or place.cancelled():
-                with contextlib.suppress(ValueError):
-                    waiting.remove(place)
-
-    def release(self) -> None:
-        """See QuestionLimiter."""
-        self.in_flight -= 1
-        self._let_in()
-
-    def _has_room(self) -> bool:
-        return self._limit is None or self.in_flight < self._limit
-
-    def _let_in(self) -> None:
-        for waiting in (self._urgent, self._others):
-            while waiting and self._has_room():
-                place = waiting.popleft()
-                if not place.done():
-                    self.in_flight += 1
-                    place.set_result(None)

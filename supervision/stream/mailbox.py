@@ -74,6 +74,19 @@ def call_post(
     return answer
 
 
+def call_tell(url: str | None, *, tenant_id: UUID, call_id: UUID, message: Mapping[str, Any]) -> None:
+    """Send `message` to the node that has the call and wait for no answer: for what the call finds out by itself, only
+    later. Blocks for as long as Valkey takes, 2 s at most."""
+    if url is None:
+        return
+    body = json.dumps({"reply": f"{tenant_key('calls-replies', tenant_id)}:{uuid4()}", "message": dict(message)})
+    try:
+        with Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S) as redis:
+            redis.publish(call_channel(tenant_id, call_id), body)
+    except (RedisError, OSError) as error:
+        logger.warning("a call cannot be told through Valkey: %s", type(error).__name__)
+
+
 class Mailbox:
     """Hears for the calls of this process. Belongs to one event loop; nothing is opened before the first call."""
 
@@ -84,6 +97,8 @@ class Mailbox:
         self._pubsub: PubSub | None = None
         self._listening: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        # Redis clients may answer a cancellation with an error of their own: being cancelled is not enough to end.
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, tenant_id: UUID, call_id: UUID, deliver: Deliver) -> None:
@@ -100,8 +115,32 @@ class Mailbox:
         if self._deliver.pop(call_channel(tenant_id, call_id), None) is not None:
             self._changed.set()
 
+    async def ask(
+        self, tenant_id: UUID, call_id: UUID, message: Mapping[str, Any], *, within_s: float
+    ) -> dict[str, Any]:
+        """Send `message` to the node that has the call, as `call_post` does, and return its answer.
+
+        Raises NobodyThere, and CallSilent after `within_s` seconds.
+        """
+        if self._redis is None:
+            raise CallSilent
+        reply = f"{tenant_key('calls-replies', tenant_id)}:{uuid4()}"
+        body = json.dumps({"reply": reply, "message": dict(message)})
+        try:
+            async with asyncio.timeout(within_s):
+                if not await self._redis.publish(call_channel(tenant_id, call_id), body):
+                    raise NobodyThere
+                answered = await self._redis.blpop([reply], timeout=within_s)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise CallSilent from error
+        if answered is None:
+            raise CallSilent
+        answer: dict[str, Any] = json.loads(answered[1])
+        return answer
+
     async def aclose(self) -> None:
         """Stop hearing; what is being answered is given up."""
+        self._closing = True
         tasks = [*self._tasks, *([self._listening] if self._listening is not None else [])]
         for task in tasks:
             task.cancel()
@@ -112,16 +151,19 @@ class Mailbox:
 
     async def _listen(self, redis: AsyncRedis) -> None:
         failing = False
-        while True:
+        while not self._closing:
             try:
                 async with redis.pubsub() as pubsub:
                     # One channel that nobody knows, so that there is always something to read from.
                     await pubsub.subscribe(f"mirror:mailbox.{uuid4().hex}")
-                    subscribing = asyncio.create_task(self._subscribe(pubsub))
+                    over = asyncio.Event()
+                    subscribing = asyncio.create_task(self._subscribe(pubsub, over))
                     try:
                         failing = False
                         await self._read(redis, pubsub, subscribing)
                     finally:
+                        over.set()
+                        self._changed.set()
                         subscribing.cancel()
                         await asyncio.gather(subscribing, return_exceptions=True)
             except (RedisError, OSError) as error:
@@ -130,10 +172,10 @@ class Mailbox:
                 failing = True
                 await asyncio.sleep(_RETRY_S)
 
-    async def _subscribe(self, pubsub: PubSub) -> None:
-        """Keep what Valkey sends in step with the calls."""
+    async def _subscribe(self, pubsub: PubSub, over: asyncio.Event) -> None:
+        """Keep what Valkey sends in step with the calls, until it is `over`."""
         heard: set[str] = set()
-        while True:
+        while not over.is_set():
             self._changed.clear()
             wanted = set(self._deliver)
             if new := wanted - heard:
@@ -144,13 +186,14 @@ class Mailbox:
             await self._changed.wait()
 
     async def _read(self, redis: AsyncRedis, pubsub: PubSub, subscribing: asyncio.Task[None]) -> None:
-        while not subscribing.done():
+        while not subscribing.done() and not self._closing:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_RETRY_S)
             if message is not None:
                 task = asyncio.create_task(self._answer(redis, message["channel"].decode(), message["data"]))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        await subscribing
+        if subscribing.done():
+            await subscribing
 
     async def _answer(self, redis: AsyncRedis, channel: str, data: bytes) -> None:
         deliver = self._deliver.get(channel, _over)

@@ -2,7 +2,7 @@
 
 An ASGI server's `send` is a coroutine function, but most sends finish without ever waiting (Daphne's always do). Such a
 send is driven to its end on the spot; only when one really has to wait does a task take over, with the frames behind it
-queued in order.
+queued in order. Where the server offers its frames directly, they do not pass through `send` at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
+
+from mirror_saas.direct_frames import DirectFrames
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +39,36 @@ class _Rest:
 class PlivoLeg:
     """Sends frames to Plivo. After :meth:`close` nothing is sent any more."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, frames: DirectFrames | None = None) -> None:
+        """``send`` is the server's; with ``frames`` only the close goes through it."""
         self._send = send
+        self._frames = frames
         self._backlog: deque[dict[str, Any]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self.closed = False
 
     def send_text(self, text: str) -> None:
         """Send a text frame as it is."""
-        if text:  # Daphne drops empty text frames, and they mean nothing to Plivo
+        if not text or self.closed:  # Daphne drops empty text frames, and they mean nothing to Plivo
+            return
+        if self._frames is not None:
+            try:
+                self._frames.send_text(text)
+            except Exception:
+                logger.debug("A frame to Plivo could not be sent", exc_info=True)
+        else:
             self._put({"type": "websocket.send", "text": text})
 
     def send_binary(self, data: bytes) -> None:
         """Send a binary frame as it is."""
-        if data:
+        if not data or self.closed:
+            return
+        if self._frames is not None:
+            try:
+                self._frames.send_binary(data)
+            except Exception:
+                logger.debug("A frame to Plivo could not be sent", exc_info=True)
+        else:
             self._put({"type": "websocket.send", "bytes": data})
 
     def close(self, code: int) -> None:

@@ -6,39 +6,46 @@ Made on the first handshake, on the loop that serves it: importing this opens no
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
-from collections import OrderedDict
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 from django.conf import settings
 
 from mirror_saas.egress import egress_http_client
 from supervision.audio.format import MediaFormat
-from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
+from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, PolicyConfig
 from supervision.engine.context import SupervisorContext
 from supervision.engine.intervention import templates
 from supervision.engine.llm.openai import OpenAIPool, warm_up
-from supervision.engine.supervisor import CallSupervisor, Supervisor
+from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.protocol import TTSProvider
 from supervision.engine.tts.voice import LineCache
-from supervision.recorder.recorder import Recorder
+from supervision.recorder.events import CallLog
+from supervision.recorder.recorder import JournalLimits, Recorder, RecorderCounts
 from supervision.redaction import Redaction
+from supervision.stream.approvals import ApprovalCall, CallApprovals, PostgresApprovals
+from supervision.stream.database import TenantDatabase
 from supervision.stream.directory import AgentBinding, StreamDirectory
-from supervision.stream.limits import CallLeases, JudgeSlots
+from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
+from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
+from supervision.stream.owners import CallOwners
+from supervision.stream.plivo_rest import PlivoDoor
 from supervision.stream.revocation import KeyWatch
-from supervision.stream.supervisors import supervisor_of
-from tenants.limits_refused import Refused, refused
+from supervision.stream.supervisors import Supervisors, scoring_pool
+from supervision.stream.takeover import Takeovers
 
 logger = logging.getLogger(__name__)
 
 WARM_LANGUAGE: Final = "en"
 CLOSE_S: Final = 5.0
+_APPROVAL_TIMEOUT_MS: Final = PolicyConfig.model_fields["approval_timeout_ms"].default
 
 
 class StreamRuntime:
@@ -47,16 +54,25 @@ class StreamRuntime:
     def __init__(self) -> None:
         self.node = f"{socket.gethostname()}:{os.getpid()}"
         self.redaction = Redaction()
-        self.recorder = Recorder(settings.MIRROR.journal_dir, settings.DATABASE_URL, redact=self.redaction.event)
+        self.recorder = Recorder(
+            settings.MIRROR.journal_dir,
+            settings.DATABASE_URL,
+            redact=self.redaction.event,
+            limits=JournalLimits(max_bytes=settings.MIRROR.journal_mib << 20),
+        )
         self.directory = StreamDirectory(settings.DATABASE_URL)
+        self.database = TenantDatabase(self.directory.connection)
+        self.ledger = PostgresLedger(self.database)
+        self.approvals = PostgresApprovals(self.database)
         self.mailbox = Mailbox(settings.REDIS_URL)
+        self.plivo = PlivoDoor()
         self.keys = KeyWatch(self.directory.keys_revoked)
         self.calls = CallLeases(settings.REDIS_URL)
+        self.takeovers = Takeovers(CallOwners(settings.REDIS_URL, self.node), self.mailbox, self.directory)
         self.lines = LineCache()
         self.tts = _tts()
-        self._supervisors: OrderedDict[tuple[Any, ...], Supervisor] = OrderedDict()
         self._llms = OpenAIPool(http_client=egress_http_client)
-        self._slots: WeakValueDictionary[UUID, JudgeSlots] = WeakValueDictionary()
+        self.supervisors = Supervisors(self._llms, scoring_pool())
 
     async def start(self) -> None:
         """Open what calls need. A database that is down does not stop calls."""
@@ -80,47 +96,59 @@ class StreamRuntime:
 
     async def aclose(self) -> None:
         """Close what calls shared; what is not in the database yet stays in the journal."""
+        await self.takeovers.aclose()
         await self.mailbox.aclose()
         await self.recorder.aclose(CLOSE_S)
+        await self.ledger.aclose()
+        await self.database.aclose()
         await self.directory.aclose()
         await self.calls.aclose()
+        await self.plivo.aclose()
+        await self.supervisors.aclose()
         await self._llms.aclose()
         if self.tts is not None:
             await self.tts.aclose()
 
-    def call_supervisor(self, binding: AgentBinding, call_id: str) -> CallSupervisor | None:
-        """The engine for one call under the agent's live policy; None when it has none that can be used."""
-        if binding.policy_version_id is None or binding.llm is None:
+    def call_ledger(self, binding: AgentBinding, plivo_call_id: str, call_id: UUID) -> CallLedger | None:
+        """Where a call's irreversible tools are written down; None for a call in which nothing is acted on."""
+        if binding.mode == "shadow":
             return None
-        supervisor = supervisor_of(binding, self._supervisors, self._llms, self._judge_slots(binding))
+        return CallLedger(self.ledger, LedgerCall(binding.tenant_id, plivo_call_id, call_id))
+
+    def call_approvals(self, binding: AgentBinding, log: CallLog, at_ms: Callable[[], int]) -> CallApprovals:
+        """Where a call's tools wait for a person."""
+        call = ApprovalCall(binding.tenant_id, log.call_id, binding.agent_id)
+        return CallApprovals(self.approvals, call, log=log, redact=self.redaction.event, at_ms=at_ms)
+
+    def call_supervisor(
+        self, binding: AgentBinding, call_id: str, ledger: CallLedger | None = None
+    ) -> CallSupervisor | None:
+        """The engine for one call under the agent's live policy; None when it has none that can be used."""
+        supervisor = self.supervisors.get(binding)
         if supervisor is None:
             return None
-        return supervisor.call(
+        call = supervisor.call(
             SupervisorContext(
                 call_id=call_id,
                 tenant_id=str(binding.tenant_id),
                 agent_id=str(binding.agent_id),
                 policy_id=str(binding.policy_id),
                 policy_version=binding.policy_version,
-            )
+            ),
+            journal=ledger,
+            digest=ledger.digest if ledger is not None else None,
         )
-
-    def _judge_slots(self, binding: AgentBinding) -> JudgeSlots:
-        """The places of the tenant's questions; kept while a supervisor or a call has them."""
-        tenant_id = binding.tenant_id
-        slots = self._slots.get(tenant_id)
-        if slots is None:
-            slots = JudgeSlots(binding.limits.judge_calls, lambda: refused(tenant_id, Refused.JUDGE_CALLS))
-            self._slots[tenant_id] = slots
-        slots.allow(binding.limits.judge_calls)
-        return slots
+        if ledger is not None:
+            ledger.open(call.ledger)
+        return call
 
     def ready(self, binding: AgentBinding, call_id: str) -> dict[str, Any]:
         """The fields of `mirror.ready`."""
-        config = dict(binding.config)
+        config = binding.config
         gated = config.get("irreversible_tools")
         if gated is None:
             gated = DEFAULT_IRREVERSIBLE_TOOLS
+        approved = config.get("approval_tools") or ()
         policy = None
         if binding.policy_version_id is not None:
             policy = {"id": str(binding.policy_id), "version": binding.policy_version}
@@ -129,7 +157,11 @@ class StreamRuntime:
             "call_id": call_id,
             "mode": binding.mode,
             "policy": policy,
-            "gated_tools": list(gated),
+            "gated_tools": list(dict.fromkeys((*gated, *approved))),
+            "approvals": {
+                "tools": list(approved),
+                "timeout_ms": config.get("approval_timeout_ms", _APPROVAL_TIMEOUT_MS),
+            },
             "resumed": False,
             "notes": [],
         }
@@ -177,10 +209,18 @@ async def stream_runtime() -> StreamRuntime:
     return _runtime[1]
 
 
+def recorder_counts() -> RecorderCounts | None:
+    """What became of the events of this process's calls; None in a process that has carried none."""
+    return None if _runtime is None else _runtime[1].recorder.counts
+
+
 async def stream_runtime_open() -> None:
     """Prepare for calls when the server starts."""
     runtime = await stream_runtime()
     await runtime.warm()
+    # What is loaded by now stays: looking through all of it for garbage would stop every call for a tenth of a second.
+    gc.collect()
+    gc.freeze()
 
 
 async def stream_runtime_close() -> None:

@@ -7,38 +7,37 @@ never acts on a newer one; one intervention runs at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from mirror_saas.ids import uuid7
-from supervision.audio.heard import Heard, span_times
+from supervision.audio.heard import Heard
 from supervision.audio.levels import rms_dbfs
 from supervision.audio.vad import BargeIn
-from supervision.engine.adapters.playback import RelayPlayback, heard_of, marks_of, pcm_of, plan_for, played_out
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
-from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS
-from supervision.engine.context import (
-    JudgingState,
-    ToolCallIntent,
-    ToolCode,
-    ToolVerdict,
-    TurnPayload,
-    Verdict,
-)
+from supervision.engine.adapters.agent_voice import LEAD_S, AgentVoice, SayExpired, SayUnknown
+from supervision.engine.adapters.hold import Hold
+from supervision.engine.adapters.playback import heard_of, plan_for, soft_cut
+from supervision.engine.adapters.relay import CallRelay
+from supervision.engine.adapters.turn_audio import TurnAudio
+from supervision.engine.config import Delivery
+from supervision.engine.context import JudgingState, TurnPayload, Verdict
+from supervision.engine.intervention.clauses import violation_starts
 from supervision.engine.intervention.correction_lines import CorrectionLines
-from supervision.engine.intervention.note import note_text
 from supervision.engine.intervention.orchestrator import (
+    CORRECTION_BEFORE_END_S,
     Intervention,
-    Line,
     Outcome,
     Plan,
     Report,
 )
+from supervision.engine.intervention.templates import hold_lines
+from supervision.engine.llm.limiter import Risk, asking
+from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
@@ -46,59 +45,32 @@ from supervision.recorder import events as record
 from supervision.recorder.events import CallLog, EventData
 from supervision.recorder.recorder import JournalUnavailable, Recorder
 from supervision.stream import frames
+from supervision.stream.announcement import announce
+from supervision.stream.approvals import CallApprovals
+from supervision.stream.carried import CarriedCall, CarriedTurn
+from supervision.stream.escalation import Escalation
+from supervision.stream.failure import PLIVO_ENDS_WITHIN_S
+from supervision.stream.hold_line import HoldLine
+from supervision.stream.ledger import CallLedger
+from supervision.stream.one_way import NO_ACCOUNT, OneWay
+from supervision.stream.pending_notes import PendingNotes
+from supervision.stream.plivo_rest import PlivoCall
+from supervision.stream.running import Running, words_of
+from supervision.stream.streamed import StreamedTurns
+from supervision.stream.tools import COMMIT_WITHIN_S, CallTools, intent_fields, tool_verdict_fields
+from supervision.stream.turns import TurnState
 
 logger = logging.getLogger(__name__)
 
 SETTLES_S: Final = 0.5  # after a turn has played, until its last acknowledgements are in and it is known what was heard
-COMMIT_WITHIN_S: Final = 1.0  # a journal that takes longer to write a permission down has failed
 BARGE_IN_MS: Final = 400
 BARGE_IN_WITH_CLEAR_MS: Final = 200
+MOVES_WITHIN_S: Final = 0.3  # for the same when the call goes on on another socket, whose caller waits
 END_WAITS_S: Final = 5.0  # for what is still being judged when the call is over; ASGI servers give 10 s in all
 MAX_TURNS_KEPT: Final = 64
-MAX_TOOLS_KEPT: Final = 512
+REJECTIONS_TOLD: Final = 500  # in the record each by itself; of more of them one a second
 LEVEL_FROM_S: Final = 3.0
-_QUOTED: Final = re.compile(r'"([^"]{2,400})"|“([^”]{2,400})”')
-
-
-@dataclass(slots=True, eq=False)
-class TurnState:
-    """A reported turn and what became of it."""
-
-    audio: TurnAudio
-    payload: TurnPayload
-    index: int
-    judged: asyncio.Future[Verdict]
-    flagged: bool = False  # its words broke a rule: its tools are denied
-    verdict_id: UUID | None = None
-    told: dict[str, Any] = field(default_factory=dict)  # `mirror.verdict`, once it is judged
-
-    @property
-    def turn_id(self) -> UUID:
-        """Our id; the agent's is `ref`."""
-        return self.audio.turn_id
-
-    @property
-    def ref(self) -> str:
-        """The agent's `turn_id`."""
-        return self.audio.ref
-
-
-@dataclass(slots=True)
-class ToolState:
-    """A tool call that was asked about."""
-
-    intent: ToolCallIntent
-    decision_id: UUID
-    decided: asyncio.Future[ToolVerdict]
-    asked_at: float
-    turn_ref: str | None = None
-    finished: bool = False
-
-    def repeated_by(self, later: ToolCallIntent, turn_ref: str | None) -> bool:
-        """Whether ``later`` asks about the same call again. An id alone proves nothing: agents use one twice, and a
-        permission must never pass on to other arguments, to another turn, or to a call that has run."""
-        same_turn = self.turn_ref is None or turn_ref is None or self.turn_ref == turn_ref
-        return not self.finished and later == self.intent and same_turn
+ANNOUNCED_WITHIN_S: Final = 5.0  # of an intervention that is still going on, whose words come first
 
 
 @dataclass(slots=True)
@@ -107,8 +79,8 @@ class Counts:
 
     turns: int = 0
     states: dict[JudgingState, int] = field(default_factory=lambda: dict.fromkeys(JudgingState, 0))
+    why: dict[JudgingState, str] = field(default_factory=dict)  # of each state, what its last turn's verdict said
     interventions: int = 0
-    tools_blocked: int = 0
 
 
 class SupervisedCall:
@@ -122,9 +94,15 @@ class SupervisedCall:
         voice: CallVoice,
         log: CallLog,
         recorder: Recorder,
+        ledger: CallLedger | None,
+        approvals: CallApprovals,
         mode: str,
         ready: dict[str, Any],
         arm_lines: Callable[[str], dict[str, Any]],
+        plivo_call: PlivoCall | None,
+        bidirectional: bool,
+        leaving: Callable[[str], None],
+        close: Callable[[], None],
         to_agent: Callable[[dict[str, Any]], None],
         at_ms: Callable[[], int],
     ) -> None:
@@ -134,23 +112,64 @@ class SupervisedCall:
         self.language = voice.language
         self._supervisor = supervisor
         self._voice = voice
+        self.agent_voice = AgentVoice(relay=relay, ask=self._ask_to_say, spoken=voice.spoken)
         self._log = log
         self._recorder = recorder
         self._mode = mode
         self._ready = ready
         self._arm_lines = arm_lines
+        self.plivo_call = plivo_call
+        self.bidirectional = bidirectional
+        self.one_way = None if bidirectional else OneWay(plivo_call)
+        self.escalation = Escalation(supervisor, plivo_call, voice, leaving, close)
+        self._replaced = 0
         self._to_agent = to_agent
         self._at_ms = at_ms
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: dict[str, TurnState] = {}
-        self._tools: dict[str, ToolState] = {}
         self._heard_customer: list[str] = []
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._playing_on: dict[UUID, Callable[[], None]] = {}  # by turn: ends of interventions that were only a note
         self._ended = False
+        self._moved = False
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left_at: float | None = None
+        # Frames that were not taken: how many, and how many and until when the record tells of.
+        self._rejected = self._rejections_told = self._rejection_told_ms = 0
+        # Once the line is lost: how what was running ends, which shows when the stream comes back, or does not.
+        self._fate: asyncio.Future[Outcome] | None = None
+        self.notes = PendingNotes()
+        self._turns_before: dict[str, CarriedTurn] = {}  # reported on an earlier socket of the call
+        self._hold_budget_s = supervisor.config.hold_budget_ms / 1000 if supervisor is not None else 0.0
+        self.delivery: Delivery = "stream_first"
+        """When this call's turns are heard."""
+        if supervisor is not None and mode != "shadow":
+            self.delivery = supervisor.delivery
+        if self.delivery != "stream_first":
+            relay.hold_undecided_s = self._hold_budget_s
+        self.streamed = StreamedTurns(self, supervisor)
+        self.tools = CallTools(
+            supervisor=supervisor,
+            mode=mode,
+            log=log,
+            recorder=recorder,
+            ledger=ledger,
+            approvals=approvals,
+            turn_of=lambda ref: self._turns.get(ref),
+            to_agent=to_agent,
+            rejected=self.rejected,
+            spawn=self._spawn,
+            at_ms=at_ms,
+        )
+        own_line = supervisor.config.approval_hold_text if supervisor is not None else None
+        approvals.hold = HoldLine(
+            relay=relay,
+            voice=voice,
+            lines=lambda: hold_lines(self.language, own_line),
+            somebody_speaks=self._somebody_speaks,
+            said=self._hold_line_said,
+        ).say
 
     # ------------------------------------------------------------------ frames from the agent
 
@@ -167,35 +186,64 @@ class SupervisedCall:
             logger.exception("A mirror.* frame could not be handled")
 
     def rejected(self, code: str, message: str, ref: str | None = None) -> None:
-        """Tell the agent, and the record, that a frame was not taken."""
-        self._record(record.FrameRejected(code=code, message=message, at_ms=self._at_ms()))
+        """Tell the agent, and the record, that a frame was not taken; of a flood, the record has one a second."""
         self._to_agent({"event": "mirror.error", "code": code, "message": message, "ref": ref})
+        at_ms = self._at_ms()
+        self._rejected += 1
+        if self._rejected <= REJECTIONS_TOLD or at_ms - self._rejection_told_ms >= 1000:
+            left_out = self._rejected - self._rejections_told - 1
+            self._rejections_told, self._rejection_told_ms = self._rejected, at_ms
+            message = f"{message} (and {left_out} more before it)" if left_out else message
+            self._record(record.FrameRejected(code=code, message=message, at_ms=at_ms))
 
     def _take(self, parsed: frames.AgentFrame) -> None:
         if isinstance(parsed, frames.Hello):
             self._take_hello(parsed)
         elif isinstance(parsed, frames.Turn):
-            self._take_turn(parsed)
+            self.take_turn(parsed)
+        elif isinstance(parsed, frames.Delta):
+            self.streamed.take(parsed)
         elif isinstance(parsed, frames.Tool):
-            self._take_tool(parsed)
+            # A turn that is not reported yet is no error: many agents run their tools before they know what to say.
+            turn = self._turns.get(parsed.turn_ref or "")
+            heard = turn.payload.customer_text if turn is not None else " ".join(self._heard_customer)
+            self.tools.ask(parsed, turn, parsed.customer_text or heard)
         elif isinstance(parsed, frames.ToolDone):
-            self._take_tool_done(parsed)
+            self.tools.done(parsed)
         elif isinstance(parsed, frames.Audio):
             self._take_audio(parsed)
+        elif isinstance(parsed, frames.Said):
+            self._take_said(parsed)
         else:
             self._take_transcript(parsed)
+
+    def agent_replaced(self) -> None:
+        """The agent's socket broke. If another takes its place, that knows nothing of this one: neither its hello, nor
+        its turns' ids; what it has to know it is told in `mirror.ready`."""
+        self._replaced += 1
+        self.hello = None
+        self.agent_voice.lost()
+        self.tools.agent_replaced()
+        self._choose_voice()
+        self.relay.agent_replaced(self._loop.time())
+        # Ids of an agent are the socket's: the next one may begin at the same number.
+        self._turns = {f"{ref} (socket {self._replaced})": state for ref, state in self._turns.items()}
+        self._ready = {**self._ready, "resumed": True}
 
     def _take_hello(self, hello: frames.Hello) -> None:
         first = self.hello is None
         self.hello = hello
         self.relay.hello = True
         self.relay.marks = hello.marks
+        self.agent_voice.offered = "say" in hello.wants and self.one_way is None
+        self._choose_voice()
         changed = (hello.language or self.language, hello.voice or self._voice.voice)
         if changed != (self.language, self._voice.voice):
             self.language, self._voice.voice = changed
             self._voice.language = self.language
             self.arm()
-        self._to_agent({"event": "mirror.ready", **self._ready})
+        notes = self.notes.pending() if "notes" in hello.wants else []
+        self._to_agent({"event": "mirror.ready", **self._ready, "notes": notes})
         if not first:
             return
         self._record(
@@ -215,9 +263,14 @@ class SupervisedCall:
             # Only an empty queue answers at once; with audio before it the answer says nothing about the wire.
             self.relay.checkpoint("probe", lambda at: self.relay.clock.measured(at - sent_at), sent_at)
 
+    def _choose_voice(self) -> None:
+        # The agent and Plivo speak words; of Mirror's own voice they have to be rendered.
+        self._voice.by_words = self.agent_voice.usable if self.one_way is None else self.one_way.speaks
+
     def arm(self) -> None:
         """Render what an intervention says, before one is needed."""
         self._spawn(self._voice.arm(**self._arm_lines(self.language)))
+        self._spawn(self.escalation.arm(self.language))
 
     def _take_transcript(self, transcript: frames.Transcript) -> None:
         self._record(
@@ -236,16 +289,24 @@ class SupervisedCall:
     def _is_echo(self, text: str) -> bool:
         """Whether the caller's transcript repeats what Mirror is saying right now."""
         said = self._running.spoken_words() if self._running is not None else set()
-        words = _words(text)
+        words = words_of(text)
         return len(words) >= 3 and bool(said) and len([w for w in words if w in said]) >= 0.8 * len(words)
 
-    def _take_turn(self, turn: frames.Turn) -> None:
-        if turn.ref in self._turns:
+    def turn(self, ref: str) -> TurnState | None:
+        """The turn that the agent reported under this id."""
+        return self._turns.get(ref)
+
+    def take_turn(self, turn: frames.Turn, *, growing: bool = False) -> TurnState:
+        """Take a reported turn; ``growing``: there is more of its text to come, and whoever takes that has it judged.
+        Raises `FrameError` when it was reported before."""
+        if turn.ref in self._turns or turn.ref in self._turns_before:
             raise frames.FrameError("duplicate_turn", "turn_id: this turn was reported before", turn.ref)
+        self.notes.answered(turn.seen)
+        self.streamed.close()
         customer = turn.customer_text.strip() or " ".join(self._heard_customer)
         self._heard_customer.clear()
         now = self._loop.time()
-        audio = TurnAudio(uuid7(), turn.ref, now, turn.seen, turn.text)
+        audio = TurnAudio(uuid7(), turn.ref, now, turn.seen, turn.text, growing=growing)
         language = turn.language or self.language
         if self._supervisor is None:
             payload = TurnPayload(customer, turn.text, turn.tool_calls, (), turn.ref, language)
@@ -262,12 +323,18 @@ class SupervisedCall:
         self._turns[turn.ref] = state
         while len(self._turns) > MAX_TURNS_KEPT:
             self._turns.pop(next(iter(self._turns)))
-        self.relay.turn_reported(audio)
+        if self._holds(payload, growing):
+            audio.hold = Hold(self._hold_budget_s)
+        if self.one_way is None:
+            self.relay.turn_reported(audio)
+        else:
+            self.one_way.turn_begins(audio)
+            self._spawn(self._turn_heard(audio))
         if self._supervisor is not None:
             # After the payload was made: a turn's history never contains the turn.
             if customer:
                 self._supervisor.note_customer(customer)
-            if turn.text.strip():
+            if turn.text.strip() and not growing:
                 self._supervisor.note_agent(turn.text, turn_id=turn.ref)
         self._record(
             record.TurnReported(
@@ -276,22 +343,15 @@ class SupervisedCall:
                 index=state.index,
                 customer_text=customer,
                 text=turn.text,
-                tool_calls=[_intent_json(call) for call in turn.tool_calls],
+                tool_calls=[intent_fields(call) for call in turn.tool_calls],
                 language=payload.language,
                 at_ms=self._at_ms(),
             )
         )
-        self._spawn(self._judge(state))
-        if turn.tool_calls:
-            tools = []
-            for intent in turn.tool_calls:
-                known = self._tools.get(intent.id)
-                if known is not None and known.repeated_by(intent, turn.ref):
-                    self._spawn(self._repeat_verdict(known))
-                else:
-                    tools.append(self._tool_asked(intent, turn.ref))
-            if tools:
-                self._spawn(self._gate(tools, state, customer, keys={}, timeout_ms=None))
+        if not growing:
+            self._spawn(self._judge(state))
+        self.tools.ask_all(turn.tool_calls, state, customer)
+        return state
 
     # ------------------------------------------------------------------ turns from outside the agent's socket
 
@@ -303,16 +363,24 @@ class SupervisedCall:
         `{"taken": False, "code": …, "message": …}`, with `ended` when the call is over and `not_recorded` when the
         journal does not work. A turn that was reported before, with the same words, is answered and not taken again.
         """
+        if self._moved:
+            return {"taken": False, "code": "moved", "message": "the call goes on elsewhere"}
         if self._ended:
             return {"taken": False, "code": "ended", "message": "the call has ended"}
         try:
             parsed = frames.parse({**raw, "event": "mirror.turn"})
             assert isinstance(parsed, frames.Turn)
             state = self._turns.get(parsed.ref)
+            if state is None and (before := self._turns_before.get(parsed.ref)) is not None:
+                if before.text is not None and (before.text, before.tool_calls) != (parsed.text, parsed.tool_calls):
+                    raise frames.FrameError(
+                        "duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref
+                    )
+                # It is in the record; what was said of it, the socket that took it has told.
+                return {"taken": True, "verdict": None, "tools": []}
             if state is None:
                 self._hear_from_outside()
-                self._take_turn(parsed)
-                state = self._turns[parsed.ref]
+                state = self.take_turn(parsed)
             elif (state.payload.agent_text, state.payload.tool_calls) != (parsed.text, parsed.tool_calls):
                 raise frames.FrameError(
                     "duplicate_turn", "turn_id: another turn was reported under this id", parsed.ref
@@ -324,8 +392,8 @@ class SupervisedCall:
                 await self._recorder.commit(self._log.call_id)
         except (JournalUnavailable, TimeoutError):
             return {"taken": False, "code": "not_recorded", "message": "the turn could not be recorded"}
-        tools = [known for call in parsed.tool_calls if (known := self._tools.get(call.id)) is not None]
-        waited_for: set[asyncio.Future[Any]] = {state.judged, *(tool.decided for tool in tools)}
+        tools = self.tools.decisions(parsed.tool_calls)
+        waited_for: set[asyncio.Future[Any]] = {state.judged, *tools}
         if wait_s > 0 and not all(future.done() for future in waited_for):
             everything = self._loop.create_task(_all_done(waited_for))
             either: set[asyncio.Future[None]] = {everything, self._over}
@@ -334,7 +402,7 @@ class SupervisedCall:
         return {
             "taken": True,
             "verdict": state.told or None,
-            "tools": [tool_verdict_fields(tool.decided.result()) for tool in tools if tool.decided.done()],
+            "tools": [tool_verdict_fields(tool.result()) for tool in tools if tool.done()],
         }
 
     def _hear_from_outside(self) -> None:
@@ -344,6 +412,9 @@ class SupervisedCall:
             self._probe()
 
     def _take_audio(self, audio: frames.Audio) -> None:
+        if audio.say is not None:
+            self._take_line_audio(audio.say, audio.state)
+            return
         if not self.relay.marks:
             raise frames.FrameError("bad_field", "event: mirror.hello did not announce marks", audio.turn_ref)
         state = self._turns.get(audio.turn_ref or "")
@@ -351,56 +422,75 @@ class SupervisedCall:
             raise frames.FrameError("unknown_id", "turn_id: no such turn was reported", audio.turn_ref)
         self.relay.audio_mark(state.audio, audio.state, audio.chars, self._loop.time())
 
-    def _take_tool(self, tool: frames.Tool) -> None:
-        known = self._tools.get(tool.intent.id)
-        if known is not None and known.repeated_by(tool.intent, tool.turn_ref):
-            self._spawn(self._repeat_verdict(known))
-            return
-        # A turn that is not reported yet is no error: many agents run their tools before they know what to say.
-        state = self._turns.get(tool.turn_ref or "")
-        customer = tool.customer_text or (state.payload.customer_text if state else " ".join(self._heard_customer))
-        keys = {tool.intent.id: tool.key} if tool.key is not None else {}
-        asked = self._tool_asked(tool.intent, tool.turn_ref)
-        self._spawn(self._gate([asked], state, customer, keys, tool.timeout_ms))
-
-    def _tool_asked(self, intent: ToolCallIntent, turn_ref: str | None) -> ToolState:
-        asked = ToolState(intent, uuid7(), self._loop.create_future(), self._loop.time(), turn_ref)
-        self._tools[intent.id] = asked
-        while len(self._tools) > MAX_TOOLS_KEPT:
-            self._tools.pop(next(iter(self._tools)))
-        return asked
-
-    def _take_tool_done(self, done: frames.ToolDone) -> None:
-        tool = self._tools.get(done.ref)
-        if tool is None:
-            raise frames.FrameError("unknown_id", "id: no such tool call was asked about", done.ref)
-        tool.finished = True
-        if self._supervisor is not None:
-            self._supervisor.tool_done(done.ref, done.ok, done.result, cancelled=done.cancelled)
-        self._record(
-            record.ToolDone(
-                decision_id=tool.decision_id,
-                ref=done.ref,
-                ok=done.ok,
-                result=done.result,
-                cancelled=done.cancelled,
-                at_ms=self._at_ms(),
-            )
+    def _ask_to_say(self, say_id: str, role: str, text: str, deadline_ms: int) -> None:
+        self._to_agent(
+            {
+                "event": "mirror.say",
+                "id": say_id,
+                "role": role,
+                "text": text,
+                "language": self.language,
+                "deadline_ms": deadline_ms,
+            }
         )
+
+    def _take_line_audio(self, say_id: str, state: str) -> None:
+        try:
+            if state == "start":
+                self.agent_voice.begins(say_id)
+                if self._running is not None:
+                    self._running.step("say_begun", self.agent_voice.role_of(say_id))
+            elif state in ("end", "cut"):
+                self.agent_voice.ends(say_id)
+        except SayUnknown:
+            raise frames.FrameError("unknown_id", "say: no such line was asked for", say_id) from None
+        except SayExpired:
+            raise frames.FrameError(
+                "say_expired", "say: this line came too late and is not heard; speak for yourself", say_id
+            ) from None
+
+    def _take_said(self, said: frames.Said) -> None:
+        try:
+            role = self.agent_voice.role_of(said.say)
+        except SayUnknown:
+            raise frames.FrameError("unknown_id", "id: no such line was asked for", said.say) from None
+        if self._running is not None:
+            self._running.step("said", role)
 
     # ------------------------------------------------------------------ judging
 
+    def _holds(self, payload: TurnPayload, growing: bool) -> bool:
+        if self._supervisor is None or self.delivery == "stream_first":
+            return False
+        return self._supervisor.holds(payload, growing=growing)
+
+    def ungoverned(self, turn: TurnState) -> Verdict:
+        """The verdict where there is no policy to judge by."""
+        return Verdict(turn.ref, JudgingState.FAILED, None, None, "", "", 1.0, 0, detail="no live policy")
+
+    def risk_of(self, turn: TurnState) -> Risk:
+        """What hangs on the verdict about this turn."""
+        if self._mode == "shadow":
+            return Risk.SHADOW
+        return Risk.TURN if turn.audio.hold is None else Risk.HELD
+
     async def _judge(self, turn: TurnState) -> None:
         if self._supervisor is None:
-            verdict = Verdict(turn.ref, JudgingState.FAILED, None, None, "", "", 1.0, 0, detail="no live policy")
+            verdict = self.ungoverned(turn)
         else:
-            verdict = await self._supervisor.judge_turn(turn.payload)
+            with asking(self.risk_of(turn)):
+                verdict = await self._supervisor.judge_turn(turn.payload)
+        if verdict.violates:
+            turn.violates_from = violation_starts(turn.audio.text, verdict.reason)
+        self.judged(turn, verdict, self.decide(turn, verdict))
+
+    def judged(self, turn: TurnState, verdict: Verdict, decided: tuple[bool, str | None]) -> None:
+        """This is the turn's verdict, and what was `decided` about it: tell the record and the agent, and let what was
+        held of the turn be heard."""
+        acted, withheld = decided
+        assert turn.verdict_id is not None
         self.counts.states[verdict.state] += 1
-        turn.verdict_id = uuid7()
-        if self._ended:
-            acted, withheld = False, "late" if verdict.should_intervene else None
-        else:
-            acted, withheld = self._decide(turn, verdict)
+        self.counts.why[verdict.state] = verdict.detail
         self._record(
             record.TurnJudged(
                 turn_id=turn.turn_id,
@@ -417,6 +507,8 @@ class SupervisedCall:
                 latency_ms=verdict.latency_ms,
                 prompt_tokens=verdict.usage.prompt_tokens,
                 completion_tokens=verdict.usage.completion_tokens,
+                model=verdict.model,
+                fallback=verdict.fallback,
                 late=False,  # of answers after their deadline; one that came in time counts, whatever could be done
                 detail=verdict.detail,
                 at_ms=self._at_ms(),
@@ -433,13 +525,24 @@ class SupervisedCall:
             "reason": verdict.reason or verdict.detail,
             "latency_ms": verdict.latency_ms,
         }
+        turn.clean.set()
         if not turn.judged.done():
             turn.judged.set_result(verdict)
+        if not turn.audio.muted:
+            self.relay.decide(turn.audio, self._loop.time())
         if self.hello is not None and "verdicts" in self.hello.wants and not self._ended:
             self._to_agent({"event": "mirror.verdict", **turn.told})
 
-    def _decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
+    def decide(self, turn: TurnState, verdict: Verdict) -> tuple[bool, str | None]:
         """Act on a verdict, or say why not: ``(acted, withheld)``."""
+        turn.verdict_id = uuid7()
+        if self._ended or (self._fate is not None and not verdict.should_intervene):
+            return False, "late" if verdict.should_intervene else None
+        if self._fate is not None:
+            # Nobody hears anything now; should the stream come back, the agent has to know.
+            turn.flagged = True
+            self._note_only(turn, verdict, "late")
+            return False, "late"
         if not verdict.should_intervene or self._supervisor is None:
             return False, None
         withheld = "shadow" if self._mode == "shadow" else self._supervisor.withheld(verdict)
@@ -452,29 +555,31 @@ class SupervisedCall:
             self._running.joined(turn)
             return False, "in_progress"
         now = self._loop.time()
+        if withheld == "limit" or self._supervisor.spent:
+            return self._escalate(turn, verdict, now)
         if withheld is not None:
-            if withheld == "limit":
-                self._note_only(turn, verdict, "limit")
             return False, withheld
-        if not self._voice.armed:
+        self._choose_voice()
+        if not self._armed:
             self._note_only(turn, verdict, "unarmed")
             return False, "unarmed"
-        plan, begins_at = self._plan(turn, now)
+        plan, begins_at, keep_s = self._plan(turn, now)
         if plan is Plan.NOTE_ONLY:
             self._note_only(turn, verdict, "late")
             return False, "late"
         if self._caller_speaks():
             self._cut_for_speaking_caller(turn, verdict, plan, now)
             return True, None
-        self._act(turn, verdict, plan, begins_at, now)
+        self._act(turn, verdict, plan, begins_at, keep_s, now)
         return True, None
 
-    def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None]:
-        """What the caller can hear of this turn decides."""
+    def _plan(self, turn: TurnState, now: float) -> tuple[Plan, float | None, float]:
+        """What the caller can hear of this turn decides: the plan, when its clear goes out, and how many seconds of
+        the turn's beginning are heard all the same."""
         audio, clock = turn.audio, self.relay.clock
         if clock.end_at > now and self.relay.adopt_unreported(audio):
             # The agent reported this turn after its audio had begun: what is audible is what was reported.
-            return Plan.CUT_NOW, None
+            return Plan.CUT_NOW, None, 0.0
         if (taken := self.relay.taken_for(audio)) is not None:
             # Whose audio it is, nobody said. Better an innocent turn cut than a wrong one heard; the other is mute too.
             other = next((state for state in self._turns.values() if state.audio is taken), None)
@@ -484,28 +589,55 @@ class SupervisedCall:
             self.relay.mute(audio, now)
             turn.audio = audio = taken
         newer = any(other.audio.reported_at > audio.reported_at for other in self._turns.values())
-        return plan_for(self.relay, audio, now, newer=newer, caller_speaks=self._caller_speaks)
+        plan, begins_at = plan_for(self.relay, audio, now, newer=newer, caller_speaks=self._caller_speaks)
+        if taken is None and plan in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
+            spared = soft_cut(self.relay, audio, now, turn.violates_from)
+            if spared is not None:
+                return spared
+        return plan, begins_at, 0.0
+
+    @property
+    def _unarmed_reason(self) -> str:
+        silent = self.one_way is not None and not self.one_way.speaks
+        return NO_ACCOUNT if silent else self._voice.unarmed_reason
+
+    @property
+    def _armed(self) -> bool:
+        return self._voice.armed and (self.one_way is None or self.one_way.speaks)
 
     def _caller_speaks(self) -> bool:
         detector = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
-        return any([detector.push(plivo_events.payload(text)) for text in list(self.relay.recent_inbound)][-1:])
+        recent = [text for text in self.relay.recent_inbound if plivo_events.is_callers(text)]
+        return any([detector.push(plivo_events.payload(text)) for text in recent][-1:])
 
     # ------------------------------------------------------------------ intervening
 
-    def _act(self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, now: float) -> None:
+    def _escalate(self, turn: TurnState, verdict: Verdict, now: float) -> tuple[bool, str | None]:
+        """One intervention would be one too many: do what the policy says instead."""
+        if not self.escalation.possible:
+            self._note_only(turn, verdict, "limit")
+            return False, "limit"
+        plan, begins_at, keep_s = self._plan(turn, now)
+        if plan is Plan.NOTE_ONLY:
+            plan = Plan.RETRACT  # heard long ago; the call is not the agent's any more all the same
+        self._choose_voice()
+        running = Running(self, turn, verdict, plan)
+        speaks = not self._caller_speaks()
+        running.intervention = self.escalation.intervention(running, begins_at, speaks=speaks)
+        running.instead = self.escalation
+        self._begin(running, keep_s, now)
+        return True, None
+
+    def _act(
+        self, turn: TurnState, verdict: Verdict, plan: Plan, begins_at: float | None, keep_s: float, now: float
+    ) -> None:
         assert self._supervisor is not None
         supervisor = self._supervisor
-        self.counts.interventions += 1
-        supervisor.note_intervention(verdict)
         self._match_level(turn.audio)
-        if plan is Plan.REPLACE_HELD:
-            self.relay.mute(turn.audio, now)
-        else:
-            self.relay.take_over(turn.audio, now)
         opener = plan is Plan.RETRACT
         buffer = self._voice.opener_line() if opener else self._voice.buffer_line()
         fallback = self._voice.fallback_line()
-        running = _Running(self, turn, verdict, plan)
+        running = Running(self, turn, verdict, plan)
         # How long the words may take is known only when the buffer line plays; then the best that are rendered speak.
         lines = running.lines = CorrectionLines(
             ask=lambda candidate: supervisor.correct(turn.payload, verdict, on_candidate=candidate),
@@ -521,9 +653,21 @@ class SupervisedCall:
             fallback=fallback,
             correct=lines.best,
             so_far=lines.ready,
+            lead_s=LEAD_S if self.agent_voice.usable else CORRECTION_BEFORE_END_S,
             begins_at=begins_at,
             reached=running.reached,
         )
+        self._begin(running, keep_s, now)
+
+    def _begin(self, running: Running, keep_s: float, now: float) -> None:
+        turn, verdict = running.turn, running.verdict
+        self.counts.interventions += 1
+        if self._supervisor is not None:
+            self._supervisor.note_intervention(verdict)
+        if running.plan is Plan.REPLACE_HELD:
+            self.relay.mute(turn.audio, now, keep_s)
+        else:
+            self.relay.take_over(turn.audio, now)
         self._running = running
         self._record(
             record.InterventionStarted(
@@ -531,18 +675,18 @@ class SupervisedCall:
                 turn_id=turn.turn_id,
                 verdict_id=turn.verdict_id,
                 rule=verdict.rule,
-                plan=plan.value,
+                plan=running.plan.value,
                 at_ms=self._at_ms(),
             )
         )
         self._spawn(self._intervene(running))
 
-    async def _intervene(self, running: _Running) -> None:
+    async def _intervene(self, running: Running) -> None:
         barge_in = BargeIn(self.relay.format, need_ms=BARGE_IN_MS)
 
         def tap(text: str) -> None:
             need = BARGE_IN_WITH_CLEAR_MS if running.agent_cleared else None
-            if barge_in.push(plivo_events.payload(text), need_ms=need):
+            if plivo_events.is_callers(text) and barge_in.push(plivo_events.payload(text), need_ms=need):
                 running.interrupt()
 
         self.relay.inbound_tap = tap
@@ -550,12 +694,23 @@ class SupervisedCall:
         report = running.intervention.report
         try:
             await running.intervention.run()
-            if not self._ended:
+            if running.instead is not None and await running.instead.carry_out(running, report):
+                # The call is not the agent's any more; nothing of it is heard until Plivo ends the stream.
+                await asyncio.wait({self._over}, timeout=PLIVO_ENDS_WITHIN_S)
+                if not self._over.done():
+                    running.instead.finish()
+                    await asyncio.wait({self._over})
+            if self._fate is not None:
+                report.outcome = await self._fate
+            elif not self._ended:
                 await self._hand_back(running, report)
         finally:
             self.relay.inbound_tap = None
             self._running = None
-            if not self._ended:
+            if self._moved:
+                # What was said and heard of it differs from what was told, if anything was.
+                running.send_note(report)
+            elif not self._ended:
                 self.relay.hand_back(self._loop.time())
                 running.step("handed_back")
             running.ended(report)
@@ -563,7 +718,7 @@ class SupervisedCall:
         if self._supervisor is not None and (said := running.said(report)):
             self._supervisor.note_mirror(said)
 
-    async def _hand_back(self, running: _Running, report: Report) -> None:
+    async def _hand_back(self, running: Running, report: Report) -> None:
         """Drop what was generated before the note, judge what was generated after it, and tell the agent."""
         if running.note_sent_at is None:
             # No correction was spoken: the agent must know all the same before it goes on.
@@ -586,27 +741,41 @@ class SupervisedCall:
         ]
         for state in fresh_turns:
             # Bounded by the engine's own deadline for a turn.
-            either: set[asyncio.Future[Any]] = {state.judged, self._over}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await self._first_words_judged(state)
         if running.dropped or report.outcome is not Outcome.COMPLETED:
             running.send_note(report)
         if self._supervisor is not None:
             running.correct_history(self._supervisor)
 
+    async def _first_words_judged(self, turn: TurnState) -> None:
+        waiting = self._loop.create_task(turn.clean.wait())
+        limit_s = None
+        if turn.audio.growing and self._supervisor is not None:
+            limit_s = self._supervisor.config.semantic_review_timeout_s
+        either: set[asyncio.Future[Any]] = {waiting, self._over}
+        await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+
     def _cut_for_speaking_caller(self, turn: TurnState, verdict: Verdict, plan: Plan, now: float) -> None:
         """The caller speaks: the turn is silenced, nothing is said over them, and the agent is told what to say."""
         self.relay.mute(turn.audio, now)
         if plan in (Plan.CUT_NOW, Plan.CUT_WHEN_REACHED):
-            self.relay.clear(lambda kind, at: None, now)
+            if self.one_way is None:
+                self.relay.clear(lambda kind, at: None, now)
+            else:
+                self._spawn(self._silenced(self.one_way, turn.audio))
         self.counts.interventions += 1
         if self._supervisor is not None:
             self._supervisor.note_intervention(verdict)
         self._note_only(turn, verdict, "caller_speaking")
         self.relay.hand_back(now)
 
+    async def _silenced(self, one_way: OneWay, audio: TurnAudio) -> None:
+        await one_way.clear(audio)
+
     def _note_only(self, turn: TurnState, verdict: Verdict, outcome: str) -> None:
         """Nothing is said; the agent gets a note, and the record says why."""
-        running = _Running(self, turn, verdict, Plan.NOTE_ONLY)
+        running = Running(self, turn, verdict, Plan.NOTE_ONLY)
         self._record(
             record.InterventionStarted(
                 intervention_id=running.id,
@@ -618,12 +787,23 @@ class SupervisedCall:
             )
         )
         running.send_note(None)
-        ended = partial(running.ended, None, outcome, self._voice.unarmed_reason if outcome == "unarmed" else "")
+        ended = partial(running.ended, None, outcome, self._unarmed_reason if outcome == "unarmed" else "")
         if outcome == "late" or turn.audio.heard_reported:
             ended()
         else:
             # How much of the violation is heard shows when the turn has played.
             self._playing_on[turn.turn_id] = ended
+
+    def _somebody_speaks(self) -> bool:
+        """Whether the caller or Mirror speaks, or the agent has words that nobody has heard yet."""
+        if self._running is not None or self.relay.speaking or self._caller_speaks():
+            return True
+        return any(self.relay.queued(state.audio) for state in self._turns.values())
+
+    def _hold_line_said(self, text: str) -> None:
+        self._record(record.TranscriptNoted(at_ms=self._at_ms(), role="mirror", text=text, final=True))
+        if self._supervisor is not None:
+            self._supervisor.note_mirror(text)
 
     def _match_level(self, audio: TurnAudio) -> None:
         if not audio.audio:
@@ -632,6 +812,17 @@ class SupervisedCall:
         level = rms_dbfs(self.relay.format.decode(newest), self.relay.format.sample_rate)
         if level is not None:
             self._voice.level_dbfs = level
+
+    # ------------------------------------------------------------------ without an agent
+
+    async def announce(self, text: str) -> bool:
+        """Tell the caller something when no agent speaks any more; see `announcement.announce`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANNOUNCED_WITHIN_S):
+                await self.intervention_over()
+        return await announce(
+            text, relay=self.relay, voice=self._voice, plivo=self.plivo_call, way_back=self.bidirectional
+        )
 
     # ------------------------------------------------------------------ what the caller does
 
@@ -642,6 +833,7 @@ class SupervisedCall:
 
     def agent_cleared(self) -> None:
         """The agent thinks that the caller speaks."""
+        self.streamed.agent_cleared()
         if self._running is not None:
             self._running.agent_cleared = True
 
@@ -681,6 +873,7 @@ class SupervisedCall:
         heard, high_s = await asyncio.to_thread(self._heard, audio, self._hearing())
         audio_s = audio.received_s
         audio.audio.clear()
+        self._record_hold(audio)
         self._record(
             record.TurnHeard(
                 turn_id=audio.turn_id,
@@ -694,182 +887,92 @@ class SupervisedCall:
             )
         )
 
+    def _record_hold(self, audio: TurnAudio) -> None:
+        hold = audio.hold
+        if hold is not None and hold.since is not None:
+            held_s = hold.held_s if hold.held_s is not None else self._hearing() - hold.since
+            held_ms = round(max(0.0, held_s) * 1000)
+            if not held_ms:
+                return
+            heard = audio.runs.starts_at is not None
+            self._record(
+                record.TurnHeld(
+                    turn_id=audio.turn_id,
+                    held_ms=held_ms,
+                    ended_by="discarded" if not heard else "verdict" if hold.by_verdict else "budget",
+                    at_ms=self._at_ms(),
+                )
+            )
+
     def _heard(self, audio: TurnAudio, now: float) -> tuple[Heard, float]:
         """What was heard of a turn by ``now``, and at most how many seconds of it."""
-        return heard_of(self.relay, audio, now)
-
-    # ------------------------------------------------------------------ tools
-
-    async def _gate(
-        self,
-        tools: list[ToolState],
-        turn: TurnState | None,
-        customer_text: str,
-        keys: dict[str, str],
-        timeout_ms: int | None,
-    ) -> None:
-        code, reason = ToolCode.FAILED, "the call could not be judged"
-        try:
-            await self._gated(tools, turn, customer_text, keys, timeout_ms)
-        except asyncio.CancelledError:
-            code, reason = ToolCode.CANCELLED, "the call ended before this was decided"
-            raise
-        finally:
-            # Whatever happened: a tool that was asked about has an answer, and nothing was allowed by accident.
-            for tool in tools:
-                if not tool.decided.done():
-                    verdict = _undecided(tool.intent, code, reason)
-                    self._record_tool(tool, verdict, turn, self._irreversible(tool.intent), tool.asked_at)
-                    self._tool_answered(tool, verdict)
-
-    async def _gated(
-        self,
-        tools: list[ToolState],
-        turn: TurnState | None,
-        customer_text: str,
-        keys: dict[str, str],
-        timeout_ms: int | None,
-    ) -> None:
-        started = self._loop.time()
-        if self._supervisor is None:
-            for tool in tools:
-                verdict = _ungoverned(tool.intent, self._irreversible(tool.intent))
-                await self._tool_decided(tool, verdict, turn, started)
-            return
-        verdicts = await self._supervisor.gate_tools(
-            [tool.intent for tool in tools],
-            customer_text=customer_text,
-            agent_text=turn.payload.agent_text if turn is not None else "",
-            turn_id=turn.ref if turn is not None else "",
-            keys=keys,
-            timeout_ms=timeout_ms,
-        )
-        limit_ms = self._supervisor.config.tool_gate_timeout_ms
-        if timeout_ms is not None:
-            limit_ms = min(limit_ms, timeout_ms)
-        turn = turn or self._turns.get(tools[0].turn_ref or "")
-        clean = await self._speech_clean(turn, started + limit_ms / 1000)
-        for tool, verdict in zip(tools, verdicts, strict=True):
-            await self._tool_decided(tool, self._with_speech(tool, verdict, clean), turn, started)
-
-    async def _speech_clean(self, turn: TurnState | None, until: float) -> bool | None:
-        """Whether the words of the tool's own turn passed; None when that is not known by ``until``."""
-        if turn is None:
-            return True
-        if not turn.judged.done():
-            await asyncio.wait({turn.judged}, timeout=max(0.0, until - self._loop.time()))
-        return not turn.flagged if turn.judged.done() else None
-
-    def _with_speech(self, tool: ToolState, verdict: ToolVerdict, clean: bool | None) -> ToolVerdict:
-        """A tool runs only when its own verdict and that of its turn's words allow it."""
-        if not verdict.allow or clean:
-            return verdict
-        if clean is None:
-            if not self._irreversible(tool.intent) or self._fails_open():
-                return verdict
-            code, state = ToolCode.TIMEOUT, JudgingState.TIMED_OUT
-            reason = "the words of this turn were not judged in time"
-        else:
-            code, state = ToolCode.DENIED, verdict.state
-            reason = "the words of this turn broke a rule, so nothing that it wanted to do may run"
-        self._take_back(tool)
-        return _refused(verdict, code, state, reason)
-
-    async def _tool_decided(
-        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, started: float
-    ) -> None:
-        if self._mode == "shadow" and not verdict.allow:
-            verdict = _shadowed(verdict)
-        if self._ended and verdict.allow:
-            self._take_back(tool)
-            verdict = _refused(verdict, ToolCode.CANCELLED, verdict.state, "the call ended")
-        irreversible = self._irreversible(tool.intent)
-        self._record_tool(tool, verdict, turn, irreversible, started)
-        if irreversible and verdict.allow:
-            # What cannot be undone may run only when the permission is on disk.
-            try:
-                async with asyncio.timeout(COMMIT_WITHIN_S):
-                    await self._recorder.commit(self._log.call_id)
-            except (JournalUnavailable, TimeoutError):
-                if not self._fails_open():
-                    self._take_back(tool)
-                    verdict = _refused(
-                        verdict, ToolCode.FAILED, JudgingState.FAILED, "the decision could not be recorded"
-                    )
-                    self._record_tool(tool, verdict, turn, irreversible, started)
-        self._tool_answered(tool, verdict)
-
-    def _take_back(self, tool: ToolState) -> None:
-        """A permission of the gate that does not reach the agent: the call may be asked for again."""
-        if self._supervisor is not None and self._mode != "shadow":
-            self._supervisor.tool_done(tool.intent.id, False, None, cancelled=True)
-
-    def _tool_answered(self, tool: ToolState, verdict: ToolVerdict) -> None:
-        if not verdict.allow:
-            self.counts.tools_blocked += 1
-        if not tool.decided.done():
-            tool.decided.set_result(verdict)
-        self._send_tool_verdict(verdict)
-
-    def _record_tool(
-        self, tool: ToolState, verdict: ToolVerdict, turn: TurnState | None, irreversible: bool, started: float
-    ) -> None:
-        self._record(
-            record.ToolDecided(
-                decision_id=tool.decision_id,
-                turn_id=turn.turn_id if turn is not None else None,
-                ref=tool.intent.id,
-                name=tool.intent.name,
-                args=tool.intent.args,
-                irreversible=irreversible,
-                allow=verdict.allow,
-                code=verdict.code.value,
-                state=verdict.state.value,
-                score=verdict.score,
-                reason=verdict.reason,
-                instruction=verdict.instruction,
-                latency_ms=round((self._loop.time() - started) * 1000),
-                prompt_tokens=verdict.usage.prompt_tokens,
-                completion_tokens=verdict.usage.completion_tokens,
-                at_ms=self._at_ms(),
-            )
-        )
-
-    async def _repeat_verdict(self, tool: ToolState) -> None:
-        await asyncio.wait({tool.decided})
-        self._send_tool_verdict(tool.decided.result())
-
-    def _send_tool_verdict(self, verdict: ToolVerdict) -> None:
-        if self._ended:
-            return
-        self._to_agent({"event": "mirror.tool_verdict", **tool_verdict_fields(verdict)})
-
-    def _irreversible(self, intent: ToolCallIntent) -> bool:
-        names = DEFAULT_IRREVERSIBLE_TOOLS if self._supervisor is None else self._supervisor.config.irreversible_tools
-        return intent.irreversible or intent.name.strip().casefold() in {name.casefold() for name in names}
-
-    def _fails_open(self) -> bool:
-        if self._mode == "shadow":
-            return True
-        return self._supervisor is not None and self._supervisor.config.tool_gate_on_failure == "allow"
+        return heard_of(self.relay, audio, now) if self.one_way is None else self.one_way.heard(audio, now)
 
     # ------------------------------------------------------------------ the end
 
-    async def end(self, *, hung_up: bool) -> None:
-        """The call is over: stop what would speak, and give what is being judged a moment to be recorded.
+    def carry_on(self, carried: CarriedCall) -> None:
+        """Go on with a call that lost its last socket. Before the agent is dialled."""
+        if carried.language:
+            self.language = self._voice.language = carried.language
+        self.counts.turns = carried.turn_count
+        self._turns_before = {turn.ref: turn for turn in carried.turns}
+        self.notes = PendingNotes(carried.notes)
+        self.tools.carry_on(carried.tools)
+        if self._supervisor is not None:
+            self._supervisor.carry_on(carried.memory)
+
+    def line_lost(self) -> None:
+        """The stream broke, and may come back: nothing is said to anybody until then."""
+        self._fate = self._loop.create_future()
+        self._left_at = self._loop.time() - self.relay.clock.one_way_s
+        if self._running is not None and self._running.intervention is not None:
+            self._running.intervention.stop(Outcome.CALLER_GONE)
+
+    async def move(self) -> None:
+        """The call goes on on another socket: end here within half a second. An intervention that runs has failed."""
+        self._moved = True
+        if self._fate is None:
+            self._fate = self._loop.create_future()
+        if not self._fate.done():
+            self._fate.set_result(Outcome.FAILED)
+        await self.end(hung_up=False, within_s=MOVES_WITHIN_S)
+
+    def carried(self, carried: CarriedCall) -> CarriedCall:
+        """What the socket that goes on has to know, added to what the session knows."""
+        turns = [
+            CarriedTurn(turn.ref, turn.turn_id, turn.payload.agent_text, turn.payload.tool_calls)
+            for turn in self._turns.values()
+        ]
+        return replace(
+            carried,
+            language=self.language,
+            turn_count=self.counts.turns,
+            turns=(*self._turns_before.values(), *turns)[-MAX_TURNS_KEPT:],
+            tools=self.tools.carried(),
+            notes=tuple(self.notes.pending()),
+            memory=self._supervisor.carried() if self._supervisor is not None else CarriedMemory(),
+        )
+
+    async def end(self, *, hung_up: bool, within_s: float = END_WAITS_S) -> None:
+        """The call is over: stop what would speak, and give what is being judged ``within_s`` to be recorded.
 
         ``hung_up`` says that the caller ended it; otherwise an intervention that is still running has failed.
         """
         self._ended = True
+        if self._fate is not None and not self._fate.done():
+            self._fate.set_result(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
+        self.tools.ended()
+        self.streamed.close()
         # Plivo's goodbye was on its way for a while, too.
-        self._left_at = self._loop.time() - self.relay.clock.one_way_s
+        if self._left_at is None:
+            self._left_at = self._loop.time() - self.relay.clock.one_way_s
         self._over.set_result(None)
         if self._running is not None and self._running.intervention is not None:
             self._running.intervention.stop(Outcome.CALLER_GONE if hung_up else Outcome.FAILED)
         for state in self._turns.values():
             if state.audio.started:
                 self._spawn(self._turn_heard(state.audio))
-        until = self._loop.time() + END_WAITS_S
+        until = self._loop.time() + within_s
         while self._tasks and self._loop.time() < until:
             # What ends may leave something to do, such as to tell what was heard.
             await asyncio.wait(self._tasks, timeout=until - self._loop.time())
@@ -904,8 +1007,9 @@ class SupervisedCall:
         share = min(1.0, covered / self.counts.turns)
         if share >= 1.0:
             return "full", "", 1.0
+        why = self.counts.why
         missing = ", ".join(
-            f"{states[state]} {state.value}"
+            f"{states[state]} {state.value}" + (f" ({why[state]})" if why.get(state) else "")
             for state in (JudgingState.TIMED_OUT, JudgingState.FAILED, JudgingState.SHED)
             if states[state]
         )
@@ -922,198 +1026,8 @@ class SupervisedCall:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Running(RelayPlayback):
-    """One intervention of this call: where its audio goes, and who learns of it."""
-
-    def __init__(self, call: SupervisedCall, turn: TurnState, verdict: Verdict, plan: Plan) -> None:
-        super().__init__(call.relay, turn.audio, on_buffer_played=lambda: self.step("buffer_played"))
-        self.id = uuid7()
-        self.note_id = uuid7()
-        self.turn = turn
-        self.verdict = verdict
-        self.plan = plan
-        self.intervention: Intervention | None = None
-        self.agent_cleared = False
-        self.note_sent_at: float | None = None
-        self.dropped: list[str] = []
-        self.lines: CorrectionLines | None = None
-        self.over = asyncio.Event()
-        self._call = call
-        self._rev = 0
-        self._line: Line | None = None
-
-    # -- Observer
-
-    def phase(self, phase: str, text: str = "") -> None:
-        if self._call.hello is None or self._call._ended:
-            return
-        self._call._to_agent(
-            {
-                "event": "mirror.intervention",
-                "id": str(self.id),
-                "turn_id": self.turn.ref,
-                "phase": phase,
-                "text": text,
-            }
-        )
-
-    def step(self, step: str, detail: str = "") -> None:
-        self._call._record(
-            record.InterventionStep(intervention_id=self.id, step=step, at_ms=self._call._at_ms(), detail=detail)
-        )
-
-    def note(self, line: Line) -> None:
-        self._line = line
-        self.send_note(None)
-
-    # -- the agent's note
-
-    def send_note(self, report: Report | None) -> None:
-        """Tell the agent what was said in its place; a higher `rev` replaces what it was told before."""
-        self._rev += 1
-        call = self._call
-        heard, high_s = call._heard(self.turn.audio, call._hearing())
-        said = self.said(report)
-        text = note_text(
-            self.verdict,
-            spoke=self.plan is not Plan.NOTE_ONLY,
-            said=said,
-            heard=heard.heard_text,
-            uncertain=heard.uncertain_text,
-            dropped=self.dropped,
-        )
-        note = {
-            "id": str(self.note_id),
-            "rev": self._rev,
-            "turn_id": self.turn.ref,
-            "text": text,
-            "said": said,
-            "heard_text": heard.heard_text,
-            "heard_ms": round(high_s * 1000),
-            "dropped": list(self.dropped),
-            "expires_turns": 1,
-        }
-        call._record(
-            record.NoteSent(
-                note_id=self.note_id,
-                rev=self._rev,
-                intervention_id=self.id,
-                turn_id=self.turn.turn_id,
-                text=text,
-                said=said,
-                heard_text=heard.heard_text,
-                heard_ms=round(high_s * 1000),
-                dropped=list(self.dropped),
-                expires_turns=1,
-                at_ms=call._at_ms(),
-            )
-        )
-        if call.hello is not None and "notes" in call.hello.wants and not call._ended:
-            call._to_agent({"event": "mirror.note", **note})
-        if self.note_sent_at is None:
-            self.note_sent_at = call._loop.time()
-            if self.intervention is not None:
-                self.step("note_sent")
-
-    def said(self, report: Report | None) -> str:
-        """What Mirror said (or is about to say), as far as the caller can have heard it."""
-        if report is None:
-            buffer = self.intervention.buffer.text if self.intervention is not None and self._line else ""
-            return " ".join(part for part in (buffer, self._line.text if self._line else "") if part)
-        return report.said(asyncio.get_running_loop().time())
-
-    def spoken_words(self) -> set[str]:
-        """The words that Mirror says in this intervention, for telling an echo."""
-        texts = [self.intervention.buffer.text] if self.intervention is not None else []
-        if self._line is not None:
-            texts.append(self._line.text)
-        return set(_words(" ".join(texts)))
-
-    # -- what happens meanwhile
-
-    def interrupt(self) -> None:
-        """The caller speaks or presses a key."""
-        if self.intervention is not None:
-            self.intervention.stop(Outcome.INTERRUPTED)
-
-    def joined(self, turn: TurnState) -> None:
-        """Another turn was found wrong while this intervention runs."""
-        if turn is not self.turn and turn.ref not in self.dropped:
-            self.dropped.append(turn.ref)
-
-    def correct_history(self, supervisor: CallSupervisor) -> None:
-        """The conversation goes on from what the caller heard, not from what the agent had meant to say."""
-        heard, _ = self._call._heard(self.turn.audio, self._call._hearing())
-        supervisor.note_agent(self.turn.payload.agent_text, heard=heard.heard_text, turn_id=self.turn.ref)
-
-    def ended(self, report: Report | None, outcome: str = "", detail: str = "") -> None:
-        """Record how it ended, and how much of the violation was heard."""
-        call = self._call
-        audio = self.turn.audio
-        _, high_s = audio.heard_span(call._hearing())
-        violation_ms, basis = self._violation_heard(high_s)
-        call._record(
-            record.InterventionEnded(
-                intervention_id=self.id,
-                outcome=report.outcome.value if report is not None else outcome,
-                buffer_text=report.buffer.text if report is not None and report.buffer is not None else "",
-                correction_text=report.correction.text if report is not None and report.correction is not None else "",
-                correction_source=report.correction.source
-                if report is not None and report.correction is not None
-                else None,
-                heard_ms=round(high_s * 1000),
-                violation_heard_ms=violation_ms,
-                violation_basis=basis,
-                silence_proof=report.silence_proof if report is not None else None,
-                gap_ms_cut_to_buffer=report.gap_cut_to_buffer_ms if report is not None else None,
-                gap_ms_buffer_to_correction=report.gap_buffer_to_correction_ms if report is not None else None,
-                at_ms=call._at_ms(),
-                detail="; ".join(part for part in (detail, *self._details(report)) if part),
-            )
-        )
-        self.over.set()
-
-    def _details(self, report: Report | None) -> tuple[str, ...]:
-        if report is None:
-            return ()
-        chosen = self.lines.detail(report.correction) if self.lines is not None and report.correction else ""
-        return report.detail, chosen
-
-    def _violation_heard(self, high_s: float) -> tuple[int, str]:
-        """Milliseconds of the violating words that were heard at most; of the whole turn when nobody quoted them."""
-        audio, relay = self.turn.audio, self._call.relay
-        pcm = pcm_of(relay, audio)
-        for found in _QUOTED.finditer(self.verdict.reason):
-            quote = found.group(1) or found.group(2)
-            times = span_times(
-                audio.text,
-                quote,
-                pcm,
-                relay.format.sample_rate,
-                marks_of(audio),
-                complete=audio.ended or played_out(relay, audio, self._call._hearing()),
-            )
-            if times is not None:
-                start_ms, end_ms = times
-                return round(max(0.0, min(high_s * 1000, end_ms) - start_ms)), "quote"
-        return round(high_s * 1000), "turn"
-
-
 async def _all_done(futures: set[asyncio.Future[Any]]) -> None:
     await asyncio.wait(futures)
-
-
-def tool_verdict_fields(verdict: ToolVerdict) -> dict[str, Any]:
-    """The fields of `mirror.tool_verdict`."""
-    return {
-        "id": verdict.id,
-        "allow": verdict.allow,
-        "code": verdict.code.value,
-        "reason": verdict.reason,
-        "instruction": verdict.instruction,
-        "stored_result": verdict.stored_result,
-        "valid_ms": verdict.valid_ms,
-    }
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
@@ -1124,80 +1038,3 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         raise
     except Exception:
         logger.exception("Supervising a call failed; the call goes on")
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
-
-
-def _intent_json(intent: ToolCallIntent) -> dict[str, Any]:
-    return {"id": intent.id, "name": intent.name, "args": intent.args, "irreversible": intent.irreversible}
-
-
-def _ungoverned(intent: ToolCallIntent, irreversible: bool) -> ToolVerdict:
-    """Without a policy nothing can be judged: what cannot be undone, or cannot be read, is refused."""
-    allow = not irreversible and intent.error is None
-    return ToolVerdict(
-        id=intent.id,
-        name=intent.name,
-        allow=allow,
-        code=ToolCode.OK if allow else ToolCode.FAILED if intent.error is None else ToolCode.BAD_ARGS,
-        state=JudgingState.FAILED,
-        score=None,
-        reason="this agent has no live policy, so the call could not be judged",
-        instruction="" if allow else "Say that you cannot do this right now and offer to have somebody call back.",
-        stored_result=None,
-        valid_ms=0,
-        latency_ms=0,
-    )
-
-
-def _undecided(intent: ToolCallIntent, code: ToolCode, reason: str) -> ToolVerdict:
-    """Nothing was decided, so nothing is allowed."""
-    return ToolVerdict(
-        id=intent.id,
-        name=intent.name,
-        allow=False,
-        code=code,
-        state=JudgingState.FAILED,
-        score=None,
-        reason=reason,
-        instruction="It did not run. Tell the caller that this cannot be done right now.",
-        stored_result=None,
-        valid_ms=0,
-        latency_ms=0,
-    )
-
-
-def _refused(verdict: ToolVerdict, code: ToolCode, state: JudgingState, reason: str) -> ToolVerdict:
-    return ToolVerdict(
-        id=verdict.id,
-        name=verdict.name,
-        allow=False,
-        code=code,
-        state=state,
-        score=verdict.score,
-        reason=reason,
-        instruction="Do not claim that this was done. Put your last words right first, then ask the caller again.",
-        stored_result=None,
-        valid_ms=0,
-        latency_ms=verdict.latency_ms,
-        usage=verdict.usage,
-    )
-
-
-def _shadowed(verdict: ToolVerdict) -> ToolVerdict:
-    return ToolVerdict(
-        id=verdict.id,
-        name=verdict.name,
-        allow=True,
-        code=ToolCode.OK,
-        state=verdict.state,
-        score=verdict.score,
-        reason=f"shadow: would have been refused ({verdict.code.value}): {verdict.reason}",
-        instruction="",
-        stored_result=None,
-        valid_ms=verdict.valid_ms,
-        latency_ms=verdict.latency_ms,
-        usage=verdict.usage,
-    )

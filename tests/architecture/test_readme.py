@@ -29,7 +29,14 @@ def test_every_variable_that_mirror_reads_is_in_the_table() -> None:
 
 
 def test_every_local_link_leads_somewhere() -> None:
-    for document in ("README.md", "docs/operator.md", "docs/library.md", "docs/figures.md", "CHANGELOG.md"):
+    for document in (
+        "README.md",
+        "docs/operator.md",
+        "docs/library.md",
+        "docs/figures.md",
+        "docs/reliability.md",
+        "CHANGELOG.md",
+    ):
         path = ROOT / document
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             if "://" not in target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -176,6 +177,19 @@ async def test_a_tool_gets_its_verdict() -> None:
     assert decision.supervised
     assert (decision.code, decision.reason, decision.instruction) == ("policy", *fields.values())
     assert decision.valid_ms == 10_000
+
+
+@virtual_time
+async def test_a_tool_that_needs_a_person_is_waited_for_as_long_as_one_has() -> None:
+    wire = Wire()
+    mirror = MirrorClient(wire)
+    wire.arrive({**READY, "approvals": {"tools": ["Charge_Card"], "timeout_ms": 60_000}})
+    await mirror.wait_ready()
+    for name, timeout_ms in (("charge_card", 63_500), ("place_order", 3_500)):
+        assert (await mirror.tool(name, {})).code == "timeout"
+        assert wire.sent[-1]["timeout_ms"] == timeout_ms
+    await mirror.tool("charge_card", {}, timeout_ms=9_000)
+    assert wire.sent[-1]["timeout_ms"] == 9_000
 
 
 @virtual_time
@@ -647,3 +661,98 @@ async def test_after_aclose_the_framework_reads_the_socket_itself() -> None:
     wire.close()
     with pytest.raises(Closed):
         await mirror.websocket.recv()
+
+
+# Turns in pieces
+
+
+@virtual_time
+async def test_a_turn_can_be_told_piece_by_piece() -> None:
+    wire = Wire()
+    mirror = MirrorClient(wire)
+    wire.arrive(note("n-1", "Say it again."))
+    await mirror.wait_ready(0.1)
+    assert mirror.take_note() == "Say it again."
+    turn = await mirror.delta("One. ", customer_text="Hi", language="de")
+    assert turn is not None
+    assert await mirror.delta("Two.", turn_id=turn, customer_text="ignored") == turn
+    assert await mirror.delta("", turn_id=turn, final=True) == turn
+    await mirror.delta("Next.", turn_id="own", final=True)
+    sent = [frame for frame in wire.sent if frame["event"] == "mirror.delta"]
+    assert sent == [
+        {
+            "event": "mirror.delta",
+            "turn_id": turn,
+            "text": "One. ",
+            "customer_text": "Hi",
+            "language": "de",
+            "seen": "n-1",
+        },
+        {"event": "mirror.delta", "turn_id": turn, "text": "Two."},
+        {"event": "mirror.delta", "turn_id": turn, "text": "", "final": True},
+        {
+            "event": "mirror.delta",
+            "turn_id": "own",
+            "text": "Next.",
+            "final": True,
+            "customer_text": "",
+            "seen": "n-1",
+        },
+    ]
+
+
+async def pieces_of(*texts: str) -> AsyncIterator[str]:
+    for text in texts:
+        await asyncio.sleep(0.1)
+        yield text
+
+
+@virtual_time
+async def test_pieces_pass_on_once_mirror_was_told_until_it_steps_in() -> None:
+    wire = Wire()
+    mirror = MirrorClient(wire)
+    said = [piece async for piece in mirror.told(pieces_of("One. ", "Two."), customer_text="Hi", turn_id="t1")]
+    assert said == ["One. ", "Two."]
+    said.clear()
+    async for piece in mirror.told(pieces_of("Three. ", "Four. ", "Five."), turn_id="t2"):
+        said.append(piece)
+        if len(said) == 1:
+            wire.arrive(intervention("i-1", "t2", "started"))
+    assert said == ["Three. "]
+    told = [(frame["turn_id"], frame["text"], frame.get("final", False)) for frame in wire.sent[1:]]
+    assert told == [
+        ("t1", "One. ", False),
+        ("t1", "Two.", False),
+        ("t1", "", True),
+        ("t2", "Three. ", False),
+        ("t2", "Four. ", False),
+        ("t2", "", True),
+    ]
+
+
+@virtual_time
+async def test_a_generation_that_is_cut_off_ends_the_turn_for_mirror_too() -> None:
+    wire = Wire()
+    mirror = MirrorClient(wire)
+
+    async def generate() -> None:
+        async for _ in mirror.told(pieces_of("One. ", "Two. ", "Three."), turn_id="t1"):
+            pass
+
+    task = asyncio.create_task(generate())
+    await asyncio.sleep(0.15)
+    task.cancel()
+    await asyncio.wait({task})
+    await settle()
+    assert wire.sent[-1] == {"event": "mirror.delta", "turn_id": "t1", "text": "", "final": True}
+
+
+@virtual_time
+async def test_without_mirror_pieces_pass_on_untold() -> None:
+    wire = Wire(signed=False)
+    mirror = MirrorClient(wire)
+    assert [piece async for piece in mirror.told(pieces_of("One. ", "Two."))] == ["One. ", "Two."]
+    assert await mirror.delta("One.") is None
+    assert wire.sent == []
+    with pytest.raises(TypeError):
+        await mirror.delta(object())  # type: ignore[arg-type]

@@ -38,6 +38,9 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> ScriptedLLM:
             asked.append(settings)
             return made
 
+        async def aclose(self) -> None:
+            pass
+
     monkeypatch.setattr(judging, "OpenAIPool", Pool)
     monkeypatch.setattr(judging, "_made", None)
     made.settings = asked  # type: ignore[attr-defined]
@@ -90,6 +93,17 @@ def test_a_turn_is_judged_in_the_agents_live_policy_and_nothing_is_stored(tenant
         assert not Call.objects.exists()
         [day] = UsageDay.objects.all()
     assert (day.source, day.model, day.turns, day.judged, day.prompt_tokens) == ("api", "judge-1", 1, 1, 100)
+
+
+def test_a_server_that_stops_closes_what_reviews_shared(tenant: Tenancy, llm: Any) -> None:
+    assert review(tenant).status_code == 200
+    made = judging._made
+    assert made is not None
+    judging.judging_close()
+    assert llm.closed == 1
+    judging.judging_close()
+    assert review(tenant).status_code == 200, "a process that goes on all the same makes another"
+    assert judging._made is not made
 
 
 def test_tools_of_a_turn_get_a_verdict_each(tenant: Tenancy, llm: Any) -> None:

@@ -187,7 +187,14 @@ def test_a_draft_can_begin_with_what_a_version_has(tenant: Tenancy) -> None:
         ({"rules": [RULE] * 501}, "rules"),
         ({"rules": [RULE], "config": {"intervention_threshold": 2}}, "config.intervention_threshold"),
         ({"rules": [RULE], "config": {"treshold": 0.5}}, "config.treshold"),
-        ({"rules": [RULE], "config": {"delivery": "hold_all"}}, "config.delivery"),
+        ({"rules": [RULE], "config": {"delivery": "hold"}}, "config.delivery"),
+        ({"rules": [RULE], "config": {"delivery": None}}, "config.delivery"),
+        ({"rules": [RULE], "config": {"hold_budget_ms": 49}}, "config.hold_budget_ms"),
+        ({"rules": [RULE], "config": {"hold_budget_ms": 10_001}}, "config.hold_budget_ms"),
+        ({"rules": [RULE], "config": {"hold_budget_ms": 800.5}}, "config.hold_budget_ms"),
+        ({"rules": [RULE], "config": {"hold_budget_ms": "800"}}, "config.hold_budget_ms"),
+        ({"rules": [RULE], "config": {"hold_budget_ms": True}}, "config.hold_budget_ms"),
+        ({"rules": [RULE], "config": {"streaming_mode": "yes"}}, "config.streaming_mode"),
         ({"rules": [RULE], "config": {"policies": ["x"]}}, "config"),
         ({"rules": [RULE], "config": {"llm": "x"}}, "config.llm"),
         ({"rules": [RULE], "note": "x" * 2001}, "note"),
@@ -205,6 +212,48 @@ def test_another_tenants_model_cannot_judge(tenant: Tenancy, stranger: Tenancy) 
     body = {"rules": [RULE], "llm_credential_id": str(stranger.credential.id)}
     response = ask(tenant, "POST", f"/policies/{tenant.policy.id}/versions", body)
     assert list(errors(response)) == ["llm_credential_id"]
+
+
+def second_model(tenancy: Tenancy) -> str:
+    """A credential for another model of the tenant's."""
+    body = {"kind": "llm", "name": "Second", "base_url": "https://second.example/v1", "model": "s-1", "secret": "sk-2"}
+    made: str = ask(tenancy, "POST", "/credentials", body).json()["id"]
+    return made
+
+
+def test_a_version_can_name_a_second_model_for_when_the_first_does_not_answer(
+    tenant: Tenancy, stranger: Tenancy
+) -> None:
+    path = f"/policies/{tenant.policy.id}/versions"
+    second, first = second_model(tenant), str(tenant.credential.id)
+    made = ask(tenant, "POST", path, {"from_number": 1, "fallback_credential_id": second}).json()
+    assert (made["llm_credential_id"], made["fallback_credential_id"]) == (first, second)
+    copied = ask(tenant, "POST", path, {"from_number": 2}).json()
+    assert copied["fallback_credential_id"] == second
+    diff = ask(tenant, "GET", f"{path}/1/diff/2").json()
+    assert diff["fallback_credential"] == {"name": "fallback_credential_id", "before": None, "after": second}
+    assert diff["llm_credential"] is None
+
+    for body, said in (
+        ({"fallback_credential_id": first}, "name another one"),
+        ({"fallback_credential_id": str(stranger.credential.id)}, "no such credential"),
+        ({"fallback_credential_id": "x"}, "UUID"),
+        ({"llm_credential_id": None}, "Only where llm_credential_id names a model"),
+    ):
+        refused = errors(ask(tenant, "PATCH", f"{path}/2", body, If_Match=made["etag"]))
+        assert list(refused) == ["fallback_credential_id"]
+        assert said in refused["fallback_credential_id"][0]
+    refused = errors(ask(tenant, "POST", path, {"rules": [RULE], "fallback_credential_id": second}))
+    assert list(refused) == ["fallback_credential_id"]
+
+    in_use = ask(tenant, "DELETE", f"/credentials/{second}")
+    assert (in_use.status_code, "version 2 of" in in_use.json()["detail"]) == (409, True)
+    cleared = ask(tenant, "PATCH", f"{path}/2", {"fallback_credential_id": None}, If_Match=made["etag"])
+    assert cleared.json()["fallback_credential_id"] is None
+    with tenant.context():
+        PolicyVersion.objects.filter(number=3).update(status="retired")
+    assert ask(tenant, "DELETE", f"/credentials/{second}").status_code == 204
+    assert read(tenant, 3)["fallback_credential_id"] is None
 
 
 def test_a_body_that_is_no_json_is_refused(tenant: Tenancy) -> None:
@@ -462,6 +511,23 @@ def test_an_agent_can_follow_the_shadow_version_and_have_settings_of_its_own(ten
     assert (binding.policy_id, binding.policy_version, binding.llm) == (None, None, None)
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_policy_says_which_turns_wait_for_their_verdict_and_an_agent_may_differ(
+    tenant: Tenancy, stranger: Tenancy, nodes: Any
+) -> None:
+    config = {"delivery": "hold_risky", "hold_budget_ms": 600, "streaming_mode": False}
+    version = draft(tenant, config=config)
+    assert version["config"] == config
+    act(tenant, version, "publish")
+    assert [dict(binding.config) for binding in nodes(tenant)] == [config] * 2
+    path = f"/policies/{tenant.policy.id}/agents/{tenant.agent.id}"
+    overrides = {"delivery": "hold_all", "hold_budget_ms": 10_000}
+    assert ask(tenant, "PUT", path, {"policy_overrides": overrides}).status_code == 200
+    [binding, _] = nodes(tenant)
+    assert dict(binding.config) == {**config, **overrides}
+    assert "delivery" not in nodes(stranger)[0].config
+
+
 # -- agents, prompt, diff -----------------------------------------------------------------------------------------
 
 
@@ -492,6 +558,8 @@ def test_which_agents_a_policy_judges(tenant: Tenancy, stranger: Tenancy) -> Non
         ({"intervention_threshold": 2}, "policy_overrides.intervention_threshold"),
         ({"judging_prompt": "x"}, "policy_overrides.judging_prompt"),
         ({"scoring": "logprob"}, "policy_overrides.scoring"),
+        ({"delivery": "later"}, "policy_overrides.delivery"),
+        ({"hold_budget_ms": 0}, "policy_overrides.hold_budget_ms"),
         ({"typo": 1}, "policy_overrides.typo"),
         ([], "policy_overrides"),
     ],

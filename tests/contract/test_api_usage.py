@@ -76,6 +76,18 @@ def test_the_price_of_the_model_says_what_it_cost_and_what_was_saved(tenant: Ten
     assert Decimal(total["saved_cost"]) == Decimal("0.000245")
 
 
+def test_tokens_of_the_second_model_are_that_models(tenant: Tenancy, stranger: Tenancy) -> None:
+    call = call_create(tenant)
+    call_create(tenant)
+    call_create(stranger)
+    with tenant.context():
+        call.verdicts.update(fallback=True, model="second-1")
+    days = {day["model"]: day for day in usage(tenant)["days"]}
+    first, second = days["judge-1"], days["second-1"]
+    assert (first["calls"], first["judged"], first["prompt_tokens"], first["completion_tokens"]) == (2, 2, 420, 31)
+    assert (second["calls"], second["judged"], second["prompt_tokens"], second["completion_tokens"]) == (0, 0, 420, 31)
+
+
 def test_a_day_ends_at_midnight_utc_and_today_is_the_default(tenant: Tenancy) -> None:
     midnight = datetime(2026, 3, 5, tzinfo=UTC)
     call_create(tenant, started_at=midnight - timedelta(microseconds=1))

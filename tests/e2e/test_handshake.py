@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
 import urllib.error
@@ -184,3 +185,32 @@ async def test_a_wrong_key_gets_403_without_a_body_over_http(
         async with AnswerClient(f"{mirror.http}/plivo/{alice.slug}/sk_wrong/answer") as plivo:
             with pytest.raises(AnswerError, match="403"):
                 await plivo.fetch()
+
+
+async def test_wrong_keys_beside_a_call_are_refused_and_the_caller_hears_every_word(
+    mirror: MirrorServer, new_tenancy: TenancyMaker
+) -> None:
+    spoken = bytes(random.Random(6).choices(range(1, 120), k=16_000))
+
+    async def script(call: AgentCall) -> None:
+        await call.hello()
+        await call.speak(spoken)
+        await call.send("checkpoint", streamId=call.stream_id, name="end")
+
+    async def attack(call: SimulatedCall) -> None:
+        await call.wait_for(lambda record: record.heard.seconds > 0, 20)
+        wrong = [handshake(mirror, f"/stream/nobody/sk_{number:043}") for number in range(60)]
+        answers.extend(await asyncio.gather(*wrong))
+        await call.wait_for(lambda record: record.played("end"), 20)
+        call.hang_up()
+
+    answers: list[bytes] = []
+    async with agent(script) as made:
+        tenancy = await asyncio.to_thread(new_tenancy, upstream_url=made.url)
+        record = await SimulatedCall(tenancy.stream_url(mirror.ws), attack).run()
+        await recorded(tenancy)
+    assert {answer[:13] for answer in answers} == {b"HTTP/1.1 403 "}
+    assert (record.outcome, record.ended_by) == ("completed", "caller")
+    found = record.heard.find(spoken)
+    assert found is not None
+    assert found.end - found.start - 2.0 < 0.06

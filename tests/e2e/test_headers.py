@@ -51,6 +51,7 @@ ANSWERS: dict[str, tuple[int, Ask]] = {
     "wrong answer URL": (403, lambda port, _: ask(port, "GET", "/plivo/a/b/answer")),
     "livez": (200, lambda port, _: ask(port, "GET", "/livez")),
     "readyz": (200, lambda port, _: ask(port, "GET", "/readyz")),
+    "metrics": (200, lambda port, _: ask(port, "GET", "/metrics")),
     "wrong stream key": (403, lambda port, _: upgrade(port, "/stream/a/b")),
     "no socket": (403, lambda port, _: upgrade(port, "/ws/nothing", headers=[("Origin", Fortress.ORIGIN)])),
     "socket of a foreign page": (403, lambda port, _: upgrade(port, "/ws/console", headers=[("Origin", "https://e")])),

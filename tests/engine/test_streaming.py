@@ -606,3 +606,65 @@ async def test_half_a_character_does_not_reach_the_judge() -> None:
     turn.push("\ude00")
     await turn.finish()
     assert judge.texts == ["Fine 😀"] == [turn.text]
+
+
+# What is decided by now
+
+
+@virtual_time
+async def test_what_is_clean_by_now_is_told_with_every_answer() -> None:
+    told: list[tuple[float | None, int, int]] = []
+    judge = Judge(delay_s=lambda text: 1.0 if text == "One." else 0.1)
+
+    def answered(verdict: Verdict, chars: int) -> None:
+        told.append((verdict.score, chars, turn.clean_chars))
+
+    turn = turn_of(judge, on_answer=answered)
+    turn.push("One. Two. ")
+    await asyncio.sleep(5.0)
+    await turn.finish()
+    assert [chars for _, chars, _ in told][-1] == turn.clean_chars == len("One. Two. ")
+    assert [clean for _, _, clean in told] == sorted(clean for _, _, clean in told)
+
+
+@virtual_time
+async def test_all_that_has_arrived_can_be_waited_for_the_open_clause_included() -> None:
+    judge = Judge()
+    turn = turn_of(judge)
+    turn.push("One thing. Another without an end")
+    assert turn.clean_chars == 0
+    assert await turn.decided() is True
+    assert turn.clean_chars == len("One thing. Another without an end")
+    asked = turn.calls
+    assert await turn.decided() is True
+    assert turn.calls == asked  # nothing new to ask about
+    turn.push(" and more of it")
+    assert await turn.decided() is True
+    assert turn.calls == asked + 1
+    await turn.finish()
+
+
+@pytest.mark.parametrize(("state", "expected"), [(JudgingState.SKIPPED, True), (JudgingState.TIMED_OUT, None)])
+@virtual_time
+async def test_what_could_not_be_judged_is_not_decided(state: JudgingState, expected: bool | None) -> None:
+    async def judge(payload: TurnPayload) -> Verdict:
+        return Verdict("t", state, None, None, "", "", 0.7, 0)
+
+    turn = turn_of(judge)
+    turn.push("Something was said")
+    assert await turn.decided() is expected
+    turn.cancel()
+
+
+@virtual_time
+async def test_a_violation_decides_whatever_comes_after_it() -> None:
+    async def judge(payload: TurnPayload) -> Verdict:
+        return verdict(payload, 0.9)
+
+    turn = turn_of(judge)
+    turn.push("Wrong words")
+    assert await turn.decided() is False
+    turn.push(" and more of them")
+    assert await turn.decided() is False
+    assert turn.calls == 1
+    turn.cancel()

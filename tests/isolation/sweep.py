@@ -56,7 +56,7 @@ from tenants.services.api_keys import api_key_create
 from tenants.services.invitations import invitation_create, invitation_mark
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
-from tests.factories import Tenancy, call_create, tenancy_create
+from tests.factories import Tenancy, approval_create, call_create, tenancy_create
 
 PUBLIC, PERSON, MEMBER = "public", "person", "member"
 
@@ -111,6 +111,11 @@ def turn(tenancy: Tenancy) -> Made:
 
 def intervention(tenancy: Tenancy) -> Made:
     return {"intervention_id": Intervention.objects.order_by("id")[0].id}
+
+
+def approval(tenancy: Tenancy) -> Made:
+    """A tool call that waits for a person."""
+    return {"decision_id": approval_create(tenancy).id}
 
 
 def api_key(tenancy: Tenancy) -> Made:
@@ -376,6 +381,14 @@ API = [
     ),
     api("GET", "/verdicts", "calls:read"),
     api("GET", "/tool-decisions", "calls:read"),
+    api("GET", "/tool-decisions/{uuid:decision_id}/approval", "calls:read", approval),
+    api(
+        "POST",
+        "/tool-decisions/{uuid:decision_id}/approval",
+        "calls:write",
+        approval,
+        body=lambda tenancy, made: {"decision": "approve", "note": "new"},
+    ),
     api("GET", "/interventions", "calls:read"),
     api("PUT", "/turns/{uuid:turn_id}/label", "labels:write", turn, body=lambda tenancy, made: {"label": "unsure"}),
     api(
@@ -398,6 +411,8 @@ _COUNTED = (200, 302, 429)
 PAGES = [
     page("GET", "livez", PUBLIC),
     page("GET", "readyz", PUBLIC, answers=(200, 503)),
+    # For the machine itself, and everybody here comes from elsewhere: tests/supervision/test_metrics.py.
+    page("GET", "metrics", PUBLIC, answers=(404,)),
     page("GET", "api/v1/openapi.json", PUBLIC),
     page("GET", "api/v1/docs", PUBLIC),
     page("GET", "api/v1/", PUBLIC, answers=(404,)),
@@ -460,6 +475,9 @@ PAGES = [
     page("GET", "audit/verify", "admin"),
     page("GET", "calls", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
+    page(
+        "POST", "approvals", "calls:write", approval, body=lambda tenancy, made: {"approve": str(made["decision_id"])}
+    ),
 ]
 
 # Plivo asks these with a stream key; test_socket_sweep.py asks them with every wrong one.
@@ -469,6 +487,7 @@ SOCKETS = {"ws/console", "stream/<str:slug>/<str:key>"}
 
 # What a console socket can follow: the capability, and the topic's name for an object of a tenancy.
 TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
+    "approvals": ("calls:read", lambda tenancy: "approvals"),
     "calls": ("calls:read", lambda tenancy: "calls"),
     "call": ("calls:read", lambda tenancy: f"call:{call(tenancy)['call_id']}"),
 }

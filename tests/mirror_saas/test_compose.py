@@ -23,6 +23,7 @@ from psycopg import sql
 
 from mirror_saas import embedded
 from mirror_saas.env import environment_parse
+from mirror_saas.stack import WEB_STOP_EXTRA_S
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,16 @@ def test_each_service_gets_an_environment_that_mirror_accepts(service: str) -> N
     assert not environment.embedded
 
 
+@pytest.mark.parametrize("service", ["web", "stream"])
+def test_a_stopped_server_has_the_time_that_its_calls_may_take(service: str) -> None:
+    environment = environment_parse(environment_of(service), base_dir=ROOT)
+    grace_s = float(OURS[service]["stop_grace_period"].removesuffix("s"))
+    calls_s = environment.drain_s if service == "stream" else 0.0
+    assert grace_s >= environment.drain_accept_s + calls_s + WEB_STOP_EXTRA_S
+    interval_s = float(OURS[service]["healthcheck"]["interval"].removesuffix("s"))
+    assert environment.drain_accept_s >= 2 * interval_s
+
+
 @pytest.mark.parametrize("service", sorted(set(OURS) - {"migrate"}))
 def test_only_migrations_get_more_than_the_bound_role(service: str) -> None:
     assert urlsplit(environment_of(service)["DATABASE_URL"]).username == "mirror_app"
@@ -111,7 +122,9 @@ def process_environment(service: str, servers: dict[str, str], home: Path, port:
         environment[name] = re.sub(r"@postgres:5432/(\w+)$", rf"@/\1?{servers['query']}", value)
     environment["REDIS_URL"] = servers["redis"]
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return {**kept, **environment, "MIRROR_HOME": str(home), "MIRROR_BIND": "127.0.0.1", "PORT": str(port)}
+    # Nobody here asks whether calls may still be sent.
+    own = {"MIRROR_HOME": str(home), "MIRROR_BIND": "127.0.0.1", "PORT": str(port), "MIRROR_DRAIN_ACCEPT_S": "0"}
+    return {**kept, **environment, **own}
 
 
 class Service:

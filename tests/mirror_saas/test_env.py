@@ -72,6 +72,7 @@ def test_every_bad_variable_is_named_in_one_error() -> None:
             "MIRROR_HANDSHAKE_SIGNATURE": "maybe",
             "MIRROR_TTS": "loud",
             "MIRROR_DRAIN_S": "soon",
+            "MIRROR_DRAIN_ACCEPT_S": "-1",
             "MIRROR_LOG_LEVEL": "CHATTY",
         }
     )
@@ -86,6 +87,7 @@ def test_every_bad_variable_is_named_in_one_error() -> None:
         "MIRROR_HANDSHAKE_SIGNATURE",
         "MIRROR_TTS",
         "MIRROR_DRAIN_S",
+        "MIRROR_DRAIN_ACCEPT_S",
         "MIRROR_LOG_LEVEL",
     }
     assert "development, production" in found["MIRROR_ENV"]

@@ -25,6 +25,7 @@ KEY = "sk_" + "k" * 43
 class Running:
     process: asyncio.subprocess.Process
     port: int
+    server: str = "daphne"
 
     @property
     def stream(self) -> str:
@@ -52,10 +53,13 @@ async def until_draining(server: Running) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(*, part: str = "all", drain_s: float = 60.0) -> AsyncIterator[Running]:
+async def serving(
+    *, part: str = "all", drain_s: float = 60.0, server: str = "daphne", accept_s: float = 0.0
+) -> AsyncIterator[Running]:
     port = free_port()
+    options = (str(port), part, str(drain_s), server, str(accept_s))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.mirror_saas.echo_server", str(port), part, str(drain_s)),
+        *(sys.executable, "-m", "tests.mirror_saas.echo_server", *options),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -69,11 +73,17 @@ async def serving(*, part: str = "all", drain_s: float = 60.0) -> AsyncIterator[
                 except aiohttp.ClientError:
                     assert process.returncode is None
                     await asyncio.sleep(0.05)
-        yield Running(process, port)
+        yield Running(process, port, server)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.fixture(params=["daphne", "uvicorn"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The servers that there are."""
+    return str(request.param)
 
 
 async def test_a_message_of_16_mib_passes_and_one_byte_more_closes_the_socket() -> None:
@@ -97,8 +107,8 @@ async def test_a_socket_is_closed_with_the_code_that_the_application_gives(code:
         assert call.close_code == code
 
 
-async def test_no_path_is_ever_printed() -> None:
-    async with serving() as server:
+async def test_no_path_is_ever_printed(kind: str) -> None:
+    async with serving(server=kind) as server:
         async with connect(server.stream) as socket_:
             await socket_.send("hello")
             assert await socket_.recv() == "hello"
@@ -129,8 +139,8 @@ async def test_each_part_serves_its_share_and_its_health(part: str, call_path: b
                 assert refused.value.response.status_code == 403
 
 
-async def test_sigterm_lets_a_running_call_finish_and_takes_no_new_one() -> None:
-    async with serving() as server:
+async def test_sigterm_lets_a_running_call_finish_and_takes_no_new_one(kind: str) -> None:
+    async with serving(server=kind) as server:
         async with connect(server.stream) as call:
             await call.send("before")
             assert await call.recv() == "before"
@@ -148,8 +158,43 @@ async def test_sigterm_lets_a_running_call_finish_and_takes_no_new_one() -> None
             assert await server.process.wait() == 0
 
 
-async def test_a_call_that_does_not_end_is_ended_when_its_time_is_over() -> None:
-    async with serving(drain_s=0.3) as server, connect(server.stream) as call:
+async def until_printed(server: Running, words: str) -> None:
+    assert server.process.stdout is not None
+    async with asyncio.timeout(10):
+        while words not in (await server.process.stdout.readline()).decode():
+            assert server.process.returncode is None
+
+
+async def test_a_stopping_server_takes_calls_until_whoever_spreads_them_knows(kind: str) -> None:
+    async with serving(server=kind, accept_s=1.0) as server:
+        server.process.send_signal(signal.SIGTERM)
+        await until_printed(server, "calls are still taken for 1 s")
+        async with connect(server.stream) as call:
+            await call.send("came late")
+            assert await call.recv() == "came late"
+            await until_printed(server, "1 calls may finish within 60 s")
+            assert await status(server.http(f"/plivo/demo/{KEY}/answer")) == 503
+            with pytest.raises(InvalidStatus):
+                await connect(server.stream)
+            await call.send("still here")
+            assert await call.recv() == "still here"
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+
+
+async def test_a_second_signal_ends_a_server_that_still_takes_calls(kind: str) -> None:
+    async with serving(server=kind, accept_s=600) as server, connect(server.stream) as call:
+        server.process.send_signal(signal.SIGTERM)
+        await until_printed(server, "calls are still taken for 600 s")
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            await call.recv()
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+
+
+async def test_a_call_that_does_not_end_is_ended_when_its_time_is_over(kind: str) -> None:
+    async with serving(server=kind, drain_s=0.3) as server, connect(server.stream) as call:
         await call.send("hello")
         await call.recv()
         server.process.send_signal(signal.SIGTERM)
@@ -171,8 +216,8 @@ async def test_a_second_signal_ends_calls_at_once() -> None:
             assert await server.process.wait() == 0
 
 
-async def test_what_calls_share_is_opened_first_and_closed_after_the_last_call() -> None:
-    async with serving(drain_s=0) as server, connect(server.stream) as call:
+async def test_what_calls_share_is_opened_first_and_closed_after_the_last_call(kind: str) -> None:
+    async with serving(server=kind, drain_s=0) as server, connect(server.stream) as call:
         await call.send("hello")
         await call.recv()
         server.process.send_signal(signal.SIGTERM)
@@ -192,7 +237,7 @@ async def test_an_open_console_page_does_not_hold_up_a_stop() -> None:
             assert await server.process.wait() == 0
 
 
-async def test_a_taken_port_is_one_line_and_a_failure() -> None:
+async def test_a_taken_port_is_one_line_and_a_failure(kind: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -200,7 +245,7 @@ async def test_a_taken_port_is_one_line_and_a_failure() -> None:
         with pytest.raises(ListenError, match=rf"^Port {port} on 127\.0\.0\.1 is taken"):
             port_check("127.0.0.1", port)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.mirror_saas.echo_server", str(port), "all", "0"),
+            *(sys.executable, "-m", "tests.mirror_saas.echo_server", str(port), "all", "0", kind),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -15,6 +15,7 @@ from django.utils import timezone
 from mirror_saas.ids import uuid7
 from supervision.models import Agent, PolicyVersion, ProviderCredential, StreamKey
 from supervision.services.agents import agent_stream_key_create, agent_stream_key_revoke, agent_stream_key_rotate
+from supervision.services.credentials import credential_create
 from supervision.services.plivo_accounts import plivo_account_save
 from supervision.services.policies import policy_version_create, policy_version_publish
 from supervision.stream import directory as directory_module
@@ -31,8 +32,13 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class WallClock:
     def __init__(self) -> None:
         self.now = datetime.now(UTC).timestamp()
+        self.jumped = 0.0
 
     def __call__(self) -> float:
+        return self.now + self.jumped
+
+    def steady(self) -> float:
+        """What a clock that nobody sets says meanwhile."""
         return self.now
 
 
@@ -60,7 +66,7 @@ async def make_directory(
     made: list[StreamDirectory] = []
 
     def make(dsn: str = database_urls.app) -> StreamDirectory:
-        made.append(StreamDirectory(dsn, clock))
+        made.append(StreamDirectory(dsn, clock, clock.steady))
         return made[-1]
 
     yield make
@@ -222,6 +228,35 @@ async def test_the_version_that_was_published_last_counts_and_no_draft(directory
     assert [rule["text"] for rule in binding.rules] == ["Never swear."]
 
 
+@pytest.fixture
+def with_two_models(alice: Tenancy) -> None:
+    with alice.context():
+        second = credential_create(
+            kind=ProviderCredential.Kind.LLM,
+            name="Second",
+            base_url="https://second.example/v1",
+            model="s-1",
+            api_key="sk-second",
+        )
+        draft = policy_version_create(
+            policy_id=alice.policy.id,
+            rules=["Never swear."],
+            llm_credential=alice.credential,
+            fallback_credential=second,
+        )
+        policy_version_publish(policy_id=alice.policy.id, number=draft.number)
+
+
+async def test_a_second_model_comes_with_the_version_that_names_it(directory, alice, with_two_models, charlie):
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    assert (binding.llm.model, binding.fallback_llm.model, binding.fallback_llm.api_key) == (
+        alice.credential.model,
+        "s-1",
+        "sk-second",
+    )
+    assert (await directory.lookup(charlie.slug, charlie.stream_key)).fallback_llm is None
+
+
 async def test_a_policy_whose_newest_version_is_a_shadow_never_acts(directory, database_urls, alice):
     change(database_urls, alice, "UPDATE supervision_policyversion SET status = 'shadow'")
     binding = await directory.lookup(alice.slug, alice.stream_key)
@@ -361,6 +396,25 @@ async def test_after_the_database_is_back_revocation_wins_within_five_seconds(
     clock.now += 5
     with pytest.raises(DirectoryUnavailable):
         await directory.lookup(alice.slug, alice.stream_key)
+
+
+@pytest.mark.parametrize("jump_s", [-7_200.0, 7_200.0])
+async def test_a_wall_clock_that_jumps_neither_keeps_nor_loses_what_is_remembered(
+    directory, database, database_urls, clock, alice, jump_s
+):
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    database.shut()
+    assert await directory.lookup(alice.slug, alice.stream_key) == binding
+    clock.jumped = jump_s
+    assert await directory.lookup(alice.slug, alice.stream_key) == binding
+    database.open()
+    change(database_urls, alice, "UPDATE supervision_streamkey SET revoked_at = now()")
+    clock.now += 5
+    answers = []
+    while not answers or answers[-1] is not None:
+        answers.append(await directory.lookup(alice.slug, alice.stream_key))
+        clock.now += 1.1
+        assert len(answers) < 4
 
 
 async def test_a_remembered_key_still_expires(directory, database, database_urls, clock, alice):

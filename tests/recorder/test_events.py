@@ -36,17 +36,25 @@ from tests.recorder.calls import START, Clock, ended, judged, reported
 CONTRACT = {
     "call.started": "plivo_call_id stream_id account_id agent_id policy_id policy_version_id policy_version mode "
     "delivery encoding sample_rate from_number to_number node storage_limit",
+    "call.moved": "at_ms",
+    "call.resumed": "epoch after_seq started_at plivo_call_id stream_id account_id agent_id policy_id "
+    "policy_version_id policy_version mode delivery encoding sample_rate from_number to_number node storage_limit "
+    "at_ms",
     "call.hello": "sdk language wants marks at_ms",
     "agent.connected": "at_ms dial_ms",
     "agent.failed": "at_ms reason",
     "transcript.noted": "at_ms role text final language",
     "turn.reported": "turn_id ref index customer_text text tool_calls language at_ms",
+    "turn.completed": "turn_id text at_ms",
+    "turn.held": "turn_id held_ms ended_by at_ms",
     "turn.judged": "turn_id verdict_id state score threshold rule reason correction intervene acted withheld "
-    "latency_ms prompt_tokens completion_tokens late detail at_ms",
+    "latency_ms prompt_tokens completion_tokens model fallback late detail at_ms",
     "turn.heard": "turn_id audio_ms heard_ms heard_text uncertain_text unheard_text basis at_ms",
     "tool.decided": "decision_id turn_id ref name args irreversible allow code state score reason instruction "
-    "latency_ms prompt_tokens completion_tokens at_ms",
+    "latency_ms prompt_tokens completion_tokens model fallback at_ms",
     "tool.done": "decision_id ref ok result cancelled at_ms",
+    "approval.requested": "decision_id turn_id ref name args irreversible on_silence within_ms at_ms",
+    "approval.decided": "decision_id outcome by note waited_ms at_ms",
     "intervention.started": "intervention_id turn_id verdict_id rule plan at_ms",
     "intervention.step": "intervention_id step at_ms detail",
     "intervention.ended": "intervention_id outcome buffer_text correction_text correction_source heard_ms "
@@ -55,7 +63,7 @@ CONTRACT = {
     "frame.rejected": "code message at_ms",
     "media.dropped": "direction ms at_ms",
     "call.ended": "outcome ended_by close_code reason coverage_state coverage_reason coverage turns judged skipped "
-    "timed_out failed shed interventions tools_blocked duration_ms dropped_media_ms",
+    "timed_out failed shed interventions tools_blocked duration_ms dropped_media_ms detail_dropped",
 }
 
 
@@ -66,7 +74,7 @@ def test_every_kind_has_exactly_the_fields_that_readers_expect():
 
 
 def test_detail_is_what_a_call_can_be_understood_without():
-    assert {"transcript.noted", "frame.rejected", "media.dropped"} == DETAIL_KINDS
+    assert {"transcript.noted", "turn.held", "frame.rejected", "media.dropped"} == DETAIL_KINDS
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_known_ones():

@@ -141,6 +141,7 @@ def test_only_kinds_that_have_words_lose_them() -> None:
     assert {kind for kind, made in KINDS.items() if made.SAID} == {
         "transcript.noted",
         "turn.reported",
+        "turn.completed",
         "turn.heard",
         "note.sent",
     }

@@ -18,7 +18,7 @@ from mirror_saas.ids import uuid7
 from mirror_saas.limits import NO_LIMITS
 from supervision.plivo.simulator import PlivoSwitches, SimulatedCall
 from supervision.stream import http_urls
-from supervision.stream.limits import ANSWER_WITHIN_S, DOWN_FOR_S, LEASE_S, RENEW_EVERY_S, CallLeases
+from supervision.stream.limits import ANSWER_WITHIN_S, DOWN_FOR_S, LEASE_S, RENEW_EVERY_S, CallLeases, lease_name
 from supervision.stream.token import token_make
 from tenants.limits import calls_key
 from tenants.limits_redis import calls_running
@@ -137,6 +137,40 @@ async def test_a_call_that_reconnects_is_one_call(node: Callable[[], CallLeases]
     await two.release(second)
     assert calls_running(tenant_id, clock.now) == 0
     assert await one.take(tenant_id, limit=1) is not None
+
+
+async def test_of_sockets_that_claim_one_call_one_may_wait_and_the_others_count(
+    node: Callable[[], CallLeases], clock: Clock
+) -> None:
+    one, two, tenant_id = node(), node(), uuid7()
+    running = await one.take(tenant_id, limit=2, call=CALL)
+    waiting = await two.take(tenant_id, limit=2, call=CALL)
+    assert running is not None
+    assert waiting is not None
+    for leases in (one, two):
+        assert await leases.take(tenant_id, limit=2, call=CALL) is None, "a third socket is one too many"
+    third = await one.take(tenant_id, limit=3, call=CALL)
+    assert third is not None
+    assert calls_running(tenant_id, clock.now) == 3
+    await two.name(waiting, CALL)  # it sent its `start`, so it ends the socket before
+    assert calls_running(tenant_id, clock.now) == 2
+    await one.release(running)
+    await one.release(third)
+    await two.release(waiting)
+    assert calls_running(tenant_id, clock.now) == 0
+
+
+async def test_a_socket_that_waits_in_a_calls_name_and_never_starts_leaves_the_call_its_lease(
+    node: Callable[[], CallLeases], clock: Clock
+) -> None:
+    one, two, tenant_id = node(), node(), uuid7()
+    running = await one.take(tenant_id, limit=1, call=CALL)
+    waiting = await two.take(tenant_id, limit=1, call=CALL)
+    assert running is not None
+    assert waiting is not None
+    await two.release(waiting)
+    assert calls_running(tenant_id, clock.now) == 1
+    assert await two.take(tenant_id, limit=1) is None
 
 
 async def test_a_call_whose_name_comes_late_is_counted_once(node: Callable[[], CallLeases], clock: Clock) -> None:
@@ -323,7 +357,8 @@ async def test_the_answer_url_says_so_before_the_call_is_connected(
 ) -> None:
     world = world_with(monkeypatch, calls=1)
     assert (await answer(world, CALL)).status_code == 200
-    lease = await world.runtime.calls.take(world.binding.tenant_id, limit=1, call="another")
+    another = lease_name(world.binding.agent_id, "another")
+    lease = await world.runtime.calls.take(world.binding.tenant_id, limit=1, call=another)
     assert lease is not None
     refused = await answer(world, CALL)
     assert (refused.status_code, refused["Retry-After"]) == (503, "10")
@@ -339,7 +374,7 @@ async def test_the_answer_url_says_so_before_the_call_is_connected(
 async def test_a_call_with_its_token_reconnects_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     world = world_with(monkeypatch, calls=1)
     tenant_id = world.binding.tenant_id
-    lease = await world.runtime.calls.take(tenant_id, limit=1, call=CALL)
+    lease = await world.runtime.calls.take(tenant_id, limit=1, call=lease_name(world.binding.agent_id, CALL))
     assert lease is not None  # the socket that is about to break
     again = SimulatedCall(stream_url(world, CALL), switches=PlivoSwitches(hang_up_at_s=1.0), call_id=CALL)
     record = await again.run()

@@ -14,6 +14,7 @@ from picows import WSMsgType
 from supervision.plivo.simulator import SimulatedCall
 from tests.e2e.agents import AgentCall
 from tests.stream.world import BAD, Frame, World, ears, say_turn
+from tests.support.fuzz_frames import fuzz_frames
 from tests.support.virtual_time import virtual_time
 
 VALID: dict[str, dict[str, Any]] = {
@@ -117,8 +118,15 @@ async def test_every_wrong_field_gets_one_error_that_names_it_and_the_call_goes_
         ('{"event":"mirror.turn","turn_id":"t","text":"x","tool_calls":' + "[" * 900 + "]" * 900 + "}", "bad_field"),
         ('{"event":"mirror.nonsense"}', "bad_field"),
         ('{"event":"mirror."}', "bad_field"),
-        ('{"event":"mirror.delta","turn_id":"t","text":"x"}', "bad_field"),
-        ('{"event":"mirror.said","id":"x"}', "bad_field"),
+        ('{"event":"mirror.delta","text":"x"}', "bad_field"),
+        ('{"event":"mirror.delta","turn_id":"t"}', "bad_field"),
+        ('{"event":"mirror.delta","turn_id":"t","text":["x"]}', "bad_field"),
+        ('{"event":"mirror.delta","turn_id":"t","text":"x","final":"yes"}', "bad_field"),
+        ('{"event":"mirror.delta","turn_id":"t","text":"x","final":1,"language":"no tag"}', "bad_field"),
+        ('{"event":"mirror.said","id":"x"}', "unknown_id"),
+        ('{"event":"mirror.said"}', "bad_field"),
+        ('{"event":"mirror.audio","say":"x","state":"start"}', "unknown_id"),
+        ('{"event":"mirror.audio","say":["x"],"state":"start"}', "bad_field"),
         ('{"event":"mirror.audio","turn_id":"t","state":"start"}', "bad_field"),
         ('{"event":"mirror.hello","v":2}', "bad_version"),
     ],
@@ -305,6 +313,17 @@ messages = st.lists(
 )
 @given(messages=messages)
 def test_no_heap_of_frames_ends_a_call(messages: list[tuple[str, Any, float]]) -> None:
+    heap(messages)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_with_something_wrong_in_one_place_end_no_call(seed: int) -> None:
+    """`make soak` sends a million of these over real sockets."""
+    number = 400
+    pairs = zip(fuzz_frames(seed, number, side="agent"), fuzz_frames(seed, number, side="plivo"), strict=True)
+    messages: list[tuple[str, Any, float]] = []
+    for n, (from_agent, from_plivo) in enumerate(pairs):
+        messages += [("agent", from_agent, 0.0), ("plivo", from_plivo, 0.02 if n % 10 == 0 else 0.0)]
     heap(messages)
 
 

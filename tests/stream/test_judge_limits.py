@@ -9,8 +9,9 @@ import pytest
 
 from mirror_saas.limits import NO_LIMITS
 from supervision.engine import JudgingState, MirrorConfig, Supervisor, SupervisorContext, ToolCallIntent, ToolCode
+from supervision.engine.llm.limiter import Risk
+from supervision.engine.llm.pool import PoolShare, ScoringPool
 from supervision.plivo.simulator import SimulatedCall
-from supervision.stream.limits import JudgeSlots
 from tenants.limits_refused import REFUSALS
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import ScriptedLLM
@@ -26,7 +27,12 @@ class Refusals:
         self.count += 1
 
 
-def supervisor(llm: ScriptedLLM, slots: JudgeSlots, **config: object) -> Supervisor:
+def places(limit: int | None, refused: Refusals) -> PoolShare:
+    """The places of one tenant in a pool with room for everybody."""
+    return ScoringPool().share("alice", limit=limit, on_limit=refused)
+
+
+def supervisor(llm: ScriptedLLM, slots: PoolShare, **config: object) -> Supervisor:
     made = {"policies": ["Never confirm a refund."], "semantic_review_timeout_s": 2.0, "tiered_scoring_enabled": False}
     return Supervisor(MirrorConfig(llm=llm, **(made | config)), limiter=slots)  # type: ignore[arg-type]
 
@@ -34,7 +40,7 @@ def supervisor(llm: ScriptedLLM, slots: JudgeSlots, **config: object) -> Supervi
 @virtual_time
 async def test_turns_beyond_the_limit_wait_shortly_and_are_shed() -> None:
     refused = Refusals()
-    slots = JudgeSlots(2, refused)
+    slots = places(2, refused)
     call = supervisor(ScriptedLLM(delay_s=1.0), slots).call(SupervisorContext(call_id="c"))
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -55,7 +61,7 @@ async def test_turns_beyond_the_limit_wait_shortly_and_are_shed() -> None:
 @virtual_time
 async def test_a_place_that_becomes_free_in_time_is_taken() -> None:
     refused = Refusals()
-    call = supervisor(ScriptedLLM(delay_s=0.3), JudgeSlots(1, refused)).call(SupervisorContext(call_id="c"))
+    call = supervisor(ScriptedLLM(delay_s=0.3), places(1, refused)).call(SupervisorContext(call_id="c"))
     verdicts = await asyncio.gather(*(call.review_turn(customer_text="", primary_text=f"turn {n}") for n in range(2)))
     assert [verdict.state for verdict in verdicts] == [JudgingState.JUDGED] * 2
     assert refused.count == 0
@@ -64,7 +70,7 @@ async def test_a_place_that_becomes_free_in_time_is_taken() -> None:
 @virtual_time
 async def test_a_tool_call_waits_to_its_deadline_and_goes_before_turns() -> None:
     llm = ScriptedLLM(delay_s=0.8)
-    call = supervisor(llm, JudgeSlots(1, Refusals()), tool_gate_timeout_ms=2000).call(SupervisorContext(call_id="c"))
+    call = supervisor(llm, places(1, Refusals()), tool_gate_timeout_ms=2000).call(SupervisorContext(call_id="c"))
     first = asyncio.create_task(call.review_turn(customer_text="", primary_text="the first turn"))
     await asyncio.sleep(0.4)
     second = asyncio.create_task(call.review_turn(customer_text="", primary_text="the second turn"))
@@ -77,7 +83,7 @@ async def test_a_tool_call_waits_to_its_deadline_and_goes_before_turns() -> None
 
 @virtual_time
 async def test_a_tool_call_that_gets_no_place_is_decided_as_configured() -> None:
-    slots = JudgeSlots(0, Refusals())
+    slots = places(0, Refusals())
     tool = ToolCallIntent("t", "process_payment", {"amount": 5})
     for on_failure, allowed in (("block", False), ("allow", True)):
         made = supervisor(ScriptedLLM(), slots, tool_gate_timeout_ms=1000, tool_gate_on_failure=on_failure)
@@ -89,7 +95,7 @@ async def test_a_tool_call_that_gets_no_place_is_decided_as_configured() -> None
 
 @virtual_time
 async def test_a_judge_that_does_not_stop_keeps_its_place() -> None:
-    slots = JudgeSlots(1, Refusals())
+    slots = places(1, Refusals())
     llm = ScriptedLLM(delay_s=5.0, ignores_cancellation=True)
     call = supervisor(llm, slots).call(SupervisorContext(call_id="c"))
     assert (await call.review_turn(customer_text="", primary_text="one")).state is JudgingState.TIMED_OUT
@@ -101,9 +107,11 @@ async def test_a_judge_that_does_not_stop_keeps_its_place() -> None:
 
 @virtual_time
 async def test_who_is_cancelled_while_waiting_takes_no_place() -> None:
-    slots = JudgeSlots(1, Refusals())
-    assert await slots.acquire(within_s=1.0, urgent=False)
-    waiting = [asyncio.create_task(slots.acquire(within_s=9.0, urgent=bool(n % 2))) for n in range(4)]
+    slots = places(1, Refusals())
+    assert await slots.acquire(within_s=1.0, risk=Risk.TURN)
+    waiting = [
+        asyncio.create_task(slots.acquire(within_s=9.0, risk=Risk.TOOL if n % 2 else Risk.TURN)) for n in range(4)
+    ]
     await asyncio.sleep(0.1)
     waiting[0].cancel()
     slots.release()
@@ -121,8 +129,8 @@ async def test_who_is_cancelled_while_waiting_takes_no_place() -> None:
 
 @virtual_time
 async def test_a_higher_limit_lets_those_who_wait_in() -> None:
-    slots = JudgeSlots(0, Refusals())
-    waiting = [asyncio.create_task(slots.acquire(within_s=1.0, urgent=False)) for _ in range(3)]
+    slots = places(0, Refusals())
+    waiting = [asyncio.create_task(slots.acquire(within_s=1.0, risk=Risk.TURN)) for _ in range(3)]
     await asyncio.sleep(0.1)
     slots.allow(2)
     await asyncio.sleep(0)
@@ -162,9 +170,9 @@ async def test_a_strangers_questions_take_no_place_of_the_tenants(monkeypatch: p
     limits = replace(NO_LIMITS, judge_calls=1)
     own = replace(world.binding, limits=limits)
     stranger = replace(world.binding, tenant_id=uuid7(), policy_version_id=uuid7(), limits=limits)
-    slots, strangers = runtime._judge_slots(own), runtime._judge_slots(stranger)
+    slots, strangers = runtime.supervisors._share(own), runtime.supervisors._share(stranger)
     assert slots is not strangers
-    assert slots is runtime._judge_slots(replace(own, policy_version_id=uuid7()))
-    assert await strangers.acquire(within_s=1.0, urgent=False)
-    assert not await strangers.acquire(within_s=1.0, urgent=False)
-    assert await slots.acquire(within_s=1.0, urgent=False)
+    assert slots is runtime.supervisors._share(replace(own, policy_version_id=uuid7()))
+    assert await strangers.acquire(within_s=1.0, risk=Risk.TURN)
+    assert not await strangers.acquire(within_s=1.0, risk=Risk.TURN)
+    assert await slots.acquire(within_s=1.0, risk=Risk.TURN)

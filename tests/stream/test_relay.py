@@ -10,7 +10,8 @@ import orjson
 
 from mirror_saas.ids import uuid7
 from supervision.audio.format import MediaFormat
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay
+from supervision.engine.adapters.turn_audio import TurnAudio
 
 STREAM = "20170ada-f610-433b-8758-c02a2aab3662"
 SPEECH = bytes([0x10, 0x90] * 80)  # loud mu-law, 20 ms

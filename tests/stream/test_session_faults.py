@@ -10,7 +10,7 @@ import pytest
 from picows import WSHandshakeError, WSMsgType
 
 from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
-from supervision.stream import session
+from supervision.stream import dial, session
 from tests.e2e.agents import AgentCall
 from tests.stream.world import BAD, BUFFER, CORRECTION, GOOD, Frame, World, check_record, ears, order, say_turn
 from tests.support.virtual_time import virtual_time
@@ -327,6 +327,53 @@ async def test_a_slow_agent_costs_its_own_oldest_media_and_nothing_else(monkeypa
     assert end["dropped_media_ms"] == len(lost) * 20
     assert sum(event["ms"] for event in world.record.of("media.dropped")) == end["dropped_media_ms"]
     assert {event["direction"] for event in world.record.of("media.dropped")} == {"inbound"}
+
+
+@virtual_time
+async def test_an_agent_that_asks_all_the_time_and_never_reads_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are never dropped, so what waits for it would grow for as long as the call."""
+    monkeypatch.setattr(dial, "BACKLOG_MOST", 256 * 1024)
+    world = World(monkeypatch)
+    waiting: list[int] = []
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        agent.connection.stop_reading()  # type: ignore[attr-defined]
+        for _ in range(20_000):
+            await agent.send("mirror.turn", turn_id=7)
+            waiting.append(world.connections[0].listener._leg._backlog_bytes)
+
+    record = await world.call(script, lambda call: call.wait_for(lambda r: False, 60), hang_up=False)
+    assert (record.outcome, record.ended_by) == ("failed", "agent")
+    assert max(waiting) <= 257 * 1024
+    assert world.connections[0].transport.aborted
+    end = world.record.one("call.ended")
+    assert (end["outcome"], end["ended_by"]) == ("failed", "agent")
+
+
+@virtual_time
+async def test_of_a_flood_of_bad_frames_the_record_tells_without_having_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    flood = 5_000
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        for _ in range(flood // 50):
+            for _ in range(50):
+                await agent.send("mirror.turn", turn_id=7)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        await agent.send("mirror.turn", turn_id=7)
+        await agent.wait("mirror.error", count=flood + 1)
+
+    await world.call(script, lambda call: asyncio.sleep(15))
+    rejected = world.record.of("frame.rejected")
+    assert 500 < len(rejected) < 520
+    # None is forgotten: each entry says how many came before it.
+    more = [
+        int(each["message"].rpartition("(and ")[2].split()[0]) for each in rejected if "more before" in each["message"]
+    ]
+    assert len(rejected) + sum(more) == flood + 1
 
 
 @virtual_time

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from supervision.plivo.simulator import CallRecord
-from supervision.stream import supervised
+from supervision.stream import tools as tools_part
+from supervision.stream.failure import FailurePolicy
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import Asked, decisions
 from tests.stream.world import BAD, GOOD, World, say_turn
@@ -392,7 +394,7 @@ async def test_a_gate_that_breaks_refuses_and_answers(monkeypatch: pytest.Monkey
         def broken(*_: Any) -> None:
             raise RuntimeError("a defect")
 
-        monkeypatch.setattr(supervised.SupervisedCall, "_with_speech", broken)
+        monkeypatch.setattr(tools_part.CallTools, "_with_speech", broken)
         verdict = await ask(agent, "c1", **CHARGE)
         assert (verdict["allow"], verdict["code"]) == (False, "failed")
 
@@ -442,3 +444,87 @@ async def test_words_that_come_while_their_tool_is_judged_decide_with_it(monkeyp
 
     await tools(world, script)
     assert world.record.one("tool.decided")["allow"] is False
+
+
+@virtual_time
+async def test_a_call_that_comes_back_knows_what_it_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    over: list[str] = []
+
+    async def first(agent: AgentCall) -> None:
+        await agent.hello()
+        assert (await ask(agent, "c1", **CHARGE))["allow"] is True
+        assert (await ask(agent, "c2", **CHARGE, key="second"))["allow"] is True
+        over.append("first")
+
+    async def second(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.tool_done", id="c1", ok=True, result={"receipt": 7})
+        again = await ask(agent, "c1", **CHARGE)
+        assert (again["allow"], again["code"], again["stored_result"]) == (False, "duplicate", {"receipt": 7})
+        again = await ask(agent, "c2", **CHARGE, key="second", timeout_ms=500)
+        assert (again["allow"], again["code"]) == (False, "in_doubt")
+        assert agent.of("mirror.error") == []
+        over.append("second")
+
+    for name, script in (("first", first), ("second", second)):
+        world.record.events.clear()
+        await world.call(script, lambda call, name=name: call.wait_for(lambda r: name in over, 30), call_id="plivo-1")
+    assert world.record.one("tool.done")["ref"] == "c1"
+
+
+@virtual_time
+async def test_a_permission_that_comes_too_late_for_its_call_leaves_nothing_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    claim = world.runtime.ledger.claim
+    asked = asyncio.Event()
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(1.0)
+        return await claim(*args, **more)
+
+    monkeypatch.setattr(world.runtime.ledger, "claim", slow)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        await agent.send("mirror.tool", id="c1", **CHARGE)
+
+    await world.call(script, lambda call: asked.wait())  # type: ignore[arg-type, return-value]
+    decided = world.record.one("tool.decided")
+    assert (decided["allow"], decided["code"]) == (False, "cancelled")
+    assert world.runtime.ledger.rows == {}  # type: ignore[attr-defined]
+
+
+@virtual_time
+async def test_an_agent_that_is_dialled_again_runs_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are the socket's: the new agent asks with the ids of the old one, and none of its permissions is its own."""
+    world = World(monkeypatch)
+    world.runtime.binding = replace(world.binding, failure=FailurePolicy(redials=2))
+    over: list[bool] = []
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+        if len(world.agents) == 1:
+            assert (await ask(agent, "c1", **CHARGE))["allow"] is True
+            assert (await ask(agent, "c2", **CHARGE, key="second"))["allow"] is True
+            world.llm.delay_s = 1.0
+            await agent.send("mirror.tool", id="c3", **CHARGE, key="third")  # not decided when the socket breaks
+            await asyncio.sleep(0.1)
+            await agent.connection.close(1006)
+            return
+        again = await ask(agent, "c1", **CHARGE, timeout_ms=500)
+        assert (again["allow"], again["code"]) == (False, "in_doubt")
+        await agent.send("mirror.tool_done", id="c2", ok=True, result={"receipt": 7})
+        again = await ask(agent, "c2", **CHARGE, key="second")
+        assert (again["code"], again["stored_result"]) == ("duplicate", {"receipt": 7})
+        assert agent.of("mirror.error") == []
+        assert (await ask(agent, "c3", **CHARGE, key="third"))["allow"] is True  # the first never got its permission
+        over.append(True)
+
+    await world.call(script, lambda call: call.wait_for(lambda r: over, 60))
+    assert len(world.agents) == 2
+    codes = [event["code"] for event in world.record.of("tool.decided") if event["ref"] == "c3"]
+    assert codes == ["cancelled", "ok"]

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -30,22 +29,31 @@ from websockets.exceptions import ConnectionClosedError
 from mirror_saas.ids import uuid7
 from supervision.audio import mulaw
 from supervision.engine.intervention.templates import buffer_lines
+from supervision.engine.llm.pool import ScoringPool
+from supervision.engine.scorer.tool_gate import LedgerKey
 from supervision.engine.tts.protocol import Speech
 from supervision.engine.tts.voice import LineCache
 from supervision.plivo.simulator import CallRecord, Heard, PlivoSwitches, SimulatedCall
 from supervision.plivo.simulator import call as simulator_call
 from supervision.plivo.simulator.connection import Closed, Connection, DialFailed, Message
-from supervision.recorder.events import RecordEvent
+from supervision.recorder.events import RecordEvent, first_seq
 from supervision.recorder.recorder import JournalUnavailable
 from supervision.redaction import Redaction
 from supervision.stream import consumer as consumer_module
 from supervision.stream import dial as dial_module
+from supervision.stream.approvals import ApprovalCall, Standing, Waiting
 from supervision.stream.consumer import StreamConsumer
+from supervision.stream.database import DatabaseSilent
 from supervision.stream.directory import AgentBinding, ProviderSettings
+from supervision.stream.ledger import Kept, LedgerCall
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
+from supervision.stream.owners import CallOwners
+from supervision.stream.plivo_rest import PlivoDoor
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.runtime import StreamRuntime
+from supervision.stream.supervisors import Supervisors
+from supervision.stream.takeover import Takeovers
 from tests.e2e.agents import AgentCall
 from tests.engine.llms import CLEAN, Asked, ScriptedLLM
 
@@ -178,23 +186,102 @@ class MemoryRecorder:
         return [event["step"] for event in self.of("intervention.step")]
 
 
+class MemoryLedger:
+    """The ledger of tool calls in memory; `down` makes it fail as a database that is gone does, after a second."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, LedgerKey], Kept] = {}
+        self.down = False
+        self._unwritten: list[tuple[LedgerCall, Kept, bool]] = []
+
+    async def _answered(self) -> None:
+        await asyncio.sleep(1.0 if self.down else 0.001)
+        if self.down:
+            raise DatabaseSilent("the database is gone")
+        for call, row, freed in self._unwritten:
+            self._settle(call, row, freed)
+        self._unwritten.clear()
+
+    async def load(self, call: LedgerCall, *, within_s: float) -> list[Kept]:
+        await self._answered()
+        return [row for (plivo_call_id, _), row in self.rows.items() if plivo_call_id == call.plivo_call_id]
+
+    async def claim(self, call: LedgerCall, wanted: Kept, *, within_s: float) -> Kept | None:
+        await self._answered()
+        kept = self.rows.setdefault((call.plivo_call_id, wanted.key), wanted)
+        return None if kept is wanted else kept
+
+    def settle(self, call: LedgerCall, row: Kept, *, freed: bool) -> None:
+        if self.down:
+            self._unwritten.append((call, row, freed))
+        else:
+            self._settle(call, row, freed)
+
+    async def settled(self, call: LedgerCall, *, within_s: float) -> None:
+        await self._answered()
+
+    def _settle(self, call: LedgerCall, row: Kept, freed: bool) -> None:
+        place = (call.plivo_call_id, row.key)
+        kept = self.rows.setdefault(place, row)
+        if freed and kept.row_id == row.row_id:
+            del self.rows[place]
+        elif row.done:
+            self.rows[place] = replace(row, row_id=kept.row_id)
+
+
+class MemoryApprovals:
+    """Approvals in memory; `down` makes them fail, and `decide` is a person who does not tell the call."""
+
+    def __init__(self) -> None:
+        self.rows: dict[UUID, Standing] = {}
+        self.asked: list[Waiting] = []
+        self.down = False
+
+    async def _answered(self) -> None:
+        await asyncio.sleep(0.001)
+        if self.down:
+            raise DatabaseSilent("the database is gone")
+
+    async def ask(self, call: ApprovalCall, waiting: Waiting) -> None:
+        await self._answered()
+        self.asked.append(waiting)
+        self.rows[waiting.decision_id] = Standing("waiting")
+
+    async def look(self, call: ApprovalCall, decision_id: UUID) -> Standing:
+        await self._answered()
+        return self.rows[decision_id]
+
+    async def close(self, call: ApprovalCall, decision_id: UUID, *, was: str, state: str) -> Standing:
+        await self._answered()
+        if self.rows[decision_id].state == was:
+            self.rows[decision_id] = replace(self.rows[decision_id], state=state)
+        return self.rows[decision_id]
+
+    def decide(self, state: str, *, by: str = "alice@example.com", note: str = "") -> UUID:
+        (decision_id,) = [each for each, standing in self.rows.items() if standing.state == "waiting"]
+        self.rows[decision_id] = Standing(state, by, note)
+        return decision_id
+
+
 class VirtualRuntime(StreamRuntime):
     """The real runtime over a directory of one agent, a scripted model, tones for speech and memory for a journal."""
 
     def __init__(self, binding: AgentBinding, llm: Any, tts: ToneTTS | None) -> None:
         self.node = "test:1"
         self.recorder = MemoryRecorder()  # type: ignore[assignment]
-        self.directory = SimpleNamespace(lookup=self._lookup)  # type: ignore[assignment]
+        self.directory = SimpleNamespace(lookup=self._lookup, is_down=True)  # type: ignore[assignment]
         self.redaction = Redaction()
         self.mailbox = Mailbox(None)
         self.calls = CallLeases(None)
+        self.takeovers = Takeovers(CallOwners(None, self.node), self.mailbox, self.directory)
         self.revoked: set[UUID] = set()
+        self.plivo = PlivoDoor()
         self.keys = KeyWatch(self._revoked)
         self.lines = LineCache()
+        self.ledger = MemoryLedger()  # type: ignore[assignment]
+        self.approvals = MemoryApprovals()  # type: ignore[assignment]
         self.tts = tts
-        self._supervisors = OrderedDict()
-        self._slots = WeakValueDictionary()
-        self._llms = SimpleNamespace(client=lambda **_: llm)  # type: ignore[assignment]
+        self.supervisors = Supervisors(SimpleNamespace(client=lambda **_: llm), ScoringPool())  # type: ignore[arg-type]
         self.binding = binding
 
     async def start(self) -> None:
@@ -222,6 +309,9 @@ class Frame:
 
     def get_payload_as_bytes(self) -> bytes:
         return self.payload
+
+    def get_payload_as_utf8_text(self) -> str:
+        return self.payload.decode()
 
     def get_close_code(self) -> Any:
         return self.code
@@ -375,7 +465,9 @@ class PlivoTransport:
         self._connection._end(Closed(int(code.value), ""))
 
     def disconnect(self, graceful: bool = True) -> None:
-        self.gone(1006)
+        if not self._over:
+            self.gone(1006)
+            self._connection._end(Closed(1006, ""))
 
     def closed_by_server(self, code: int) -> None:
         if self._answers_close:
@@ -409,6 +501,7 @@ class World:
         speaks: bool = True,
         governed: bool = True,
     ) -> None:
+        _tones.clear()  # each world has voices of its own
         self.llm = ScriptedLLM(turn=judge_refunds, correction={"text": CORRECTION}, delay_s=0.2)
         self.tts = tts or ToneTTS()
         self.binding = AgentBinding(
@@ -594,17 +687,22 @@ def check_record(events: Sequence[RecordEvent]) -> None:
     kinds = Counter(event.kind for event in events)
     assert (events[0].kind, events[-1].kind) == ("call.started", "call.ended")
     assert (kinds["call.started"], kinds["call.ended"]) == (1, 1)
-    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert kinds["call.moved"] == kinds["call.resumed"]
+    for epoch in range(1, kinds["call.resumed"] + 2):
+        numbers = [event.seq - first_seq(epoch) for event in events if event.epoch == epoch]
+        assert numbers == list(range(len(numbers)))
     end = events[-1].data
     turns = Counter(event.data["turn_id"] for event in events if event.kind == "turn.reported")
     judged = Counter(event.data["turn_id"] for event in events if event.kind == "turn.judged")
     heard = Counter(event.data["turn_id"] for event in events if event.kind == "turn.heard")
     assert set(judged) | set(heard) <= set(turns)
     assert {1} >= {*turns.values(), *judged.values(), *heard.values()}
-    assert end["turns"] == len(turns)
-    states = Counter(event.data["state"] for event in events if event.kind == "turn.judged")
-    assert states["judged"] == end["judged"]
-    assert sum(end[state] for state in ("judged", "skipped", "timed_out", "failed", "shed")) == end["turns"]
+    if not kinds["call.resumed"]:
+        # Of a call that had several sockets, PostgreSQL counts the rows.
+        assert end["turns"] == len(turns)
+        states = Counter(event.data["state"] for event in events if event.kind == "turn.judged")
+        assert states["judged"] == end["judged"]
+        assert sum(end[state] for state in ("judged", "skipped", "timed_out", "failed", "shed")) == end["turns"]
     begun = [event.data["intervention_id"] for event in events if event.kind == "intervention.started"]
     assert sorted(begun) == sorted(e.data["intervention_id"] for e in events if e.kind == "intervention.ended")
     revisions: dict[str, int] = {}

@@ -193,6 +193,9 @@ def test_every_text_field_of_every_kind_is_redacted_or_known_to_hold_none() -> N
         *("from_number", "to_number"),
         *("mode", "delivery", "state", "withheld", "basis", "plan", "outcome", "correction_source", "silence_proof"),
         *("violation_basis", "direction", "ended_by", "coverage_state"),
+        # Who approved a tool call is a member, and nobody on the line.
+        *("by", "on_silence"),
+        *("started_at", "model"),
     }
     for kind in KINDS.values():
         for name, annotation in kind.__annotations__.items():

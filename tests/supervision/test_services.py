@@ -63,28 +63,11 @@ def test_what_the_engine_would_refuse_is_refused_with_the_fields_name(
     assert list(error.value.message_dict) == [field]
 
 
-@pytest.mark.parametrize(
-    ("config", "field"),
-    [
-        ({"delivery": "hold_risky"}, "delivery"),
-        ({"delivery": "hold_all"}, "delivery"),
-        ({"hold_budget_ms": 500}, "hold_budget_ms"),
-        ({"streaming_mode": True}, "streaming_mode"),
-    ],
-)
-def test_what_a_relayed_call_cannot_do_yet_is_refused_and_said_so(
-    tenant: Tenancy, config: dict[str, Any], field: str
-) -> None:
-    with tenant.context(), pytest.raises(ValidationError, match="Calls through Mirror's stream") as refused:
-        policy_version_create(policy_id=tenant.policy.id, rules=["A."], config=config)
-    assert list(refused.value.message_dict) == [field]
-
-
-def test_what_a_relayed_call_can_do_is_accepted_although_the_library_can_do_more(tenant: Tenancy) -> None:
+def test_what_the_engine_can_do_is_accepted(tenant: Tenancy) -> None:
     config = {
-        "delivery": "stream_first",
-        "hold_budget_ms": 800,
-        "streaming_mode": False,
+        "delivery": "hold_risky",
+        "hold_budget_ms": 500,
+        "streaming_mode": True,
         "tiered_scoring_enabled": False,
         "pregate_always": ["amount"],
         "scoring": "logprob",

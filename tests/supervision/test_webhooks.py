@@ -27,7 +27,7 @@ from mirror_saas.celery import app as celery
 from mirror_saas.ids import uuid7
 from supervision import tasks
 from supervision.models import WebhookAttempt, WebhookDelivery, WebhookEndpoint
-from supervision.recorder.events import RecordEvent, ToolDecided
+from supervision.recorder.events import ApprovalDecided, ApprovalRequested, RecordEvent, ToolDecided
 from supervision.recorder.store import connect, store_events
 from supervision.selectors.webhooks import webhook_tenants_due
 from supervision.services import webhook_deliveries
@@ -202,6 +202,30 @@ def whole(tenancy: Tenancy, **changes: Any) -> list[RecordEvent]:
     calls = call_log(made.append, tenancy)
     for data in whole_call(tenancy)[:-1]:
         calls.add(data)
+    decision_id = uuid7()
+    calls.add(
+        ApprovalRequested(
+            decision_id=decision_id,
+            turn_id=None,
+            ref="c9",
+            name="wire_transfer",
+            args={"amount": 900},
+            irreversible=True,
+            on_silence="deny",
+            within_ms=60_000,
+            at_ms=9_000,
+        )
+    )
+    calls.add(
+        ApprovalDecided(
+            decision_id=decision_id,
+            outcome="denied",
+            by="bob@example.com",
+            note="No money.",
+            waited_ms=900,
+            at_ms=9_900,
+        )
+    )
     calls.add(ended(**changes))
     return made
 
@@ -245,8 +269,12 @@ def test_what_the_recorder_writes_is_in_the_outbox_once_and_names_ids_and_facts(
     assert [row.data for row in everything if not MESSAGES[row.type].model_validate(row.data)] == []
     assert told["intervention.ended"].data["violation_heard_ms"] == 300
     assert told["tool.blocked"].data["name"] == "process_payment"
+    asked, decided = told["approval.requested"].data, told["approval.decided"].data
+    assert (asked["name"], asked["within_ms"], asked["on_silence"]) == ("wire_transfer", 60_000, "deny")
+    assert (decided["outcome"], decided["waited_ms"]) == ("denied", 900)
+    assert asked["decision_id"] == decided["decision_id"]
     said = json.dumps([row.data for row in everything])
-    for private in ("refund", "money", "+1555", "amount", "Offer", "Never confirm", "plivo-1", "stopped"):
+    for private in ("refund", "money", "bob@", "+1555", "amount", "Offer", "Never confirm", "plivo-1", "stopped"):
         assert private not in said, private
     assert outbox(stranger) == []
     assert webhook_tenants_due(now=timezone.now() + timedelta(seconds=1)).count(tenant.id) == 1

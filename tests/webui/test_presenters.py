@@ -277,11 +277,21 @@ def test_ticks_are_round_and_few(span_ms: int) -> None:
 # -- the timeline --------------------------------------------------------------------------------------------------
 
 
+def test_the_end_of_a_call_tells_that_its_record_lost_detail() -> None:
+    def summary(**data: Any) -> str:
+        data = {"outcome": "completed", "ended_by": "caller", "reason": "", **data}
+        return event_view(CallEvent(tenant_id=TENANT, seq=9, at=START, kind="call.ended", data=data), START).summary
+
+    assert "12 details left out" in summary(detail_dropped=12)
+    for nothing in ({}, {"detail_dropped": 0}, {"detail_dropped": None}):
+        assert "details" not in summary(**nothing)
+
+
 def test_an_event_of_a_kind_that_nobody_has_named_yet_is_listed() -> None:
     shown = event_view(
-        CallEvent(tenant_id=TENANT, seq=1, at=START + timedelta(milliseconds=250), kind="call.moved", data={}), START
+        CallEvent(tenant_id=TENANT, seq=1, at=START + timedelta(milliseconds=250), kind="call.waved", data={}), START
     )
-    assert (shown.label, shown.at_ms, shown.summary) == ("Call moved", 250, "")
+    assert (shown.label, shown.at_ms, shown.summary) == ("Call waved", 250, "")
 
 
 def test_the_timeline_tells_a_violation_from_a_turn_that_was_not_judged() -> None:

@@ -71,16 +71,22 @@ class EventView:
 
 EVENT_LABELS: Mapping[str, tuple[str, str, Tone]] = {
     "call.started": ("Call started", "phone", "plain"),
+    "call.moved": ("Stream lost", "phone", "warn"),
+    "call.resumed": ("Stream came back", "phone", "warn"),
     "call.hello": ("Agent said hello", "robot", "plain"),
     "call.ended": ("Call ended", "phone", "plain"),
     "agent.connected": ("Agent connected", "robot", "plain"),
     "agent.failed": ("Agent failed", "cross", "bad"),
     "transcript.noted": ("Transcript", "person", "plain"),
     "turn.reported": ("Turn reported", "robot", "plain"),
+    "turn.completed": ("Turn complete", "robot", "plain"),
+    "turn.held": ("Turn held", "clock", "plain"),
     "turn.judged": ("Turn judged", "shield", "plain"),
     "turn.heard": ("Turn heard", "wave", "plain"),
     "tool.decided": ("Tool decided", "tool", "plain"),
     "tool.done": ("Tool done", "tool", "plain"),
+    "approval.requested": ("Approval asked for", "person", "warn"),
+    "approval.decided": ("Approval decided", "person", "plain"),
     "intervention.started": ("Intervention started", "mirror", "mirror"),
     "intervention.step": ("Intervention", "mirror", "mirror"),
     "intervention.ended": ("Intervention ended", "mirror", "mirror"),
@@ -147,7 +153,9 @@ def _heard(data: Data) -> str:
 
 def _ended(data: Data) -> str:
     by = f"by the {data['ended_by']}" if data.get("ended_by") in ("caller", "agent") else "by Mirror"
-    return _joined(sentence_of(str(data.get("outcome", ""))), by, data.get("reason"))
+    dropped = data.get("detail_dropped")
+    left_out = f"{dropped} details left out of this record: the journal was nearly full" if dropped else ""
+    return _joined(sentence_of(str(data.get("outcome", ""))), by, data.get("reason"), left_out)
 
 
 def _intervention_ended(data: Data) -> str:
@@ -163,16 +171,26 @@ _SUMMARIES: Mapping[str, Callable[[Data], str]] = {
     "call.started": lambda data: _joined(
         data.get("mode"), data.get("delivery"), data.get("encoding"), data.get("sample_rate")
     ),
+    "call.resumed": lambda data: _joined(f"socket {data.get('epoch')} of the call", data.get("node")),
     "call.hello": lambda data: _joined(data.get("sdk"), data.get("language"), "marks" if data.get("marks") else ""),
     "call.ended": _ended,
     "agent.connected": lambda data: f"in {duration(data.get('dial_ms'))}",
     "agent.failed": lambda data: str(data.get("reason", "")),
     "transcript.noted": lambda data: _joined(sentence_of(str(data.get("role", ""))), _said(data.get("text"))),
     "turn.reported": lambda data: _said(data.get("text")),
+    "turn.completed": lambda data: _said(data.get("text")),
+    "turn.held": lambda data: _joined(f"for {duration(data.get('held_ms'))}", data.get("ended_by")),
     "turn.judged": _judged,
     "turn.heard": _heard,
     "tool.decided": _decided,
     "tool.done": _done,
+    "approval.requested": lambda data: _joined(data.get("name"), f"for {duration(data.get('within_ms'))} at most"),
+    "approval.decided": lambda data: _joined(
+        sentence_of(str(data.get("outcome", ""))),
+        f"by {data['by']}" if data.get("by") else "",
+        f"after {duration(data.get('waited_ms'))}",
+        _said(data.get("note")),
+    ),
     "intervention.started": lambda data: _joined(data.get("rule"), PLANS.get(str(data.get("plan")), data.get("plan"))),
     "intervention.step": lambda data: _joined(
         STEPS.get(str(data.get("step")), sentence_of(str(data.get("step")))), detail_words(data.get("detail"))

@@ -41,6 +41,7 @@ PLANS = {
 
 VIOLATION_BASES = {
     "quote": "of the words that the judge quoted",
+    "clause": "of the turn from the clause on that broke the rule",
     "turn": "of the whole turn: the judge quoted no words of it",
 }
 

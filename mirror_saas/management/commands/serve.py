@@ -1,5 +1,6 @@
 """`manage.py serve`: the one way to start Mirror's processes."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from mirror_saas.stack import StackError, beat_spec, manage, migrate_spec, stack
 
 logger = logging.getLogger(__name__)
 
+SERVERS = ("daphne", "uvicorn")
 PARTS = ("all", "web", "stream", "worker", "beat", "migrate")
 
 
@@ -35,17 +37,35 @@ class Command(BaseCommand):
             help="run one process: web (console, API), stream (calls), all (both on one server), worker, beat;"
             " or migrate, which makes the database roles (with DATABASE_ADMIN_URL), migrates and ends",
         )
+        parser.add_argument(
+            "--stream-only",
+            action="store_const",
+            const="stream",
+            dest="only",
+            help="the same as --only stream: a node that carries calls and nothing else",
+        )
+        parser.add_argument(
+            "--server",
+            choices=SERVERS,
+            default=SERVERS[0],
+            help="what a process of calls runs on: daphne, or uvicorn, which needs less CPU for each call"
+            " (pip install 'mirror[uvicorn]')",
+        )
         parser.add_argument("--no-migrate", action="store_true", help="do not migrate before starting")
 
     def handle(self, *args: Any, **options: Any) -> None:
         environment: Environment = settings.MIRROR
+        if options["server"] != SERVERS[0] and options["only"] != "stream":
+            raise CommandError(
+                f"--server {options['server']} goes with --stream-only: it serves calls, not the console."
+            )
         try:
             match options["only"]:
                 case None:
                     self._everything(environment, migrate=not options["no_migrate"])
                 case "all" | "web" | "stream" as part:
                     encryption_key_require()
-                    self._server(environment, part)
+                    self._server(environment, part, options["server"])
                 case "worker":
                     encryption_key_require()
                     _exec_celery(
@@ -74,21 +94,36 @@ class Command(BaseCommand):
 
         stack_run(environment, body, write=self._write)
 
-    def _server(self, environment: Environment, part: Any) -> None:
+    def _server(self, environment: Environment, part: Any, server: str) -> None:
         from mirror_saas.asgi import application
         from mirror_saas.serving import ListenError, server_run
+        from supervision.services.judging import judging_close
         from supervision.stream.runtime import stream_runtime_close, stream_runtime_open
 
+        run = server_run
+        if server == "uvicorn":
+            try:
+                from mirror_saas.uvicorn_serving import uvicorn_run as run
+            except ImportError as error:
+                raise CommandError(f"{error}; install it with: pip install 'mirror[uvicorn]'") from error
         calls = part in ("all", "stream")
+
+        async def on_stop() -> None:
+            if calls:
+                await stream_runtime_close()
+            await asyncio.to_thread(judging_close)
+
         try:
-            server_run(
+            run(
                 application,
                 host=environment.bind,
                 port=environment.port,
                 part=part,
                 drain_s=environment.drain_s,
+                accept_s=environment.drain_accept_s,
                 on_start=stream_runtime_open if calls else None,
-                on_stop=stream_runtime_close if calls else None,
+                on_stop=on_stop,
+                trusted_proxies=environment.trusted_proxies,
             )
         except ListenError as error:
             raise CommandError(str(error)) from error

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from supervision.audio.format import MediaFormat, MediaFormatError
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay
 from supervision.engine.adapters.tap import Tap, tap
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.plivo import events
 
 logger = logging.getLogger(__name__)

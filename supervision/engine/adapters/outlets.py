@@ -18,7 +18,8 @@ from supervision.audio.format import MediaFormat
 from supervision.audio.heard import Heard, estimate_heard
 from supervision.audio.levels import rms_dbfs
 from supervision.engine.adapters.playback import RETRACT_WITHIN_S, RelayPlayback, heard_of, plan_for
-from supervision.engine.adapters.relay import CallRelay, TurnAudio
+from supervision.engine.adapters.relay import CallRelay
+from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.intervention.orchestrator import Line, Plan, Playing, SilenceProof
 from supervision.engine.tts.forms import UserVoice
 from supervision.engine.tts.sink import TTSSink, estimated_s

@@ -52,6 +52,13 @@ class AudioRuns:
                 break
         return played
 
+    def time_at(self, position: float) -> float | None:
+        """Time at which this audio reaches ``position`` seconds; None when that much of it was never sent."""
+        for start, begins, duration in self._runs:
+            if position < begins + duration:
+                return start + max(0.0, position - begins)
+        return None
+
     def shift(self, delta: float) -> None:
         """Move the whole plan by ``delta`` seconds: an acknowledgement showed when the audio really played."""
         self._runs = [(start + delta, position, duration) for start, position, duration in self._runs]

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import binascii
 import json
+import math
 import re
 import secrets
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
-from uuid import UUID
 
 from supervision.audio.format import MediaFormat
-from supervision.engine.adapters.playout import AudioRuns, PlayClock
+from supervision.engine.adapters.hold import SPEECH_CHARS_PER_S, Hold
+from supervision.engine.adapters.playout import PlayClock
+from supervision.engine.adapters.turn_audio import AgentLine, Begun, Injected, Owed, Queued, Recent, TurnAudio
 from supervision.plivo import events
 
 MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
@@ -38,108 +39,16 @@ QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes u
 AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
 RECENT_CHARS: Final = 8_000  # of an agent frame's base64, its end: tells whether the agent has just paused
 INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
+LINE_MAX_S: Final = 10.0  # of one line that an agent speaks for Mirror; nobody wants to hear a longer correction
+LINE_STALLED_S: Final = 1.0  # after this pause an agent that does not say that its line has ended speaks for itself
 MAX_MENDED: Final = 1024 * 1024  # characters of a broken mirror.* frame that are worth mending
 _MIRROR_EVENT: Final = re.compile(r'"event"\s*:\s*"mirror\.')
 # Escapes in pairs as they should be, and by themselves (the group); other escapes so that no backslash counts twice.
 _SURROGATES: Final = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
+WHOLE_SHARE: Final = 0.6  # of the time that its words take on average: a turn with less audio probably goes on
 SPEECH_PEAK: Final = 330  # of 32,768 (-40 dBFS): quieter agent audio is a pause
-
-
-@dataclass(slots=True, eq=False)
-class TurnAudio:
-    """The audio of one agent turn, from its report to its last sample."""
-
-    turn_id: UUID
-    ref: str
-    reported_at: float
-    seen: str | None = None
-    text: str = ""
-    runs: AudioRuns = field(default_factory=AudioRuns)
-    audio: bytearray = field(default_factory=bytearray)
-    received_s: float = 0.0
-    muted: bool = False
-    started: bool = False
-    ended: bool = False
-    anchored: bool = False
-    cut_at: float | None = None
-    cut_low_s: float | None = None
-    cut_high_s: float | None = None
-    marks: list[tuple[float, int]] = field(default_factory=list)
-    heard_reported: bool = False
-    rivals: tuple[TurnAudio, ...] = ()  # reported too when its audio began: without marks it may be theirs
-
-    def trade_names(self, other: TurnAudio) -> None:
-        """Let this audio be the other turn's, and the other's be this turn's."""
-        for name in ("turn_id", "ref", "reported_at", "seen", "text"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            setattr(self, name, theirs)
-            setattr(other, name, mine)
-
-    @property
-    def ends_at(self) -> float | None:
-        """Time at which the last sample that will be heard has played; None before any was sent."""
-        ends_at = self.runs.ends_at
-        return ends_at if ends_at is None or self.cut_at is None else min(ends_at, self.cut_at)
-
-    def heard_span(self, now: float) -> tuple[float, float]:
-        """Least and most seconds of this turn that the caller can have heard by ``now``."""
-        position = self.runs.position(now)
-        low = position if self.cut_low_s is None else min(position, self.cut_low_s)
-        high = position if self.cut_high_s is None else min(position, self.cut_high_s)
-        return low, max(low, high)
-
-
-@dataclass(slots=True)
-class _Begun:
-    """Audio that began after a silence while no reported turn waited: perhaps of a turn that is reported late."""
-
-    at: float
-    before: TurnAudio | None  # to which it is counted meanwhile
-    runs: AudioRuns = field(default_factory=AudioRuns)
-    audio: bytearray = field(default_factory=bytearray)
-    received_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Queued:
-    """An agent's frame that waits at Mirror."""
-
-    text: str
-    duration: float = 0.0
-    turn: TurnAudio | None = None
-    name: str | None = None  # of a checkpoint
-    arrived_at: float = 0.0
-
-
-@dataclass(slots=True)
-class _Recent:
-    """One of the newest audio frames of the agent; whether it holds speech is looked at only when a turn waits."""
-
-    payload: str
-    duration: float
-    arrived_at: float
-    speaks: bool | None = None
-
-
-@dataclass(slots=True)
-class _Injected:
-    """A frame of Mirror's own, waiting to be paced out."""
-
-    text: str
-    duration: float = 0.0
-    name: str | None = None
-    on_sent: Callable[[float], None] | None = None
-
-
-@dataclass(slots=True)
-class _Owed:
-    """An agent's checkpoint whose audio was cleared or muted: Mirror answers it at hand-back."""
-
-    name: str
-    due_at: float
-    answered: bool = False  # the genuine acknowledgement came meanwhile and was kept back
 
 
 class RelayListener(Protocol):
@@ -190,6 +99,7 @@ class CallRelay:
         self.clock = PlayClock()
         self.hello = False
         self.marks = False
+        self.hold_undecided_s: float | None = None  # how long audio that no turn reported is held; None: not at all
         self.frames_from_plivo = 0
         self.frames_from_agent = 0
         self.recent_inbound: deque[str] = deque(maxlen=INBOUND_KEPT)
@@ -197,7 +107,7 @@ class CallRelay:
         self.turns: deque[TurnAudio] = deque(maxlen=32)
         self.current: TurnAudio | None = None
         self.agent_audio_at: float | None = None
-        self._begun: _Begun | None = None
+        self._begun: Begun | None = None
         self.last_payload = b""
         self._to_plivo = to_plivo
         self._to_agent = to_agent
@@ -208,20 +118,21 @@ class CallRelay:
         self._names = 0
         self._awaited: dict[str, tuple[float, Callable[[float], None]]] = {}
         self._outstanding: deque[tuple[str, TurnAudio | None, float]] = deque(maxlen=512)
-        self._owed: deque[_Owed] = deque()
+        self._owed: deque[Owed] = deque()
         self._synthesised: deque[tuple[str, float]] = deque(maxlen=256)
         self._clears: deque[tuple[str, float, Callable[[float], None] | None]] = deque()
         self._mirror_cleared = False
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
         self._queue_bytes = 0
         self._queue_s = 0.0
-        self._ahead: deque[_Queued] = deque()  # of earlier turns: plays before what Mirror injects
-        self._injected: deque[_Injected] = deque()
+        self._ahead: deque[Queued] = deque()  # of earlier turns: plays before what Mirror injects
+        self._injected: deque[Injected] = deque()
         self._injected_s = 0.0
+        self._line: AgentLine | None = None
         self._pending: deque[TurnAudio] = deque()
         self._agent_cleared_at: float | None = None
         self._gap = True
-        self._recent_agent: deque[_Recent] = deque(maxlen=12)
+        self._recent_agent: deque[Recent] = deque(maxlen=12)
         self._muted_end_at = 0.0
         self.holding = False
         self.speaking = False
@@ -316,24 +227,32 @@ class CallRelay:
             # With another streamId, or none, Plivo ignores it: nothing is cleared, and nothing will be answered.
             self._agent_clear(text, now)
         elif self._queue or (self.holding and self.current is not None and not self.current.muted):
-            self._enqueue(_Queued(text, turn=self.current, arrived_at=now))
+            position = self.current.received_s if self.current is not None else 0.0
+            self._enqueue(Queued(text, turn=self.current, arrived_at=now, position=position))
         else:
             self._to_plivo(text)
 
     def _agent_audio(self, text: str, now: float) -> None:
         start, end = events.payload_span(text)
         duration = events.base64_length(text, start, end) / self._bytes_per_s if end else 0.0
+        if (line := self._line) is not None and self._in_line(line, text, duration, now):
+            return
         silent_s = LATE_REPORT_S if self.agent_audio_at is None else now - self.agent_audio_at
         self.agent_audio_at = now
         if not self.hello:
             self.clock.sent(duration, now)
             self._to_plivo(text)
             return
-        if not self.marks and (self._gap or silent_s >= LATE_REPORT_S):
-            self._begun = _Begun(now, self.current)
+        if silent_s >= LATE_REPORT_S or (self._gap and not self.marks):
+            hold = self._undecided()
+            if hold is not None or not self.marks:
+                self._begun = Begun(now, self.current, hold)
         turn = self._whose(text, start, end, duration, now)
+        hold, position = (turn.hold, turn.received_s) if turn is not None else (None, 0.0)
         if (begun := self._begun) is not None:
-            if now - begun.at > LATE_REPORT_S:
+            if begun.hold is not None:
+                hold, position = begun.hold, begun.received_s
+            if now - begun.at > LATE_REPORT_S and (begun.hold is None or begun.hold.released_at is not None):
                 self._begun = None
             else:
                 begun.received_s += duration
@@ -343,13 +262,23 @@ class CallRelay:
             room = int(AUDIO_KEPT_S * self._bytes_per_s) - len(turn.audio)
             if room > 0 and not turn.heard_reported:
                 turn.audio += _decoded(text, start, min(end, start + (room + 2) // 3 * 4))
-        self._pass_on(text, duration, turn, now)
+        self._pass_on(text, duration, turn, now, hold, position)
 
-    def _pass_on(self, text: str, duration: float, turn: TurnAudio | None, now: float) -> None:
+    def _pass_on(
+        self,
+        text: str,
+        duration: float,
+        turn: TurnAudio | None,
+        now: float,
+        hold: Hold | None = None,
+        position: float = 0.0,
+    ) -> None:
         if turn is not None and turn.muted:
             self._muted_end_at = max(now, self._muted_end_at) + duration
-        elif self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
-            self._enqueue(_Queued(text, duration, turn, arrived_at=now))
+        elif hold is not None or self.holding or self._queue or (self.clock.lead(now) >= MAX_LEAD_S):
+            if hold is not None:
+                hold.begin(now)
+            self._enqueue(Queued(text, duration, turn, arrived_at=now, position=position, hold=hold))
             self.pump(now)
         else:
             self._send_audio(text, duration, turn, now, now)
@@ -369,8 +298,21 @@ class CallRelay:
             self._begun = None
         self._gap = False
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
-        self._recent_agent.append(_Recent(text[tail:end], duration, now))
+        self._recent_agent.append(Recent(text[tail:end], duration, now))
         return self.current
+
+    def _undecided(self) -> Hold | None:
+        """The hold of audio that begins now and that no turn reported; None where such audio is not held, or where it
+        goes on with a turn that has more to say."""
+        if self.hold_undecided_s is None or self._pending:
+            return None
+        turn = self.current
+        if turn is not None and not turn.ended:
+            if self.marks:
+                return None
+            if turn.received_s < WHOLE_SHARE * len(turn.text) / SPEECH_CHARS_PER_S:
+                return None
+        return Hold(self.hold_undecided_s)
 
     def _silent_for(self, now: float) -> float:
         """Seconds without agent speech: since the newest frame that holds any, or of quiet frames after it."""
@@ -386,8 +328,7 @@ class CallRelay:
         return max(quiet, now - since)
 
     def _speaks(self, payload: str) -> bool:
-        samples = self.format.decode(_decoded(payload, 0, len(payload)))
-        return bool(samples.size) and int(abs(samples.astype("int32")).max()) > SPEECH_PEAK
+        return self.format.louder_than(_decoded(payload, 0, len(payload)), SPEECH_PEAK)
 
     def _begin(self, turn: TurnAudio) -> None:
         turn.started = True
@@ -424,11 +365,19 @@ class CallRelay:
         self.checkpoint("anchor", played, now)
 
     def _agent_checkpoint(self, text: str, name: str, now: float) -> None:
+        if (line := self._line) is not None:
+            if line.discarded:
+                self._owe(name, now, now)
+            else:
+                self._injected.append(Injected(text, name=name, agents=True))
+                self.pump(now)
+            return
         turn = self.current
         if turn is not None and turn.muted:
             self._owe(name, max(now, self._muted_end_at), now)
         elif self.hello and (self._queue or (self.holding and turn is not None) or self.speaking):
-            self._enqueue(_Queued(text, turn=turn, name=name, arrived_at=now))
+            position = turn.received_s if turn is not None else 0.0
+            self._enqueue(Queued(text, turn=turn, name=name, arrived_at=now, position=position))
             self.pump(now)
         else:
             self._to_plivo(text)
@@ -459,23 +408,34 @@ class CallRelay:
     def turn_reported(self, turn: TurnAudio) -> None:
         """A turn was reported: its audio follows."""
         self.turns.append(turn)
+        if self._line is not None and not self.speaking:
+            self.line_ends(turn.reported_at)
         while self._pending and self._abandoned(self._pending[0], turn.reported_at):
             self._pending.popleft()
         begun, self._begun = self._begun, None
-        if not self.marks and turn.text.strip():
-            if begun is not None and not self._pending and turn.reported_at - begun.at <= LATE_REPORT_S:
+        if not self.marks and (turn.growing or turn.text.strip()):
+            recent = begun is not None and (
+                turn.reported_at - begun.at <= LATE_REPORT_S
+                or (begun.hold is not None and begun.hold.released_at is None)
+            )
+            if begun is not None and recent and not self._pending:
                 self._reported_late(turn, begun)
             else:
                 self._pending.append(turn)
 
-    def _reported_late(self, turn: TurnAudio, begun: _Begun) -> None:
+    def withdraw(self, turn: TurnAudio) -> None:
+        """A reported turn says nothing after all: no audio is its own."""
+        if turn in self._pending:
+            self._pending.remove(turn)
+
+    def _reported_late(self, turn: TurnAudio, begun: Begun) -> None:
         """Count audio that began just before ``turn`` was reported as its own, and no more as the turn's before."""
         before = begun.before
         if self.current is not before or self.speaking or self.holding:
             self._pending.append(turn)  # whose it is was settled otherwise meanwhile
             return
         if before is not None and before.muted:
-            begun = _Begun(begun.at, before)  # what came of it so far was discarded
+            begun = Begun(begun.at, before)  # what came of it so far was discarded
             self._end(before)
         elif before is not None:
             del before.audio[max(0, len(before.audio) - len(begun.audio)) :]
@@ -484,13 +444,23 @@ class CallRelay:
                 before.runs.cut(begun.runs.starts_at)
             self._end(before)
         turn.runs, turn.audio, turn.received_s = begun.runs, begun.audio, begun.received_s
+        if turn.hold is not None:
+            # Its budget runs since its first byte, and is spent when that was let go.
+            turn.hold.since = begun.at
+            if begun.hold is not None:
+                turn.hold.released_at = begun.hold.released_at
+            elif turn.runs.starts_at is not None:
+                turn.hold.released_at = begun.at
+        position = turn.runs.total_s
         for item in self._queue:
             if item.arrived_at >= begun.at and item.turn is before:
-                item.turn = turn
+                item.turn, item.position, item.hold = turn, position, turn.hold if item.duration else None
+                position += item.duration
         self.current = turn
         self._begin(turn)
         if turn.runs.starts_at is not None and not self._queue:
             self._anchor(turn, turn.runs.total_s, turn.reported_at)
+        self.pump(turn.reported_at)
 
     def _abandoned(self, turn: TurnAudio, now: float) -> bool:
         """Whether a turn whose audio has not begun was given up before a newer one was reported: the agent cleared its
@@ -519,7 +489,7 @@ class CallRelay:
             name = self._name("turn")
             self._await(name, on_played, now)
             mark = events.checkpoint(name, stream_id=self.stream_id)
-            self._queue.append(_Queued(mark, turn=turn, arrived_at=now))
+            self._queue.append(Queued(mark, turn=turn, arrived_at=now))
             self._queue_bytes += len(mark)
         self.current = None
         self._end(turn)
@@ -542,9 +512,10 @@ class CallRelay:
         """A `mirror.audio` frame: from here on audio belongs to ``turn`` (`start`), to nobody (`end`, `cut`), or
         ``chars`` characters of its text have been spoken (`mark`)."""
         if state == "start":
+            self.line_ends(now)
             if self.current is not None and self.current is not turn:
                 self._end(self.current)
-            self.current = turn
+            self.current, self._begun = turn, None
         elif state == "mark" and turn is not None and chars is not None:
             turn.marks.append((turn.received_s, chars))
             if not turn.muted and turn.runs.starts_at is not None and not self._queue and not self.speaking:
@@ -569,23 +540,41 @@ class CallRelay:
         self._begin(turn)
         return True
 
-    def mute(self, turn: TurnAudio, now: float) -> None:
-        """Discard this turn's audio and checkpoints from now on, however late they come."""
+    def decide(self, turn: TurnAudio, now: float, until_s: float = math.inf) -> None:
+        """The words of a turn may be heard up to ``until_s`` seconds of its audio: what waits of them may go."""
+        if turn.muted:
+            return
+        begun = self._begun
+        if begun is not None and begun.hold is not None and begun.before is turn:
+            begun.hold.decide()  # what it said after a silence, ahead of its words
+        if turn.hold is not None:
+            turn.hold.decide(until_s)
+        if self._queue:
+            self.pump(now)
+
+    def mute(self, turn: TurnAudio, now: float, keep_s: float = 0.0) -> None:
+        """Discard this turn's audio and checkpoints from now on, however late they come; only what is here of its
+        first ``keep_s`` seconds is heard."""
         turn.muted = True
+        turn.kept_s = max(turn.kept_s, keep_s)
+        if turn.hold is not None:
+            turn.hold.decide(turn.kept_s)
+            if turn.hold.released_at is None:
+                turn.hold.released_at = now
         for item in [*self._ahead, *self._queue]:
-            if item.turn is turn:
+            if item.turn is turn and not item.kept():
                 if item.duration:
                     self._muted_end_at = max(now, self._muted_end_at) + item.duration
                 if item.name is not None:
                     self._owe(item.name, max(now, self._muted_end_at), now)
-        self._ahead = deque(item for item in self._ahead if item.turn is not turn)
-        self._requeue(item for item in self._queue if item.turn is not turn)
+        self._ahead = deque(item for item in self._ahead if item.turn is not turn or item.kept())
+        self._requeue(item for item in self._queue if item.turn is not turn or item.kept())
 
     def take_over(self, turn: TurnAudio, now: float) -> None:
         """Mirror speaks in this turn's place: the turn is mute, what waits before it plays first, and what comes after
         it is held until :meth:`hand_back`."""
         self.speaking = self.holding = True
-        before = next((index for index, item in enumerate(self._queue) if item.turn is turn), None)
+        before = next((i for i, item in enumerate(self._queue) if item.turn is turn and not item.kept()), None)
         if before is None:
             later = (i for i, item in enumerate(self._queue) if item.turn and item.turn.reported_at > turn.reported_at)
             before = next(later, len(self._queue))
@@ -636,9 +625,14 @@ class CallRelay:
         for item in self._ahead:
             if item.name is not None:
                 self._owe(item.name, now, now)
+        for own in self._injected:
+            if own.agents and own.name is not None:
+                self._owe(own.name, now, now)
         self._ahead.clear()
         self._injected.clear()
         self._injected_s = 0.0
+        if self._line is not None:
+            self._line.discarded = True
         self._clears.append(("mirror", now, lambda at: once("cleared", at)))
         self._to_plivo(events.clear_audio(stream_id=self.stream_id))
         self._clear_sent(now)
@@ -662,14 +656,41 @@ class CallRelay:
         first = True
         for chunk in self._frames(audio):
             text = self._play_audio(chunk)
-            self._injected.append(_Injected(text, len(chunk) / self._bytes_per_s, None, on_sent if first else None))
+            self._injected.append(Injected(text, len(chunk) / self._bytes_per_s, None, on_sent if first else None))
             self._injected_s += len(chunk) / self._bytes_per_s
             first = False
         name = self._name(label)
         self._await(name, on_played, now)
-        self._injected.append(_Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
+        self._injected.append(Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
         self.pump(now)
         return now + self.owed_s(now)
+
+    def line_begins(self, line: AgentLine, now: float) -> None:
+        """The agent's audio from here on is this line, until `line_ends`: paced, behind what Mirror has said, at most
+        10 s of it. The audio of a line that is `discarded` goes nowhere."""
+        self.line_ends(now)
+        self._line, line.last_at = line, now
+
+    def line_ends(self, now: float) -> None:
+        """What the agent sends now is its own again; the line's `on_played` follows when all of it has played."""
+        line, self._line = self._line, None
+        if line is not None and not line.discarded:
+            name = self._name("line")
+            self._await(name, line.on_played, now)
+            self._injected.append(Injected(events.checkpoint(name, stream_id=self.stream_id), name=name))
+            self.pump(now)
+
+    def _in_line(self, line: AgentLine, text: str, duration: float, now: float) -> bool:
+        if now - line.last_at > LINE_STALLED_S and line.received_s > 0.0:
+            self.line_ends(now)
+            return False
+        line.last_at = now
+        first, line.received_s = line.received_s == 0.0, line.received_s + duration
+        if not line.discarded and line.received_s <= LINE_MAX_S:
+            self._injected.append(Injected(text, duration, None, line.on_sent if first else None))
+            self._injected_s += duration
+            self.pump(now)
+        return True
 
     def owed_s(self, now: float) -> float:
         """Seconds until all audio of Mirror's that is sent or queued has played."""
@@ -679,6 +700,8 @@ class CallRelay:
         """Mirror is done: answer the agent's cleared and muted checkpoints, then let held audio flow."""
         self.speaking = False
         self.holding = False
+        if self._line is not None:
+            self._line.discarded = True  # a line without an end: what follows the hand-back was not asked for
         while self._owed:
             self._pay(self._owed.popleft(), now)
         self.pump(now)
@@ -690,6 +713,29 @@ class CallRelay:
         self._ahead.clear()
         self._requeue(())
 
+    def agent_replaced(self, now: float) -> None:
+        """Another socket of the agent's takes the place of the one that broke: what that one sent plays on, and what it
+        waited for nobody waits for any more."""
+        self.marks = False
+        if self._line is not None:
+            self.line_ends(now)
+        for waiting in (self._owed, self._outstanding, self._synthesised, self._pending):
+            waiting.clear()
+        self._clears = deque(("mirror", at, proved) for _, at, proved in self._clears)
+        self._mirror_cleared = True
+        ended, self.current, self._begun, self._gap = self.current, None, None, True
+        if ended is not None:
+            self._end(ended)
+
+    def unplayed_s(self, now: float) -> float:
+        """Seconds until all that Mirror was given to play has played."""
+        return self.owed_s(now) + self._queue_s
+
+    def silence(self, now: float) -> None:
+        """Clear what plays, and discard what waits."""
+        self._requeue(())
+        self.clear(lambda kind, at: None, now)
+
     def silence_unproven(self, now: float) -> None:
         """Neither acknowledgement of Mirror's clear came in time: what was heard is bounded by now."""
         self._clear_proved(now)
@@ -698,7 +744,7 @@ class CallRelay:
 
     def pump(self, now: float) -> None:
         """Send what may be sent now, and ask to be woken for the rest."""
-        while self._ahead and (not self._ahead[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+        while self._ahead and self._may_go(self._ahead[0], now):
             self._send_queued(self._ahead.popleft(), now)
         while (
             self._injected and not self._ahead and (not self._injected[0].duration or self.clock.lead(now) < MAX_LEAD_S)
@@ -710,31 +756,44 @@ class CallRelay:
                 if frame.on_sent is not None:
                     frame.on_sent(start)
             self._to_plivo(frame.text)
+            if frame.agents and frame.name is not None:
+                self._outstanding.append((frame.name, None, self.clock.end_at))
         if not self._ahead and not self._injected and not self.holding:
-            while self._queue and (not self._queue[0].duration or self.clock.lead(now) < MAX_LEAD_S):
+            while self._queue and self._may_go(self._queue[0], now):
                 self._send_queued(self._dequeue(), now)
         self._pay_late(now)
         wake = None
         if self._ahead or self._injected or (self._queue and not self.holding):
-            wake = max(now + 0.005, self.clock.end_at - self.clock.one_way_s - MAX_LEAD_S + REFILL_S)
+            empty_at = self.clock.end_at - self.clock.one_way_s
+            wake = empty_at - MAX_LEAD_S + REFILL_S
+            head = self._ahead[0] if self._ahead else self._queue[0] if not self._injected else None
+            if head is not None and head.hold is not None:
+                wake = head.hold.next_at(head.position, head.duration, empty_at, REFILL_S)
+            wake = max(now + 0.005, wake)
         if self._owed:
             due = self._owed[0].due_at + (OWED_LATE_S if self.speaking else 0.0)
             wake = due if wake is None else min(wake, due)
         if wake is not None:
             self._listener.wake_at(wake)
 
-    def _dequeue(self) -> _Queued:
+    def _may_go(self, item: Queued, now: float) -> bool:
+        lead = self.clock.lead(now)
+        if item.hold is not None:
+            return item.hold.passes(item.position, item.duration, lead, now)
+        return not item.duration or lead < MAX_LEAD_S
+
+    def _dequeue(self) -> Queued:
         item = self._queue.popleft()
         self._queue_bytes -= len(item.text)
         self._queue_s -= item.duration
         return item
 
-    def _requeue(self, items: Iterable[_Queued]) -> None:
+    def _requeue(self, items: Iterable[Queued]) -> None:
         self._queue = deque(items)
         self._queue_bytes = sum(len(item.text) for item in self._queue)
         self._queue_s = sum(item.duration for item in self._queue)
 
-    def _send_queued(self, item: _Queued, now: float) -> None:
+    def _send_queued(self, item: Queued, now: float) -> None:
         if item.duration:
             self._send_audio(item.text, item.duration, item.turn, now, item.arrived_at)
         else:
@@ -742,7 +801,7 @@ class CallRelay:
             if item.name is not None:
                 self._outstanding.append((item.name, item.turn, self.clock.end_at))
 
-    def _enqueue(self, item: _Queued) -> None:
+    def _enqueue(self, item: Queued) -> None:
         if self.holding and (
             self._queue_s + item.duration > HOLD_MAX_S or self._queue_bytes + len(item.text) > HOLD_MAX_BYTES
         ):
@@ -773,7 +832,7 @@ class CallRelay:
                 turn.cut_high_s = turn.runs.position(now)
 
     def _owe(self, name: str, due_at: float, now: float) -> None:
-        self._owed.append(_Owed(name, due_at))
+        self._owed.append(Owed(name, due_at))
         if not self.speaking:
             self._listener.wake_at(max(now, due_at))
 
@@ -782,7 +841,7 @@ class CallRelay:
         while self._owed and self._owed[0].due_at + late <= now:
             self._pay(self._owed.popleft(), now)
 
-    def _pay(self, owed: _Owed, now: float) -> None:
+    def _pay(self, owed: Owed, now: float) -> None:
         if not owed.answered:
             self._synthesised.append((owed.name, now + LATE_ACK_S))
         self._to_agent(events.played_stream(owed.name, stream_id=self.stream_id, sequence=self._sequence()))

@@ -12,6 +12,7 @@ from supervision.engine.config import PolicyConfig
 from supervision.engine.context import NO_USAGE, Correction, JudgingState, ToolCallIntent, TurnPayload, Verdict
 from supervision.engine.intervention.templates import primary_language
 from supervision.engine.llm.deadline import Answer, DeadlineAsker, InvalidAnswer, exact_keys, text_of
+from supervision.engine.llm.limiter import Risk, asking
 from supervision.engine.policy.compiler import CORRECTION_SCHEMA, CompiledPolicy, user_message
 from supervision.engine.scorer.protocol import TurnScorer
 
@@ -191,21 +192,22 @@ class CorrectionWriter:
             max_tokens=max(MAX_TOKENS, self._config.judge_max_tokens),
             deadline=deadline,
             validate=_text,
-            urgent=True,
+            risk=Risk.CORRECTION,
         )
 
     async def _judged(self, payload: TurnPayload, text: str, deadline: float) -> Verdict:
         """The verdict on a text as if the agent had said it."""
-        return await self._scorer.score(
-            TurnPayload(
-                customer_text=payload.customer_text,
-                agent_text=text,
-                history=payload.history,
-                turn_id=payload.turn_id,
-                language=payload.language,
-            ),
-            timeout_s=deadline - asyncio.get_running_loop().time(),
-        )
+        with asking(Risk.CORRECTION):
+            return await self._scorer.score(
+                TurnPayload(
+                    customer_text=payload.customer_text,
+                    agent_text=text,
+                    history=payload.history,
+                    turn_id=payload.turn_id,
+                    language=payload.language,
+                ),
+                timeout_s=deadline - asyncio.get_running_loop().time(),
+            )
 
 
 def _text(answer: dict[str, Any]) -> str:

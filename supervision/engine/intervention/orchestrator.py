@@ -141,21 +141,29 @@ class Intervention:
     when it has none. When it fails, or has not returned 150 ms before the buffer line ends, what ``so_far`` returns
     speaks: the best line that is rendered by then; when that is None too, ``fallback``, the template.
     ``begins_at`` is the loop time to wait for with ``CUT_WHEN_REACHED``; ``reached`` returns, with ``REPLACE_HELD``,
-    when what comes before the turn has left Mirror.
+    when what comes before the turn has left Mirror. Without a ``buffer`` the correction is all that is said.
+    ``lead_s``: how long before the buffer line's end the correction goes to the sink at the latest; a sink that begins
+    to speak only after a while needs more than one that plays what is rendered.
     """
 
     plan: Plan
     sink: PlaybackSink
     observer: Observer
-    buffer: Line
+    buffer: Line | None
     fallback: Line
     correct: Callable[[], Awaitable[Line | None]]
     begins_at: float | None = None
     reached: Callable[[], Awaitable[None]] | None = None
     so_far: Callable[[], Line | None] = lambda: None
+    lead_s: float = CORRECTION_BEFORE_END_S
     report: Report = field(default_factory=Report)
     _stopped: asyncio.Future[Outcome] | None = None
     _early: Outcome | None = None  # of a stop before `run` had begun
+
+    @property
+    def buffer_text(self) -> str:
+        """The words of the buffer line; empty without one."""
+        return self.buffer.text if self.buffer is not None else ""
 
     def stop(self, outcome: Outcome) -> None:
         """End the intervention now: the caller interrupted it, or hung up. Later calls change nothing."""
@@ -197,18 +205,13 @@ class Intervention:
             self.report.detail = f"could not clear after the interruption: {type(problem).__name__}: {problem}"
 
     async def _perform(self) -> None:
-        loop = asyncio.get_running_loop()
         self.observer.phase("started")
         correcting = asyncio.ensure_future(self.correct())
         try:
             cut_at = await self._cut()
-            buffer = self.sink.play(self.buffer, "buffer")
-            self.report.buffer, self.report.buffer_playing = self.buffer, buffer
-            self.observer.step("buffer_sent")
-            self.observer.phase("buffer", self.buffer.text)
-            if cut_at is not None:
-                self.report.gap_cut_to_buffer_ms = round(max(0.0, buffer.starts_at - cut_at) * 1000)
-            line = await self._correction(correcting, until=buffer.ends_at - CORRECTION_BEFORE_END_S)
+            buffer = self._buffered()
+            self._measure(cut_at)
+            line = await self._correction(correcting, buffer)
         finally:
             correcting.cancel()
         self.observer.step("correction_ready", line.source)
@@ -218,15 +221,30 @@ class Intervention:
         self.report.correction_playing = correction
         self.observer.step("correction_sent")
         self.observer.phase("correction", line.text)
-        self.report.gap_buffer_to_correction_ms = round(max(0.0, correction.starts_at - buffer.ends_at) * 1000)
-        try:
-            async with asyncio.timeout(max(0.0, correction.ends_at - loop.time()) + ACK_GRACE_S):
-                await correction.played()
-            self.observer.step("correction_played")
-        except TimeoutError:
-            # The words have had the time to play. Waiting on would leave the caller in silence.
-            self.observer.step("correction_unacknowledged")
+        self._measure(cut_at)
+        # The words have had the time to play when this gives up. Waiting on would leave the caller in silence.
+        acknowledged = await played_in_time(correction)
+        self.observer.step("correction_played" if acknowledged else "correction_unacknowledged")
+        self._measure(cut_at)
         self.report.outcome = Outcome.COMPLETED
+
+    def _buffered(self) -> Playing | None:
+        if self.buffer is None:
+            return None
+        playing = self.sink.play(self.buffer, "buffer")
+        self.report.buffer, self.report.buffer_playing = self.buffer, playing
+        self.observer.step("buffer_sent")
+        self.observer.phase("buffer", self.buffer.text)
+        return playing
+
+    def _measure(self, cut_at: float | None) -> None:
+        """The gaps, by what is known now of when the lines begin."""
+        report, buffer, correction = self.report, self.report.buffer_playing, self.report.correction_playing
+        first = buffer or correction
+        if cut_at is not None and first is not None:
+            report.gap_cut_to_buffer_ms = round(max(0.0, first.starts_at - cut_at) * 1000)
+        if buffer is not None and correction is not None:
+            report.gap_buffer_to_correction_ms = round(max(0.0, correction.starts_at - buffer.ends_at) * 1000)
 
     async def _cut(self) -> float | None:
         """Make the agent silent as the plan says; returns when that was proved, None when nothing had to be cut."""
@@ -245,9 +263,15 @@ class Intervention:
         )
         return loop.time()
 
-    async def _correction(self, correcting: asyncio.Future[Line | None], *, until: float) -> Line:
+    async def _correction(self, correcting: asyncio.Future[Line | None], buffer: Playing | None) -> Line:
         loop = asyncio.get_running_loop()
-        done, _ = await asyncio.wait({correcting}, timeout=max(0.0, until - loop.time()))
+        done = correcting.done()
+        # How long a line takes that somebody else speaks shows when it has begun.
+        while not done and buffer is not None and (left_s := buffer.ends_at - self.lead_s - loop.time()) > 0:
+            done = bool((await asyncio.wait({correcting}, timeout=left_s))[0])
+        if buffer is None and not done:
+            await asyncio.sleep(0)
+            done = correcting.done()
         problem = correcting.exception() if done else None
         if done and problem is None:
             return correcting.result() or self.fallback
@@ -258,3 +282,21 @@ class Intervention:
         else:
             self.observer.step("correction_failed", type(problem).__name__)
         return self.fallback
+
+
+async def played_in_time(playing: Playing) -> bool:
+    """Wait until a line has played, at most until 1.5 s after it should have; whether that was acknowledged.
+
+    Raises what `Playing.played` raises.
+    """
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(playing.played())
+    try:
+        while not waiting.done() and (left_s := playing.ends_at + ACK_GRACE_S - loop.time()) > 0:
+            await asyncio.wait({waiting}, timeout=left_s)
+        if waiting.done():
+            waiting.result()
+            return True
+        return False
+    finally:
+        waiting.cancel()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from supervision.engine.context import NO_USAGE, JudgingState, Usage
-from supervision.engine.llm.limiter import QuestionLimiter
+from supervision.engine.llm.limiter import QuestionLimiter, Risk, risk_here
 from supervision.engine.llm.protocol import LLMClient, LLMError, LLMResult, LLMTimeout
 
 logger = logging.getLogger(__name__)
@@ -19,11 +19,16 @@ T = TypeVar("T")
 
 
 class Counted(Protocol):
-    """A client's answer of any kind, with what it cost."""
+    """A client's answer of any kind, with what it cost and who gave it."""
 
     @property
     def usage(self) -> Usage:
         """Tokens, as the provider counted them."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name; empty when the client does not know."""
         ...
 
 
@@ -49,6 +54,10 @@ class Answer(Generic[T]):
     detail: str
     usage: Usage
     latency_ms: int
+    model: str = ""
+    """The model that answered, where its client knows it; empty when none did."""
+    fallback: bool = False
+    """Whether that is the second provider's."""
 
 
 class DeadlineAsker:
@@ -58,10 +67,12 @@ class DeadlineAsker:
     costs the caller no time. What it answers after the deadline is dropped and logged as late.
     """
 
-    def __init__(self, llm: LLMClient, limiter: QuestionLimiter | None = None) -> None:
-        """`limiter` bounds how many questions are with the client at a time."""
+    def __init__(self, llm: LLMClient, limiter: QuestionLimiter | None = None, *, only_watches: bool = False) -> None:
+        """`limiter` bounds how many questions are with the client at a time. With `only_watches` nobody acts upon the
+        answers, and of the questions only gates of irreversible tools are more than `Risk.SHADOW`."""
         self._llm = llm
         self._limiter = limiter
+        self._only_watches = only_watches
         self._running: set[asyncio.Task[Any]] = set()
 
     @property
@@ -79,17 +90,19 @@ class DeadlineAsker:
         max_tokens: int,
         deadline: float,
         validate: Callable[[dict[str, Any]], T],
-        urgent: bool = False,
+        risk: Risk | None = None,
     ) -> Answer[T]:
         """Asks once. `deadline` is in seconds of the running loop's clock; `validate` turns the parsed object into the
-        value and raises `InvalidAnswer`. Where questions are limited, an `urgent` one waits for its place until the
-        deadline; any other one is `shed` after a quarter of the time. Raises nothing but `asyncio.CancelledError`."""
+        value and raises `InvalidAnswer`. `risk` is what hangs on it, by default what `asking` says. Where questions are
+        limited, one that gets no place is `shed`: tools and corrections at the deadline, others after a quarter of the
+        time. Gates of irreversible tools are never shed, they have `timed_out` then. Raises nothing but
+        `asyncio.CancelledError`."""
         return await self.put(
             f"ask {schema_name}",
             lambda timeout_s: self._complete(system, user, schema_name, schema, max_tokens, timeout_s),
             deadline=deadline,
             read=lambda result: validate(parse_object(result.text)),
-            urgent=urgent,
+            risk=risk,
         )
 
     async def put(
@@ -99,7 +112,7 @@ class DeadlineAsker:
         *,
         deadline: float,
         read: Callable[[R], T],
-        urgent: bool = False,
+        risk: Risk | None = None,
     ) -> Answer[T]:
         """Puts a question of any kind: `question` gets the seconds that are left, `read` makes the value of what came
         back and raises `InvalidAnswer`. `name` is for the log. Otherwise as `ask`."""
@@ -110,8 +123,12 @@ class DeadlineAsker:
             return Answer(JudgingState.TIMED_OUT, None, "no time was left to ask the judge", NO_USAGE, 0)
         limiter = self._limiter
         if limiter is not None:
-            if not await limiter.acquire(within_s=timeout_s if urgent else timeout_s * WAIT_SHARE, urgent=urgent):
-                state = JudgingState.TIMED_OUT if urgent else JudgingState.SHED
+            risk = risk_here() if risk is None else risk
+            if self._only_watches and risk is not Risk.IRREVERSIBLE:
+                risk = min(risk, Risk.SHADOW)
+            within_s = timeout_s if risk.is_patient else timeout_s * WAIT_SHARE
+            if not await limiter.acquire(within_s=within_s, risk=risk):
+                state = JudgingState.TIMED_OUT if risk is Risk.IRREVERSIBLE else JudgingState.SHED
                 return Answer(state, None, TOO_MANY, NO_USAGE, round((loop.time() - started) * 1000))
             timeout_s = max(0.0, deadline - loop.time())
         task = loop.create_task(question(timeout_s), name=name)
@@ -125,7 +142,7 @@ class DeadlineAsker:
         except asyncio.CancelledError:
             _abandon(task)
             raise
-        usage = NO_USAGE
+        usage, model, fallback = NO_USAGE, "", False
         value: T | None = None
         if not task.done():
             _abandon(task)
@@ -133,7 +150,7 @@ class DeadlineAsker:
         else:
             try:
                 result = task.result()
-                usage = result.usage
+                usage, model, fallback = result.usage, result.model, getattr(result, "fallback", False)
                 value = read(result)
                 state, detail = JudgingState.JUDGED, ""
             except InvalidAnswer as error:
@@ -148,7 +165,7 @@ class DeadlineAsker:
                 # A client of somebody's own may raise anything; its message may hold what was said, so it is not kept.
                 logger.error("the LLM client %s raised %s", type(self._llm).__name__, type(error).__name__)
                 state, detail = JudgingState.FAILED, f"the LLM client raised {type(error).__name__}"
-        return Answer(state, value, detail, usage, round((loop.time() - started) * 1000))
+        return Answer(state, value, detail, usage, round((loop.time() - started) * 1000), model, fallback)
 
     async def aclose(self) -> None:
         """Waits until no question is under way any more."""

@@ -9,12 +9,15 @@ import asyncio
 import json
 import logging
 import os
-import re
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from supervision.engine.context import NO_USAGE, Usage
+from supervision.engine.llm.admission import MIN_ANSWER_S, Admission
+from supervision.engine.llm.breaker import BreakerCounts, BreakerState, CircuitBreaker
+from supervision.engine.llm.completion import Dialect, Rejected, adapted, first_token_of, rejected, result_of
 from supervision.engine.llm.endpoint import (
     MAX_CONNECTIONS,
     PATH,
@@ -30,7 +33,6 @@ from supervision.engine.llm.protocol import (
     FirstToken,
     LLMBadAnswer,
     LLMClosed,
-    LLMRejected,
     LLMResult,
     LLMTimeout,
     LLMUnreachable,
@@ -51,42 +53,12 @@ DEFAULT_MODEL = "gpt-4o-mini"
 
 # First retry at once: a pooled connection that the server closed meanwhile fails exactly once.
 RETRY_AFTER_S = (0.0, 0.2)
-# A retry that has less time than this left cannot be answered any more.
-MIN_ANSWER_S = 0.1
 RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 ADAPTABLE_STATUSES = frozenset({400, 404, 422})
+# Statuses whose Retry-After is for everybody who asks with this key, not for this question.
+RESTING_STATUSES = frozenset({429, 503})
 # How long an endpoint that no client uses any more keeps its warm connections.
 IDLE_ENDPOINT_S = 300.0
-
-# No other way of asking helps when the model is not there, or the provider's filter objects to what was said.
-_FINAL_CODES = ("model_not_found", "deploymentnotfound", "content_filter", "responsibleaipolicyviolation")
-
-_HINTS = {
-    400: "it did not accept the request",
-    401: "check the API key",
-    403: "the API key may not use this model",
-    404: "check base_url and the model's name (on Azure the endpoint, api_version and the deployment's name)",
-    429: "rate limit or quota reached",
-}
-
-
-@dataclass
-class _Dialect:
-    """What a model on an endpoint turned out to want other than the usual. Learnt once, kept as long as the pool."""
-
-    json_object: bool = False
-    token_field: str = "max_tokens"  # noqa: S105 - a field of the request
-    temperature: bool = True
-
-    def __or__(self, changes: Mapping[str, Any]) -> _Dialect:
-        return _Dialect(
-            **{
-                "json_object": self.json_object,
-                "token_field": self.token_field,
-                "temperature": self.temperature,
-                **changes,
-            }
-        )
 
 
 @dataclass
@@ -96,10 +68,20 @@ class _Endpoint:
     sdk: openai.AsyncOpenAI
     address: Address
     owned: bool
+    clock: Callable[[], float] = time.monotonic
     turnstile: Turnstile = field(default_factory=Turnstile)
-    dialects: dict[str, _Dialect] = field(default_factory=dict)
+    dialects: dict[str, Dialect] = field(default_factory=dict)
+    breakers: dict[str, CircuitBreaker] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
     clients: int = 0
     idle_since: float = 0.0
+
+    def breaker(self, model: str) -> CircuitBreaker:
+        """Each model has its own: providers limit and lose them one by one."""
+        breaker = self.breakers.get(model)
+        if breaker is None:
+            breaker = self.breakers[model] = CircuitBreaker(clock=self.clock)
+        return breaker
 
     async def close(self) -> None:
         if self.owned:
@@ -114,15 +96,6 @@ def warm_up() -> None:
     """
     packages()
     tls_context()
-
-
-class _Rejected(LLMRejected):
-    """An HTTP error with what the client needs to decide about another try; none of it is shown to anybody."""
-
-    def __init__(self, message: str, *, status: int, retry_after_s: float, about: str) -> None:
-        super().__init__(message, status=status)
-        self.retry_after_s = retry_after_s
-        self.about = about
 
 
 class OpenAIClient:
@@ -148,7 +121,9 @@ class OpenAIClient:
     Answers are asked for as `json_schema`; an endpoint that refuses that (HTTP 400, 404 or 422) gets `json_object` with
     the schema in the prompt from then on. Connection errors and HTTP 408, 409, 429 and 5xx are retried at most twice,
     inside the question's deadline; a 401 once, when the key is a `Secret` that has changed since it was looked up.
-    Answers of more than 2 MiB are refused. Raises `ValueError` on a blank key or model, or an address that is none.
+    Where questions keep failing, or the endpoint asks to be left alone, it is not asked for a while: `BreakerOpen`, see
+    `supervision.engine.llm.breaker`; `clock` is that one's. Answers of more than 2 MiB are refused. Raises `ValueError`
+    on a blank key or model, or an address that is none.
     """
 
     def __init__(
@@ -163,6 +138,7 @@ class OpenAIClient:
         http_client: httpx2.AsyncClient | None = None,
         extra_body: Mapping[str, Any] | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         model = _named(model, azure_deployment)
         address = find_address(
@@ -180,7 +156,7 @@ class OpenAIClient:
                 raise ValueError(f"api_key is missing: give it, or set {variable}")
         key = _key(api_key)
         sdk = open_sdk(address, http_client, max_connections)
-        self._set_up(_Endpoint(sdk, address, owned=http_client is None), key, model, extra_body)
+        self._set_up(_Endpoint(sdk, address, owned=http_client is None, clock=clock), key, model, extra_body)
 
     @classmethod
     def from_env(cls, *, model: str | None = None) -> Self:
@@ -215,6 +191,16 @@ class OpenAIClient:
         return f"OpenAIClient(model={self.model!r}, base_url={self._endpoint.address.url!r})"
 
     @property
+    def breaker(self) -> CircuitBreaker:
+        """Whether the endpoint is asked. Shared by the clients of a pool that have address, key and model in common."""
+        return self._endpoint.breaker(self.model)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a question would be sent now."""
+        return self.breaker.is_ready
+
+    @property
     def needs_secrets(self) -> str | None:
         """The name of the secret that is this client's key, while nobody has said how to look secrets up."""
         return self._key.name if self._key.needs_resolver else None
@@ -229,10 +215,10 @@ class OpenAIClient:
     ) -> LLMResult:
         """See `LLMClient.complete_json`. Cancelling it closes its connection."""
 
-        def body(dialect: _Dialect) -> dict[str, Any]:
+        def body(dialect: Dialect) -> dict[str, Any]:
             return self._body(dialect, system, user, schema_name, schema, max_tokens)
 
-        return _result(await self._ask(body, timeout_s), max_tokens)
+        return result_of(await self._ask(body, timeout_s), max_tokens, self.model)
 
     async def first_token_logprobs(
         self, *, system: str, examples: Sequence[tuple[str, str]], user: str, top: int, timeout_s: float
@@ -244,14 +230,14 @@ class OpenAIClient:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": user})
 
-        def body(dialect: _Dialect) -> dict[str, Any]:
+        def body(dialect: Dialect) -> dict[str, Any]:
             wanted = {"model": self.model, "messages": messages, "logprobs": True, "top_logprobs": top}
             wanted |= {dialect.token_field: 1, **({"temperature": 0} if dialect.temperature else {})}
             return {**wanted, **self._extra_body}
 
-        return _first_token(await self._ask(body, timeout_s))
+        return first_token_of(await self._ask(body, timeout_s), self.model)
 
-    async def _ask(self, body: Callable[[_Dialect], dict[str, Any]], timeout_s: float) -> Any:
+    async def _ask(self, body: Callable[[Dialect], dict[str, Any]], timeout_s: float) -> Any:
         """The endpoint's answer. `body` makes the request in the dialect that the model understands."""
         if self._closed:
             raise LLMClosed("this LLM client is closed")
@@ -277,29 +263,43 @@ class OpenAIClient:
         else:
             await self._endpoint.close()
 
-    async def _ask_until(self, make_body: Callable[[_Dialect], dict[str, Any]], deadline: float) -> Any:
-        known = self._endpoint.dialects.get(self.model, _Dialect())
-        dialect, tries = known, 0
-        refusal: _Rejected | None = None
-        renewed = False
+    async def _ask_until(self, make_body: Callable[[Dialect], dict[str, Any]], deadline: float) -> Any:
         known_key = self._key.known
         key = known_key if known_key is not None else await self._by(deadline, self._key.value())
+        question = Admission(self.breaker, self._endpoint.outcomes, deadline)
+        try:
+            answer = await self._answer(make_body, key, question)
+        except BaseException as error:
+            question.ended(error)
+            raise
+        question.ended(None)
+        return answer
+
+    async def _answer(self, make_body: Callable[[Dialect], dict[str, Any]], key: str, question: Admission) -> Any:
+        deadline = question.deadline
+        known = self._endpoint.dialects.get(self.model, Dialect())
+        dialect, tries = known, 0
+        refusal: Rejected | None = None
+        renewed = False
         while True:
+            await question.admit()
             body = make_body(dialect)
             try:
                 answer = await self._post(body, key, deadline)
-            except _Rejected as error:
+            except Rejected as error:
                 if error.status == 401 and not renewed:
                     renewed, newer = True, await self._by(deadline, self._key.renewed(key))
                     if newer is not None:
                         key = newer
                         continue
-                changed = _adapted(dialect, error) if error.status in ADAPTABLE_STATUSES else None
+                changed = adapted(dialect, error) if error.status in ADAPTABLE_STATUSES else None
                 if changed is not None:
                     # Kept for the message: what went wrong at first says more than what the last guess led to.
                     refusal = refusal or error
                     dialect = changed
                     continue
+                if error.status in RESTING_STATUSES:
+                    question.breaker.rest(error.retry_after_s, str(error))
                 wait = max(error.retry_after_s, RETRY_AFTER_S[-1] / 2)
                 if error.status not in RETRIED_STATUSES or not await self._may_retry(tries, deadline, wait):
                     raise (refusal or error) from error.__cause__
@@ -333,7 +333,7 @@ class OpenAIClient:
         return True
 
     def _body(
-        self, dialect: _Dialect, system: str, user: str, name: str, schema: dict[str, Any], max_tokens: int
+        self, dialect: Dialect, system: str, user: str, name: str, schema: dict[str, Any], max_tokens: int
     ) -> dict[str, Any]:
         if dialect.json_object:
             # After the policy, so that the provider's prompt cache still finds the policy where it was.
@@ -370,7 +370,7 @@ class OpenAIClient:
         except TimeoutError as error:
             raise LLMTimeout("the model did not answer in time") from error
         except openai.APIStatusError as error:
-            raise _rejected(error) from error
+            raise rejected(error) from error
         except openai.APIConnectionError as error:
             # Includes APITimeoutError: the timeout is ours, so what the SDK calls one is a connection that broke.
             raise LLMUnreachable("the model's endpoint cannot be reached, or broke the connection off") from error
@@ -402,91 +402,22 @@ def _key(api_key: str | Secret | None) -> Key:
     return Key(api_key.strip())
 
 
-def _rejected(error: openai.APIStatusError) -> _Rejected:
-    status = error.status_code
-    # The server's own message may repeat the key or the conversation, so only its code is passed on.
-    code = error.code or error.type or ""
-    named = f", {code}" if re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", str(code)) else ""
-    hint = _HINTS.get(status, "the model's endpoint has a problem" if status >= 500 else "see the provider's manual")
-    return _Rejected(
-        f"the model's endpoint answered HTTP {status}{named}: {hint}",
-        status=status,
-        retry_after_s=_retry_after_s(error.response.headers),
-        about=f"{error.param or ''} {code} {error.message}".lower(),
-    )
+@dataclass(frozen=True, slots=True)
+class EndpointFigures:
+    """What a pool of clients has now, and what it did since it was made.
 
+    `outcomes` counts questions by how they ended: `answered`, `timed_out`, `unreachable`, `failing` (an HTTP error that
+    any question would get), `rejected` (another one), `bad_answer`, `not_asked` (for the breaker), `dropped` (by
+    whoever asked).
+    """
 
-def _retry_after_s(headers: Mapping[str, str]) -> float:
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        return max(0.0, float(headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
-
-
-def _adapted(dialect: _Dialect, error: _Rejected) -> _Dialect | None:
-    """The next thing to try with an endpoint that refused a request, or None when nothing is left."""
-    if any(code in error.about for code in _FINAL_CODES):
-        return None
-    if "max_tokens" in error.about and dialect.token_field == "max_tokens":  # noqa: S105 - a field of the request
-        return dialect | {"token_field": "max_completion_tokens"}
-    if "temperature" in error.about and dialect.temperature:
-        return dialect | {"temperature": False}
-    if not dialect.json_object:
-        return dialect | {"json_object": True}
-    return None
-
-
-def _result(answer: Any, max_tokens: int) -> LLMResult:
-    try:
-        choice = answer["choices"][0]
-        content = choice["message"]["content"]
-        finish = choice.get("finish_reason")
-        refused = choice["message"].get("refusal")
-    except (LookupError, TypeError, AttributeError) as error:
-        raise LLMBadAnswer("the model's endpoint answered with something that is no chat completion") from error
-    if finish == "length":
-        raise LLMBadAnswer(f"the model's answer was cut off at {max_tokens} tokens; allow it more")
-    if finish == "content_filter":
-        raise LLMBadAnswer("the provider's content filter held the model's answer back")
-    if refused:
-        raise LLMBadAnswer("the model declined to answer")
-    if not isinstance(content, str) or not content.strip():
-        raise LLMBadAnswer("the model's answer was empty")
-    return LLMResult(content, _usage(answer.get("usage")))
-
-
-def _first_token(answer: Any) -> FirstToken:
-    try:
-        choice = answer["choices"][0]
-        logprobs = choice["logprobs"]
-    except (LookupError, TypeError) as error:
-        raise LLMBadAnswer("the model's endpoint answered with something that is no chat completion") from error
-    try:
-        top = logprobs["content"][0]["top_logprobs"]
-        # Of two spellings that look the same (tokens of half a character) the likelier one counts.
-        found = {entry["token"]: entry["logprob"] for entry in reversed(top)}
-    except (LookupError, TypeError) as error:
-        raise LLMBadAnswer(
-            'the model\'s endpoint tells no token probabilities (logprobs); use a model that does, or scoring="json"'
-        ) from error
-    return FirstToken(found, _usage(answer.get("usage")))
-
-
-def _usage(usage: Any) -> Usage:
-    if not isinstance(usage, dict):
-        return NO_USAGE
-    details = usage.get("prompt_tokens_details")
-    return Usage(
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-    )
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    endpoints: int
+    breakers: Mapping[BreakerState, int]
+    opened: int
+    refused: int
+    probes_answered: int
+    probes_failed: int
+    outcomes: Mapping[str, int]
 
 
 class OpenAIPool:
@@ -498,15 +429,24 @@ class OpenAIPool:
         await pool.aclose()
 
     An endpoint that no open client uses is closed after `idle_s` seconds, when the pool is next used. `http_client`
-    makes the HTTP client of a new endpoint; the pool closes it. The environment is never looked at: the keys are
-    tenants', and the environment is the operator's.
+    makes the HTTP client of a new endpoint; the pool closes it. `clock` is the circuit breakers', of which each
+    (address, key, model) has one: a wrong key, or a limit that is used up, is nobody else's. The environment is never
+    looked at: the keys are tenants', and the environment is the operator's.
     """
 
     def __init__(
-        self, *, http_client: Callable[[], httpx2.AsyncClient] | None = None, idle_s: float = IDLE_ENDPOINT_S
+        self,
+        *,
+        http_client: Callable[[], httpx2.AsyncClient] | None = None,
+        idle_s: float = IDLE_ENDPOINT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make_http_client = http_client
         self._idle_s = idle_s
+        self._clock = clock
+        self._outcomes: Counter[str] = Counter()
+        # Of the breakers of endpoints that were closed.
+        self._before = BreakerCounts()
         self._endpoints: dict[tuple[Address, str], _Endpoint] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -538,18 +478,36 @@ class OpenAIPool:
         endpoint = self._endpoints.get((address, api_key))
         if endpoint is None:
             http_client = self._make_http_client() if self._make_http_client else None
-            endpoint = _Endpoint(open_sdk(address, http_client, MAX_CONNECTIONS), address, owned=True)
+            sdk = open_sdk(address, http_client, MAX_CONNECTIONS)
+            endpoint = _Endpoint(sdk, address, owned=True, clock=self._clock, outcomes=self._outcomes)
             self._endpoints[address, api_key] = endpoint
         client = OpenAIClient.__new__(OpenAIClient)
         client._set_up(endpoint, key, model, extra_body)
         client._on_close = self._released
         return client
 
+    def figures(self) -> EndpointFigures:
+        """See `EndpointFigures`. May be asked for in any thread."""
+        endpoints = list(self._endpoints.values())
+        breakers = [breaker for endpoint in endpoints for breaker in list(endpoint.breakers.values())]
+        states = Counter(breaker.state for breaker in breakers)
+        counts = [self._before, *(breaker.counts for breaker in breakers)]
+        return EndpointFigures(
+            endpoints=len(endpoints),
+            breakers={state: states[state] for state in BreakerState},
+            opened=sum(one.opened for one in counts),
+            refused=sum(one.refused for one in counts),
+            probes_answered=sum(one.probes_answered for one in counts),
+            probes_failed=sum(one.probes_failed for one in counts),
+            outcomes=dict(self._outcomes),
+        )
+
     async def aclose(self) -> None:
         """Closes every endpoint. Close the clients first: questions under way would break off."""
         endpoints = list(self._endpoints.values())
         self._endpoints.clear()
         for endpoint in endpoints:
+            self._remember(endpoint)
             await endpoint.close()
         while self._closing:
             await asyncio.wait(self._closing)
@@ -562,6 +520,12 @@ class OpenAIPool:
         for key, endpoint in list(self._endpoints.items()):
             if not endpoint.clients and loop.time() - endpoint.idle_since >= self._idle_s:
                 del self._endpoints[key]
+                self._remember(endpoint)
                 task = loop.create_task(endpoint.close())
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
+
+    def _remember(self, endpoint: _Endpoint) -> None:
+        for breaker in endpoint.breakers.values():
+            for name in ("opened", "refused", "probes_answered", "probes_failed"):
+                setattr(self._before, name, getattr(self._before, name) + getattr(breaker.counts, name))

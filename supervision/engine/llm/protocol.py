@@ -43,10 +43,16 @@ class LLMClosed(LLMError):
 
 @dataclass(frozen=True, slots=True)
 class LLMResult:
-    """A model's answer: `text` as it came (meant to be one JSON object, but not yet checked) and its token usage."""
+    """A model's answer: `text` as it came (meant to be one JSON object, but not yet checked) and its token usage.
+
+    `model` is the name of the model that answered, where the client knows it; `fallback` says that it is the second
+    provider's, because the first did not answer. Neither makes it another answer.
+    """
 
     text: str
     usage: Usage = NO_USAGE
+    model: str = field(default="", compare=False)
+    fallback: bool = field(default=False, compare=False)
 
 
 @runtime_checkable
@@ -82,10 +88,12 @@ async def close_client(llm: LLMClient) -> None:
 @dataclass(frozen=True, slots=True)
 class FirstToken:
     """How an answer may begin: by first token, as the model spells it (`" Yes"`), the natural logarithm of its
-    probability (0 or less); and the question's token usage. Tokens that are not listed are less likely than those."""
+    probability (0 or less); and the question's token usage. Tokens that are not listed are less likely than those.
+    `model` is as in `LLMResult`."""
 
     logprobs: Mapping[str, float] = field(default_factory=dict)
     usage: Usage = NO_USAGE
+    model: str = field(default="", compare=False)
 
 
 @runtime_checkable

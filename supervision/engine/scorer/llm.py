@@ -89,4 +89,6 @@ class LLMScorer:
             latency_ms=answer.latency_ms,
             usage=answer.usage,
             detail=answer.detail,
+            model=answer.model,
+            fallback=answer.fallback,
         )

@@ -125,6 +125,7 @@ class _Scored:
     score: float | None
     detail: str
     usage: Usage
+    model: str = ""
 
 
 def yes_no_logit(answer: FirstToken) -> float:
@@ -308,7 +309,7 @@ class LogprobScorer:
         assert answer.value is not None
         assert neutral.value is not None
         score = self._calibration.probability(answer.value, neutral.value)
-        return _Scored(check, JudgingState.JUDGED, score, "", answer.usage)
+        return _Scored(check, JudgingState.JUDGED, score, "", answer.usage, answer.model)
 
     async def _first_token(self, turn: str, statement: str, deadline: float) -> Answer[float]:
         return await self._asker.put(
@@ -345,7 +346,19 @@ class LogprobScorer:
             return Verdict(payload.turn_id, state, None, None, "", "", threshold, 0, usage, detail)
         # As with `json`: a rule is named when it is held to be broken rather than not.
         rule = most.check.rule if most.score is not None and most.score >= min(threshold, 0.5) else None
-        return Verdict(payload.turn_id, JudgingState.JUDGED, most.score, rule, "", "", threshold, 0, usage, detail)
+        return Verdict(
+            payload.turn_id,
+            JudgingState.JUDGED,
+            most.score,
+            rule,
+            "",
+            "",
+            threshold,
+            0,
+            usage,
+            detail,
+            model=most.model,
+        )
 
     # Reasons
 

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from supervision.engine.context import NO_USAGE, JudgingState, TurnPayload, Usage, Verdict
+from supervision.engine.llm.limiter import Risk, asking, risk_here
 from supervision.engine.policy.compiler import MAX_TURN_CHARS
 
 logger = logging.getLogger(__name__)
@@ -288,7 +289,9 @@ class StreamedTurn:
     turn is judged. `score` must end by a deadline of its own; it makes a verdict of whatever goes wrong.
 
     `on_violation` gets the first verdict that calls for an intervention as soon as it is there, for whoever does not
-    want to wait for the next delta; it must not raise. All methods belong to the loop on which the turn is judged.
+    want to wait for the next delta. `on_answer` gets every verdict, with how many characters of the turn it is about;
+    `clean_chars` and `violation` know of it by then. Neither may raise. All methods belong to the loop on which the
+    turn is judged.
 
     At most `MAX_TURN_CHARS` + 1 characters are kept, which is one more than can be judged.
     """
@@ -300,19 +303,23 @@ class StreamedTurn:
         *,
         clause_by_clause: bool,
         on_violation: Callable[[Verdict], object] | None = None,
+        on_answer: Callable[[Verdict, int], object] | None = None,
     ) -> None:
         self.calls = 0
         """How many questions were asked so far."""
+        self.clean_chars = 0
+        """So many characters of the turn, from its beginning, are known to break no rule."""
         self._score = score
         self._payload = payload
         self._clause_by_clause = clause_by_clause
         self._on_violation = on_violation
+        self._on_answer = on_answer
         self._splitter = ClauseSplitter()
         self._parts: list[str] = []
         self._chars = 0  # of the complete clauses
         self._asked_chars = 0
         self._worth_asking = False
-        self._running: set[asyncio.Task[Verdict]] = set()
+        self._running: dict[asyncio.Task[Verdict], int] = {}  # and how many characters each is about
         self._whole: asyncio.Task[Verdict] | None = None
         self._newest: asyncio.Task[Verdict] | None = None
         self._violation: Verdict | None = None
@@ -375,6 +382,22 @@ class StreamedTurn:
             self.cancel()
         return replace(self._worst or verdict, usage=self._usage)
 
+    async def decided(self) -> bool | None:
+        """Whether every word that has arrived by now breaks no rule; returns when that is known, at the latest when
+        the question about the newest of them is answered. None when it was not: its answer failed. Asks about the
+        clause that has not ended, too. Raises nothing but `asyncio.CancelledError`."""
+        chars = self._chars + len(self._splitter.rest)
+        blank = not self._splitter.rest.strip() and not self._worth_asking
+        if self._violation is None and self.clean_chars < chars and not (blank and self.clean_chars >= self._chars):
+            task = next((task for task, about in self._running.items() if about >= chars), None)
+            if task is None and not self._finished:
+                task = self._ask(self._payload, self._splitter.rest)
+            if task is not None:
+                await asyncio.wait((task,))
+        if self._violation is not None:
+            return False
+        return True if self.clean_chars >= chars or (blank and self.clean_chars >= self._chars) else None
+
     def cancel(self) -> None:
         """Gives up what is under way, for a turn that nobody will finish. A `finish` under way is given up by
         cancelling that. Idempotent."""
@@ -390,14 +413,17 @@ class StreamedTurn:
             return
         if self.calls >= FREE_CALLS and self._chars < self._asked_chars * GROWTH:
             return
-        self._newest = self._ask(self._payload)
+        with asking(Risk.CLAUSE if risk_here() is Risk.TURN else risk_here()):
+            self._newest = self._ask(self._payload)
 
-    def _ask(self, payload: TurnPayload) -> asyncio.Task[Verdict]:
+    def _ask(self, payload: TurnPayload, rest: str = "") -> asyncio.Task[Verdict]:
+        """Asks about all complete clauses, and `rest` behind them."""
         self._parts = ["".join(self._parts)]
         self._asked_chars, self._worth_asking = self._chars, False
         self.calls += 1
-        task = asyncio.get_running_loop().create_task(self._judge(replace(payload, agent_text=self._parts[0])))
-        self._running.add(task)
+        text = self._parts[0] + rest
+        task = asyncio.get_running_loop().create_task(self._judge(replace(payload, agent_text=text)))
+        self._running[task] = len(text)
         task.add_done_callback(self._answered)
         return task
 
@@ -419,24 +445,27 @@ class StreamedTurn:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
     def _answered(self, task: asyncio.Task[Verdict]) -> None:
-        self._running.discard(task)
+        chars = self._running.pop(task)
         if task.cancelled():
             return
         error = task.exception()
         if error is None:
-            self._take(task.result())
+            self._take(task.result(), chars)
         elif task is not self._whole:
             # The whole turn's error is raised by `finish`. The message may hold what was said, so it is not kept.
             logger.error("judging a clause raised %s", type(error).__name__)
         self._ask_about_clauses()
 
-    def _take(self, verdict: Verdict) -> None:
+    def _take(self, verdict: Verdict, chars: int) -> None:
         self._usage += verdict.usage
-        if verdict.state is not JudgingState.JUDGED or verdict.score is None or verdict.score < verdict.threshold:
-            return
-        if self._worst is None or self._worst.score is None or verdict.score > self._worst.score:
-            self._worst = verdict
-        if self._violation is None:
-            self._violation = verdict
-            if self._on_violation is not None:
-                self._on_violation(verdict)
+        if verdict.state is JudgingState.JUDGED and verdict.score is not None and verdict.score >= verdict.threshold:
+            if self._worst is None or self._worst.score is None or verdict.score > self._worst.score:
+                self._worst = verdict
+            if self._violation is None:
+                self._violation = verdict
+                if self._on_violation is not None:
+                    self._on_violation(verdict)
+        elif verdict.state in _GOOD:
+            self.clean_chars = max(self.clean_chars, chars)
+        if self._on_answer is not None:
+            self._on_answer(verdict, chars)

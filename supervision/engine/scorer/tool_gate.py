@@ -31,6 +31,7 @@ from supervision.engine.context import (
     Usage,
 )
 from supervision.engine.llm.deadline import DeadlineAsker, InvalidAnswer, exact_keys, score_of, text_of
+from supervision.engine.llm.limiter import Risk
 from supervision.engine.policy.compiler import MAX_ARGS_CHARS, TOOLS_SCHEMA, CompiledPolicy, json_of, user_message
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,11 @@ class LedgerEntry:
 
 
 LedgerKey = tuple[str, bytes, str]
-"""Tool name, case-folded; SHA-256 of the canonical arguments; the agent's key."""
+"""Tool name, case-folded; digest of the canonical arguments (SHA-256, or what a `Digest` makes); the agent's key."""
+
+Digest = Callable[[bytes], bytes]
+"""From the canonical arguments (UTF-8) to what stands for them in a ledger that is written down: a keyed one, when
+whoever reads the ledger must not be able to try arguments out."""
 
 
 class LedgerJournal(Protocol):
@@ -166,6 +171,10 @@ class Ledger:
                 self.journal.freed(key, entry.owner)
 
 
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
 def _fits(result: Any) -> bool:
     try:
         return len(json.dumps(result)) <= MAX_RESULT_CHARS
@@ -246,6 +255,7 @@ class ToolGate:
         irreversible: Callable[[ToolCallIntent], bool],
         *,
         run: str = "",
+        digest: Digest | None = None,
     ) -> None:
         self._asker = asker
         self._policy = policy
@@ -256,6 +266,23 @@ class ToolGate:
         self._serial = 0
         # What tells this gate's serials from those of the call's earlier connections.
         self._run = run
+        self._digest = digest or _sha256
+
+    def key(self, tool_id: str) -> LedgerKey | None:
+        """What the irreversible tool call that was decided under this id stands under in the ledger."""
+        decision = self._decisions.get(tool_id)
+        return decision.key if decision is not None and decision.irreversible else None
+
+    def earlier(self, tool_id: str, owner: str, *, done: bool, result: Any) -> None:
+        """Takes in that the call which was decided under this id had been allowed to somebody else before (`owner` is
+        the id that they asked with), and has run since (`done`) or may be running."""
+        decision = self._decisions.pop(tool_id, None)
+        if decision is not None:
+            self.ledger.restore(decision.key, owner, done=done, result=result)
+
+    def forget_ids(self) -> None:
+        """From now on ids mean other tool calls. What is being judged is freed when it is not allowed, as ever."""
+        self._decisions.clear()
 
     def pending(self, tool_id: str) -> str | None:
         """The serial of a decided tool call that has not been reported as ended; None when there is none."""
@@ -312,7 +339,7 @@ class ToolGate:
                 settle(index, _bad_args(intent, complaint))
                 continue
             irreversible = self._irreversible(intent)
-            digest = hashlib.sha256(canonical.encode()).digest()
+            digest = self._digest(canonical.encode())
             key = (intent.name.strip().casefold(), digest, (keys or {}).get(intent.id, ""))
             decision = _Decision(intent, turn_id, irreversible, key)
             known = self._decisions.get(intent.id)
@@ -440,7 +467,7 @@ class ToolGate:
             max_tokens=self._config.judge_max_tokens + TOKENS_PER_FURTHER_TOOL * (len(ids) - 1),
             deadline=scene.deadline - (min(RECORD_RESERVE_S, budget / 4) if records else 0.0),
             validate=lambda value: _judgements(value, ids),
-            urgent=True,
+            risk=Risk.IRREVERSIBLE if any(decision.irreversible for decision in decisions) else Risk.TOOL,
         )
         # What the question cost is counted once, with the first call that it was about.
         usages = [answer.usage, *[NO_USAGE] * (len(decisions) - 1)]
@@ -454,6 +481,7 @@ class ToolGate:
                         answer.detail,
                         usage,
                         scene,
+                        (answer.model, answer.fallback),
                     )
                     for decision, usage in zip(decisions, usages, strict=True)
                 )
@@ -468,7 +496,9 @@ class ToolGate:
         detail: str,
         usage: Usage,
         scene: _Scene,
+        judge: tuple[str, bool],
     ) -> ToolVerdict:
+        model, fallback = judge
         if judgement is not None and not judgement.allow:
             return ToolVerdict(
                 id=decision.intent.id,
@@ -483,6 +513,8 @@ class ToolGate:
                 valid_ms=0,
                 latency_ms=scene.ms(),
                 usage=usage,
+                model=model,
+                fallback=fallback,
             )
         if judgement is not None:
             verdict = self._allowed(decision, state, judgement.score, scene, ToolCode.OK, judgement.reason)
@@ -491,7 +523,7 @@ class ToolGate:
             verdict = self._failed(decision, code, scene, detail, state=state)
         if verdict.allow and decision.irreversible and self._recorded_first(scene):
             verdict = await self._recorded(decision, verdict, scene)
-        return replace(verdict, usage=usage, latency_ms=scene.ms())
+        return replace(verdict, usage=usage, latency_ms=scene.ms(), model=model, fallback=fallback)
 
     def _recorded_first(self, scene: _Scene) -> bool:
         journal = self.ledger.journal

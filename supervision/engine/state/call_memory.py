@@ -23,6 +23,7 @@ from supervision.engine.context import HistoryEntry, Role, ToolCode
 from supervision.engine.policy.compiler import MAX_HISTORY_CHARS, MAX_HISTORY_ENTRIES
 from supervision.engine.scorer.tool_gate import Ledger, LedgerKey, ToolDenied
 from supervision.engine.state.call import MAX_OVERRIDE_CHARS, MAX_RULES_REMEMBERED, CallState, KeptTool
+from supervision.engine.state.carried import CarriedMemory
 from supervision.engine.state.protocol import CallKey, StateStore, StateTaken, StateUnavailable
 
 logger = logging.getLogger(__name__)
@@ -203,6 +204,31 @@ class CallMemory:
                     note.entry = entry
                     return
         self._notes.append(_Note(key, entry))
+
+    # Going on in another process
+
+    def carried(self) -> CarriedMemory:
+        """What is remembered, for whoever goes on with the call."""
+        now = asyncio.get_running_loop().time()
+        return CarriedMemory(
+            notes=tuple(self.keyed()),
+            tools=tuple(
+                _kept(key, entry.owner, done=entry.done, result=entry.result) for key, entry in self._ledger.entries()
+            ),
+            acted=tuple((rule, max(0.0, now - at)) for rule, at in self._acted_at.items()),
+            interventions=self.interventions,
+        )
+
+    def carry_on(self, carried: CarriedMemory) -> None:
+        """Goes on from what another process remembered. Before anything was noted here."""
+        now = asyncio.get_running_loop().time()
+        for key, entry in carried.notes:
+            self.note(key, entry.role, entry.text)
+        for tool in carried.tools:
+            key_of_tool = (tool.name, bytes.fromhex(tool.args_sha256), tool.key)
+            self._ledger.restore(key_of_tool, tool.tool_id, done=tool.done, result=tool.result)
+        self._acted_at.update((rule, now - ago_s) for rule, ago_s in carried.acted)
+        self._interventions = carried.interventions
 
     # The note to the agent
 

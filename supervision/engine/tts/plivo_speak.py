@@ -7,23 +7,33 @@ queued) and "Stop speaking" (`DELETE` of the same, 204).
 from __future__ import annotations
 
 import asyncio
-import base64
 import http.client
-import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Literal
-from urllib.parse import quote, urlsplit
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from supervision.engine.tts.protocol import TTSError, TTSFailure
 from supervision.engine.tts.sink import Spoken
+from supervision.plivo.rest import (
+    MAX_ANSWER_BYTES,
+    MAX_SPOKEN_CHARS,
+    TIMEOUT_S,
+    PlivoAccount,
+    PlivoAnswer,
+    PlivoFailure,
+    PlivoRest,
+    PlivoRestError,
+    call_id_checked,
+    retry_after_s,
+)
 
 BASE_URL: Final = "https://api.plivo.com"
-MAX_CHARS: Final = 3000
-TIMEOUT_S: Final = 5.0
+MAX_CHARS: Final = MAX_SPOKEN_CHARS
 
-Request = Callable[[str, str, Mapping[str, str], "bytes | None"], Awaitable[int]]
+Request = Callable[[str, str, Mapping[str, str], "bytes | None"], Awaitable["int | PlivoAnswer"]]
 """`await request(method, url, headers, body)` makes one HTTP request and returns the status of the answer."""
+
+_FAILURES: Final = {PlivoFailure.TIMEOUT: TTSFailure.TIMEOUT, PlivoFailure.CONNECTION: TTSFailure.CONNECTION}
 
 # Plivo's names for the languages that Mirror has lines in; any other tag is passed on as it is.
 _LANGUAGES: Final = {
@@ -64,35 +74,27 @@ class PlivoRESTTTSSink:
         `request` makes the HTTP requests in place of the standard library's client; see `Request`.
         Raises `ValueError` naming the field that is wrong.
         """
-        for name, value in (("auth_id", auth_id), ("auth_token", auth_token), ("voice", voice)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name}: must not be blank")
+        if not isinstance(voice, str) or not voice.strip():
+            raise ValueError("voice: must not be blank")
         if legs not in ("aleg", "bleg", "both"):
             raise ValueError(f"legs: must be aleg, bleg or both, not {legs!r}")
-        if timeout_s <= 0:
-            raise ValueError(f"timeout_s: must be positive, not {timeout_s}")
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url: must be an http or https URL, not {base_url!r}")
+        account = PlivoAccount(auth_id, auth_token, f"{base_url.rstrip('/').removesuffix('/v1')}/v1")
+        self._rest = PlivoRest(
+            account, request=_answering(request or _by_standard_library(timeout_s)), timeout_s=timeout_s
+        )
         self.call_id = ""
         if call_id:
             self.bind(call_id)
-        self._base_url = base_url.rstrip("/")
-        self._account = auth_id.strip()
-        token = base64.b64encode(f"{auth_id.strip()}:{auth_token.strip()}".encode()).decode("ascii")
-        self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
-        self._options: dict[str, Any] = {"voice": voice, "legs": legs, "loop": False, "mix": mix}
-        self._timeout_s = timeout_s
-        self._request: Request = request or self._by_standard_library
+        self._voice = voice
+        self._legs = legs
+        self._mix = mix
 
     def bind(self, call_id: str) -> None:
         """Speak on this call from now on. Raises `ValueError` for what is no CallUUID.
 
         Plivo takes requests without one for requests about all calls of the account.
         """
-        if not isinstance(call_id, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", call_id.strip()):
-            raise ValueError("call_id: must be Plivo's CallUUID (start.callId of the stream)")
-        self.call_id = call_id.strip()
+        self.call_id = call_id_checked(call_id)
 
     async def speak(self, text: str, *, language: str) -> Spoken:
         """See TTSSink. Raises TTSError."""
@@ -102,54 +104,61 @@ class PlivoRESTTTSSink:
             raise TTSError(
                 TTSFailure.BAD_TEXT, f"Plivo Speak: the line has {len(text)} characters; {MAX_CHARS} at most"
             )
-        await self._ask("POST", {"text": text, "language": _LANGUAGES.get(language.lower(), language), **self._options})
+        await self._done(
+            self._rest.speak(
+                self._call(),
+                text,
+                language=_LANGUAGES.get(language.lower(), language),
+                voice=self._voice,
+                legs=self._legs,
+                mix=self._mix,
+            )
+        )
         return Spoken(None)
 
     async def clear(self) -> bool:
         """See TTSSink. Raises TTSError. Never True: Plivo does not say when the caller hears nothing any more."""
-        await self._ask("DELETE", None)
+        await self._done(self._rest.stop_speaking(self._call()))
         return False
 
-    async def _ask(self, method: str, fields: dict[str, Any] | None) -> None:
+    def _call(self) -> str:
         if not self.call_id:
             raise TTSError(
                 TTSFailure.UNAVAILABLE, "Plivo Speak: no call id is known yet; call bind_call(call_id) first"
             )
-        url = f"{self._base_url}/v1/Account/{quote(self._account, safe='')}/Call/{quote(self.call_id, safe='')}/Speak/"
-        body = None if fields is None else json.dumps(fields, ensure_ascii=False).encode()
+        return self.call_id
+
+    async def _done(self, asked: Awaitable[None]) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                status = await self._request(method, url, self._headers, body)
-        except TimeoutError as error:
-            raise TTSError(TTSFailure.TIMEOUT, f"Plivo Speak: no answer within {self._timeout_s:g} s") from error
-        except Exception as error:
-            raise TTSError(
-                TTSFailure.CONNECTION,
-                f"Plivo Speak: cannot reach {urlsplit(self._base_url).netloc} ({type(error).__name__})",
-            ) from error
-        if not 200 <= status < 300:
-            raise TTSError(TTSFailure.REFUSED, f"Plivo Speak: Plivo answered {status}{_advice(status)}", status=status)
-
-    async def _by_standard_library(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> int:
-        return await asyncio.to_thread(_requested, method, url, dict(headers), body, self._timeout_s)
+            await asked
+        except PlivoRestError as problem:
+            failure = _FAILURES.get(problem.failure, TTSFailure.REFUSED)
+            raise TTSError(failure, str(problem), status=problem.status) from problem
 
 
-def _requested(method: str, url: str, headers: dict[str, str], body: bytes | None, timeout_s: float) -> int:
+def _answering(request: Request) -> Callable[[str, str, Mapping[str, str], bytes | None], Awaitable[PlivoAnswer]]:
+    async def answered(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> PlivoAnswer:
+        answer = await request(method, url, headers, body)
+        return answer if isinstance(answer, PlivoAnswer) else PlivoAnswer(answer)
+
+    return answered
+
+
+def _by_standard_library(timeout_s: float) -> Request:
+    async def request(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> PlivoAnswer:
+        return await asyncio.to_thread(_requested, method, url, dict(headers), body, timeout_s)
+
+    return request
+
+
+def _requested(method: str, url: str, headers: dict[str, str], body: bytes | None, timeout_s: float) -> PlivoAnswer:
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=timeout_s)
     try:
         connection.request(method, parts.path, body, headers)
         with connection.getresponse() as answer:
-            answer.read()
-            return answer.status
+            answer.read(MAX_ANSWER_BYTES)
+            return PlivoAnswer(answer.status, retry_after_s(answer.headers.get("Retry-After")))
     finally:
         connection.close()
-
-
-def _advice(status: int) -> str:
-    if status == 401:
-        return "; check auth_id and auth_token"
-    if status == 404:
-        return "; the call is over, or call_id is another account's"
-    return ""

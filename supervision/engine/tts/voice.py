@@ -20,7 +20,7 @@ from supervision.audio.levels import match_level
 from supervision.audio.pcm import Pcm
 from supervision.audio.resample import resample
 from supervision.engine.intervention.orchestrator import Line
-from supervision.engine.tts.protocol import Speech, TTSError, TTSProvider, primary_language
+from supervision.engine.tts.protocol import Speech, TTSError, TTSFailure, TTSProvider, primary_language
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,10 @@ class CallVoice:
         self.voice = voice
         self.level_dbfs = DEFAULT_DBFS
         self.unarmed_reason = "the call's lines are not rendered yet"
+        self.by_words = False
+        """Whether words are enough, because the agent or Plivo speaks Mirror's lines: then what is rendered is for when
+        they do not."""
+        self._words: tuple[tuple[str, ...], str, str] | None = None  # buffer lines, template, opener
         self._buffers: list[Rendered] = []
         self._used: set[str] = set()
         self._fallback: Rendered | None = None
@@ -111,17 +115,19 @@ class CallVoice:
     @property
     def armed(self) -> bool:
         """Whether an intervention could speak now."""
-        return self._fallback is not None and self._opener is not None and bool(self._buffers)
+        rendered = self._fallback is not None and self._opener is not None and bool(self._buffers)
+        return rendered or (self.by_words and self._words is not None)
 
     async def arm(self, *, buffers: Sequence[str], fallback: str, opener: str) -> None:
         """Render the lines that an intervention needs. Never raises: :attr:`unarmed_reason` says what failed."""
         # What was rendered for another language, or still is being rendered, must not be spoken in this one.
         self._arming += 1
         arming = self._arming
-        self._buffers, self._fallback, self._opener = [], None, None
+        self._buffers, self._fallback, self._opener, self._words = [], None, None, None
         if not buffers or not fallback or not opener:
             self.unarmed_reason = f"there are no lines in {self.language}"
             return
+        self._words = (tuple(buffers), fallback, opener)
         if self._tts is None:
             self.unarmed_reason = "no speech provider is configured"
             return
@@ -148,27 +154,42 @@ class CallVoice:
 
     def buffer_line(self) -> Line:
         """The next buffer line; none twice in a call while others are left. Requires :attr:`armed`."""
-        line = next((line for line in self._buffers if line.text not in self._used), self._buffers[0])
-        self._used.add(line.text)
-        return self._line(line)
+        rendered = {line.text: line for line in self._buffers}
+        texts = tuple(rendered) or (self._words[0] if self._words is not None else ())
+        text = next((text for text in texts if text not in self._used), texts[0])
+        self._used.add(text)
+        return self._line(rendered[text]) if text in rendered else Line(text, b"")
 
     def fallback_line(self) -> Line:
         """The template that speaks when no correction is ready. Requires :attr:`armed`."""
+        if self._fallback is None and self._words is not None:
+            return Line(self._words[1], b"")
         assert self._fallback is not None
         return self._line(self._fallback)
 
     def opener_line(self) -> Line:
         """The line that takes back what was just said. Requires :attr:`armed`."""
+        if self._opener is None and self._words is not None:
+            return Line(self._words[2], b"")
         assert self._opener is not None
         return self._line(self._opener)
 
     async def render(self, text: str, source: Literal["llm", "template"]) -> Line:
-        """``text`` as a line. Raises :class:`TTSError` when the provider cannot speak it."""
-        line = await self._render(text, cached=source == "template")
-        return await asyncio.to_thread(self._line, line, source)
+        """``text`` as a line, without audio where words are enough. Raises :class:`TTSError` when the provider cannot
+        speak it."""
+        return Line(text, b"", source) if self.by_words else await self.spoken(Line(text, b"", source))
+
+    async def spoken(self, line: Line) -> Line:
+        """``line`` with audio, rendered now if it has none. Raises :class:`TTSError` when there is no provider, or it
+        cannot speak it."""
+        if line.audio:
+            return line
+        rendered = await self._render(line.text, cached=line.source == "template")
+        return await asyncio.to_thread(self._line, rendered, line.source)
 
     async def _render(self, text: str, *, cached: bool = True) -> Rendered:
-        assert self._tts is not None
+        if self._tts is None:
+            raise TTSError(TTSFailure.UNAVAILABLE, "no speech provider is configured")
         if cached:
             return await self._cache.rendered(self._tts, text, self.language, self.voice, self.format)
         speech = await self._tts.synthesize(text, language=self.language, voice=self.voice)

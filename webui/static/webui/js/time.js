@@ -63,4 +63,30 @@ class ElapsedTime extends HTMLElement {
 }
 
 customElements.define("local-time", LocalTime);
+// How long there is left, likewise; what is over says so until the server takes it away.
+class TimeLeft extends HTMLElement {
+  static observedAttributes = ["ms"];
+
+  #since = performance.now();
+  #timer;
+
+  connectedCallback() {
+    this.#timer = setInterval(() => this.#show(), 1000);
+  }
+
+  disconnectedCallback() {
+    clearInterval(this.#timer);
+  }
+
+  attributeChangedCallback() {
+    this.#since = performance.now();
+  }
+
+  #show() {
+    const ms = Number(this.getAttribute("ms")) - (performance.now() - this.#since);
+    this.textContent = ms > 0 ? `${duration(ms).replace(/\.\d s$/, " s").replace(/^\d+ ms$/, "0 s")} left` : "time is up";
+  }
+}
+
 customElements.define("elapsed-time", ElapsedTime);
+customElements.define("time-left", TimeLeft);
