@@ -199,8 +199,8 @@ class ApprovalDecidedTold(CallTold):
 
     decision_id: UUID
     outcome: Literal["approved", "denied", "expired", "cancelled", "void", "unasked"]
-    """`expired`: nobody decided in time. `cancelled`: the call ended, or the agent withdrew the tool call. `void`: it was
-    approved when the agent had stopped waiting. `unasked`: nobody could be asked."""
+    """`expired`: nobody decided in time. `cancelled`: the call ended, or the agent withdrew the tool call. `void`: it
+    was approved when the agent had stopped waiting. `unasked`: nobody could be asked."""
     waited_ms: int
     at_ms: int
 

@@ -116,12 +116,14 @@ class Agents:
         reading = asyncio.create_task(talk.read())
         try:
             await talk.run()
+            call.over.set()
         except ConnectionClosed:
+            # Perhaps the call goes on on another socket; if it does not, its caller sees it end.
             pass
         except TimeoutError as problem:
             call.errors.append(str(problem) or "a wait timed out")
-        finally:
             call.over.set()
+        finally:
             await reading
 
 

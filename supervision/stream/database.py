@@ -31,6 +31,10 @@ class DatabaseSilent(Exception):
     """PostgreSQL cannot be reached, refused, or did not answer in time. Whether it did what was asked is not known."""
 
 
+class DatabaseRefused(DatabaseSilent):
+    """PostgreSQL will never do what was asked, for instance because the tenant was deleted. Asking again is no use."""
+
+
 class TenantDatabase:
     """Transactions of tenants, under row-level security. Belongs to one event loop."""
 
@@ -39,7 +43,8 @@ class TenantDatabase:
         self._running: set[asyncio.Task[Any]] = set()
 
     async def run(self, tenant_id: UUID, work: Callable[[Connection], Awaitable[T]], *, within_s: float) -> T:
-        """What `work` returns, once its transaction has been committed. Raises DatabaseSilent after `within_s`."""
+        """What `work` returns, once its transaction has been committed. Raises DatabaseSilent after `within_s`, and
+        DatabaseRefused."""
 
         async def transact() -> T:
             async with self._connect() as connection, connection.transaction():
@@ -64,7 +69,9 @@ class TenantDatabase:
         except (psycopg.Error, PoolTimeout, PoolClosed, OSError) as error:
             # Not its message: that of a failed statement may hold values.
             state = getattr(error, "sqlstate", None)
-            raise DatabaseSilent(type(error).__name__ + (f", SQLSTATE {state}" if state else "")) from error
+            temporary = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | PoolClosed | OSError)
+            kind = DatabaseSilent if temporary else DatabaseRefused
+            raise kind(type(error).__name__ + (f", SQLSTATE {state}" if state else "")) from error
 
     async def aclose(self) -> None:
         """Wait for what was given up to end."""

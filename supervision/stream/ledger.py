@@ -24,7 +24,7 @@ from django.utils.crypto import salted_hmac
 
 from mirror_saas.ids import uuid7
 from supervision.engine.scorer.tool_gate import Digest, Ledger, LedgerKey
-from supervision.stream.database import Connection, DatabaseSilent, TenantDatabase
+from supervision.stream.database import Connection, DatabaseRefused, DatabaseSilent, TenantDatabase
 from tenants.envelope import SealBroken, TenantKeys, sealed_field
 from tenants.sealing import key_ring
 
@@ -195,6 +195,8 @@ class PostgresLedger:
             each = self._unwritten[0]
             try:
                 await self._database.run(each.call.tenant_id, _writer(each), within_s=CLAIM_WITHIN_S)
+            except DatabaseRefused as problem:
+                logger.error("a row of the ledger cannot be written; its tool call stays in doubt: %s", problem)
             except DatabaseSilent as problem:
                 if not failing:
                     logger.warning("the ledger of tool calls cannot be written for now: %s", problem)

@@ -25,7 +25,7 @@ from supervision.engine.intervention import templates
 from supervision.engine.llm.openai import OpenAIPool, warm_up
 from supervision.engine.supervisor import CallSupervisor
 from supervision.engine.tts.protocol import TTSProvider
-from supervision.engine.tts.voice import LineCache
+from supervision.engine.tts.voice import CallVoice, LineCache
 from supervision.recorder.events import CallLog
 from supervision.recorder.recorder import JournalLimits, Recorder, RecorderCounts
 from supervision.redaction import Redaction
@@ -40,6 +40,7 @@ from supervision.stream.plivo_rest import PlivoDoor
 from supervision.stream.revocation import KeyWatch
 from supervision.stream.supervisors import Supervisors, scoring_pool
 from supervision.stream.takeover import Takeovers
+from supervision.stream.voices import Voices
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class StreamRuntime:
         self.takeovers = Takeovers(CallOwners(settings.REDIS_URL, self.node), self.mailbox, self.directory)
         self.lines = LineCache()
         self.tts = _tts()
+        self.voices = Voices(egress_http_client)
         self._llms = OpenAIPool(http_client=egress_http_client)
         self.supervisors = Supervisors(self._llms, scoring_pool())
 
@@ -94,6 +96,18 @@ class StreamRuntime:
         for line in lines:
             await self.lines.rendered(self.tts, line, WARM_LANGUAGE, None, MediaFormat())
 
+    def call_voice(self, binding: AgentBinding, media_format: MediaFormat) -> CallVoice:
+        """Mirror's voice in a call of this agent: its tenant's own speech provider, else this process's."""
+        own = self.voices.of(binding.tts) if binding.tts is not None else None
+        tts, lines = own if own is not None else (self.tts, self.lines)
+        return CallVoice(
+            tts=tts,
+            cache=lines,
+            media_format=media_format,
+            language=binding.language or "en",
+            voice=binding.voice or None,
+        )
+
     async def aclose(self) -> None:
         """Close what calls shared; what is not in the database yet stays in the journal."""
         await self.takeovers.aclose()
@@ -106,6 +120,7 @@ class StreamRuntime:
         await self.plivo.aclose()
         await self.supervisors.aclose()
         await self._llms.aclose()
+        await self.voices.aclose()
         if self.tts is not None:
             await self.tts.aclose()
 

@@ -21,7 +21,6 @@ from mirror_saas.direct_frames import FAILED, DirectFrames
 from supervision.audio.format import MediaFormat, MediaFormatError
 from supervision.engine.adapters.relay import CallRelay
 from supervision.engine.adapters.turn_audio import TurnAudio
-from supervision.engine.tts.voice import CallVoice
 from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
@@ -175,13 +174,7 @@ class CallSession:
         self._supervised = SupervisedCall(
             relay=self._relay,
             supervisor=supervisor,
-            voice=CallVoice(
-                tts=runtime.tts,
-                cache=runtime.lines,
-                media_format=start.media_format,
-                language=binding.language or "en",
-                voice=binding.voice or None,
-            ),
+            voice=runtime.call_voice(binding, start.media_format),
             log=self._log,
             recorder=runtime.recorder,
             ledger=ledger,

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -62,6 +62,14 @@ class Taken:
     pinned: AgentBinding | None = None  # what it ran under, if it was this process's
 
 
+@dataclass(slots=True)
+class _Claimed:
+    """A name that sockets of this process are taking, one after the other."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    sockets: int = 0
+
+
 class Takeovers:
     """The calls of this process by their names, and how they come and go. Belongs to one event loop."""
 
@@ -70,7 +78,7 @@ class Takeovers:
         self._mailbox = mailbox
         self._directory = directory
         self._calls: dict[CallKey, OwnedCall] = {}
-        self._claiming: dict[CallKey, asyncio.Lock] = {}
+        self._claiming: dict[CallKey, _Claimed] = {}
         self._over: dict[CallKey, float] = {}
         self._renewing: asyncio.Task[None] | None = None
         # Redis clients may answer a cancellation with an error of their own: being cancelled is not enough to end.
@@ -80,12 +88,14 @@ class Takeovers:
     async def claiming(self, key: CallKey) -> AsyncIterator[Callable[[], Awaitable[Taken]]]:
         """Hold a call's name while its new socket takes it: `take` in the block gives the call, and `add` belongs in it
         too, so that a third socket finds the second."""
-        lock = self._claiming.setdefault(key, asyncio.Lock())
+        claimed = self._claiming.setdefault(key, _Claimed())
+        claimed.sockets += 1
         try:
-            async with lock:
+            async with claimed.lock:
                 yield lambda: self._take(key)
         finally:
-            if not lock.locked() and self._claiming.get(key) is lock:
+            claimed.sockets -= 1
+            if not claimed.sockets:
                 del self._claiming[key]
 
     async def knows(self, key: CallKey) -> bool:

@@ -51,7 +51,7 @@ OUTSIDE = ("supervision/plivo/simulator/", "supervision/engine/", "supervision/c
 ENGINE_CLIENTS = {
     "OpenAIClient": "http_client",
     "OpenAIPool": "http_client",
-    "OpenAITTS": None,
+    "OpenAITTS": None,  # where the operator said, or a tenant: then with the door's (stream/voices.py)
     "PlivoRESTTTSSink": "request",
 }
 
@@ -109,6 +109,9 @@ def test_the_engines_clients_get_the_doors_in_the_service() -> None:
 def test_the_door_is_handed_over_and_agents_are_dialled_over_it() -> None:
     runtime = (ROOT / "supervision/stream/runtime.py").read_text(encoding="utf-8")
     assert "OpenAIPool(http_client=egress_http_client)" in runtime
+    assert "Voices(egress_http_client)" in runtime
+    voices = (ROOT / "supervision/stream/voices.py").read_text(encoding="utf-8")
+    assert voices.count("OpenAITTS(") == voices.count("http_client=self._client") == 1
     dial = ast.parse((ROOT / "supervision/stream/dial.py").read_text(encoding="utf-8"))
     [call] = [
         node

@@ -15,6 +15,7 @@ from supervision.engine.llm.protocol import LLMTimeout
 from supervision.models import Call, PolicyVersion, UsageDay
 from supervision.services import judging
 from supervision.stream.mailbox import Mailbox
+from supervision.stream.owners import CallKey, CallOwners
 from tests.contract.test_api_calls import assert_problem
 from tests.engine.llms import ScriptedLLM, decisions
 from tests.factories import Tenancy, call_create
@@ -339,7 +340,8 @@ def test_a_turn_reaches_the_call_and_is_answered_202_or_with_the_verdict(tenant:
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("ended", 409), ("duplicate_turn", 409), ("not_recorded", 503), ("bad_field", 422)]
+    ("code", "status"),
+    [("ended", 409), ("duplicate_turn", 409), ("not_recorded", 503), ("moved", 503), ("bad_field", 422)],
 )
 def test_what_the_call_refuses_is_said(tenant: Tenancy, running: Any, code: str, status: int) -> None:
     call, _, answer = running
@@ -360,6 +362,24 @@ def test_a_call_that_ended_is_409_and_one_that_nobody_has_503(tenant: Tenancy, r
     response = report(tenant, call_create(tenant, state="live").id)
     assert_problem(response, 503)
     assert response.headers["Retry-After"] == "1"
+
+
+def test_a_call_that_a_node_has_and_the_record_does_not_know_yet_is_503_for_its_tenant_alone(
+    tenant: Tenancy, stranger: Tenancy, redis_url: str
+) -> None:
+    call_id = uuid7()
+
+    async def claim() -> None:
+        owners = CallOwners(redis_url, "node-1", answer_within_s=10.0)
+        await owners.claim(CallKey(tenant.id, tenant.agent.id, str(uuid7())), call_id=call_id)
+        await owners.aclose()
+
+    assert_problem(report(tenant, call_id), 404)
+    asyncio.run(claim())
+    response = report(tenant, call_id)
+    assert_problem(response, 503)
+    assert response.headers["Retry-After"] == "1"
+    assert_problem(report(stranger, call_id), 404)
 
 
 def test_a_bad_reported_turn_names_its_field(tenant: Tenancy, redis_url: str) -> None:

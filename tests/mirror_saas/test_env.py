@@ -103,6 +103,23 @@ def test_what_becomes_of_a_handshakes_signature_can_be_chosen(choice: str) -> No
     assert parse({}).handshake_signature == "check"
 
 
+def test_a_token_for_the_figures_is_long_and_fits_a_header() -> None:
+    assert parse({}).metrics_token is None
+    assert parse({"MIRROR_METRICS_TOKEN": "0123456789abcdef"}).metrics_token == "0123456789abcdef"
+    token = parse({"MIRROR_METRICS_TOKEN_FILE": "/run/token"}, {"/run/token": "from-a-secret-file\n"})
+    assert token.metrics_token == "from-a-secret-file"
+    for value in ("short", "sixteen chars and blanks", "\u00fc" * 20):
+        said = problems({"MIRROR_METRICS_TOKEN": value})["MIRROR_METRICS_TOKEN"]
+        assert "at least 16 characters" in said
+        assert value not in said
+
+
+def test_all_tenants_together_may_ask_a_thousand_questions_unless_it_is_said_otherwise() -> None:
+    assert parse({}).judge_calls_total == 1000
+    assert parse({"MIRROR_JUDGE_CALLS_TOTAL": "unlimited"}).judge_calls_total is None
+    assert "whole number" in problems({"MIRROR_JUDGE_CALLS_TOTAL": "-1"})["MIRROR_JUDGE_CALLS_TOTAL"]
+
+
 def test_the_error_text_lists_each_variable_on_its_own_line() -> None:
     with pytest.raises(EnvironmentInvalid) as caught:
         parse({"PORT": "x", "MIRROR_ENV": "y"})

@@ -13,6 +13,9 @@ from supervision.engine.adapters.turn_audio import TurnAudio
 from supervision.engine.intervention.orchestrator import Plan
 from tests.stream.test_relay import CHECKPOINT, CLEAR, CLEARED, SPEECH, Call, play
 
+SILENT = b"\xff" * 160
+SPEECH_TEXT = play(SPEECH)
+
 
 def held(call: Call, ref: str, at: float, *, budget_s: float = 0.8, text: str = "Some words.") -> TurnAudio:
     call.relay.clock.round_trip_s = 0.0
@@ -162,6 +165,23 @@ def test_a_pause_within_a_long_turn_is_not_taken_for_a_new_one() -> None:
     assert call.audio_sent()[-1] == later
 
 
+def test_silence_that_is_sent_all_the_time_hides_no_unreported_speech() -> None:
+    call = Call()
+    call.relay.clock.round_trip_s = 0.0
+    call.relay.hold_undecided_s = 0.5
+    for step in range(150):
+        call.play(10.0 + step * 0.02, SILENT)
+    assert len(call.audio_sent()) > 100  # held once, as nobody had said what it is
+    sent = len(call.audio_sent())
+    spoken_at = 13.0
+    for step in range(10):
+        call.play(spoken_at + step * 0.02)
+    waiting = [text for text in call.audio_sent()[sent:] if text == SPEECH_TEXT]
+    assert waiting == []
+    pumped(call, 13.2, 13.7)
+    assert SPEECH_TEXT in call.audio_sent()
+
+
 def test_what_a_turn_says_ahead_of_its_words_after_a_silence_waits_for_them() -> None:
     call = Call()
     call.relay.clock.round_trip_s = 0.0
@@ -201,7 +221,6 @@ def test_words_are_placed_by_marks_and_else_by_an_average_pace() -> None:
 
 # The soft cut
 
-SILENT = b"\xff" * 160
 TEXT = "Let me look at that. You will get all of your money back."
 
 

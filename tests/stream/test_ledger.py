@@ -17,10 +17,12 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.utils import timezone
 
+from mirror_saas.ids import uuid7
 from supervision.engine.policy.compiler import json_of
 from supervision.models import LedgerEntry
 from supervision.services.erasure import call_erase
 from supervision.services.privacy import calls_prune
+from supervision.stream.ledger import Kept, LedgerCall
 from tenants.context import tenant_context
 from tests.factories import Tenancy, call_create, tenancy_create
 from tests.stream.node import Node
@@ -189,6 +191,20 @@ async def test_what_was_allowed_without_a_database_is_written_when_it_is_back(
     await alone.store.settled(alone.ledger._call, within_s=PATIENCE_S)
     assert [row["state"] for row in await rows(alice)] == ["pending"]
     assert (await node(alice, tool_gate_timeout_ms=300).ask("c2", **CHARGE))["code"] == "in_doubt"
+
+
+async def test_a_row_that_can_never_be_written_holds_up_no_other(
+    node: MakeNode, alice: Tenancy, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = node(alice)
+    # Its tenant is gone.
+    call = LedgerCall(uuid7(), PLIVO, uuid7())
+    first.store.settle(call, Kept(uuid7(), ("charge_card", b"x" * 32, ""), "c1", done=True), freed=False)
+    await first.store.settled(call, within_s=PATIENCE_S)
+    assert "stays in doubt" in caplog.text
+    assert (await first.ask("c1", **CHARGE))["allow"] is True
+    await first.done("c1", ok=True, result=1)
+    assert [row["state"] for row in await rows(alice)] == ["done"]
 
 
 async def test_a_result_is_sealed_and_arguments_cannot_be_tried_out(

@@ -103,6 +103,25 @@ async def test_a_hold_line_never_speaks_over_the_agent(monkeypatch: pytest.Monke
 
 
 @virtual_time
+async def test_a_hold_line_ends_when_the_agent_hears_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, approvals = world_of(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        await asked(world, approvals, agent)
+        async with asyncio.timeout(10):
+            while not world.record.of("transcript.noted"):  # noqa: ASYNC110 (virtual time)
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)
+        await agent.send("clearAudio", streamId=agent.stream_id)
+        await asyncio.sleep(5)
+        approvals.decide("denied")
+        await agent.wait("mirror.tool_verdict", id="c1")
+
+    (hold,) = holds(await tools(world, script))
+    assert 0.9 <= hold.seconds <= 1.2
+
+
+@virtual_time
 async def test_a_call_that_is_told_nothing_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     world, approvals = world_of(monkeypatch)
 

@@ -132,6 +132,7 @@ class CallRelay:
         self._pending: deque[TurnAudio] = deque()
         self._agent_cleared_at: float | None = None
         self._gap = True
+        self._spoke_at = 0.0
         self._recent_agent: deque[Recent] = deque(maxlen=12)
         self._muted_end_at = 0.0
         self.holding = False
@@ -243,6 +244,8 @@ class CallRelay:
             self.clock.sent(duration, now)
             self._to_plivo(text)
             return
+        if self.hold_undecided_s is not None and (self.current is None or not self.marks):
+            silent_s = max(silent_s, self._quiet_s(text[start:end], now))
         if silent_s >= LATE_REPORT_S or (self._gap and not self.marks):
             hold = self._undecided()
             if hold is not None or not self.marks:
@@ -327,6 +330,13 @@ class CallRelay:
             quiet += frame.duration
         return max(quiet, now - since)
 
+    def _quiet_s(self, payload: str, now: float) -> float:
+        """When this audio holds speech, for how long the agent had sent none: some send silence all the time."""
+        if not self._speaks(payload[-RECENT_CHARS:]):
+            return 0.0
+        spoke_at, self._spoke_at = self._spoke_at, now
+        return now - spoke_at
+
     def _speaks(self, payload: str) -> bool:
         return self.format.louder_than(_decoded(payload, 0, len(payload)), SPEECH_PEAK)
 
@@ -393,6 +403,9 @@ class CallRelay:
             # Mirror's own audio must not be cut: the agent is answered as Plivo would, and nothing is forwarded.
             self._to_agent(events.cleared_audio(stream_id=self.stream_id, sequence=self._sequence()))
         else:
+            # What Mirror says beside the agent, such as a hold line, ends with the agent's words: the caller speaks.
+            self._injected.clear()
+            self._injected_s = 0.0
             self._clears.append(("agent", now, None))
             self._to_plivo(text)
             self._clear_sent(now)
