@@ -23,6 +23,12 @@ from mirror_saas.throttle import HandshakeThrottle, throttle
 HEAD_WITHIN_S: Final = 10.0
 BODY_WITHIN_S: Final = 120.0
 UNFINISHED_HEADS: Final = 512
+# So many connections are taken, then none for a moment: each costs a millisecond or two, and calls' frames come in
+# between. While the loop is late by more than this, the moment lasts longer, up to half a second.
+ACCEPTED_AT_ONCE: Final = 8
+ACCEPT_PAUSE_S: Final = 0.02
+LOOP_LATE_S: Final = 0.01
+ACCEPT_WAITS_S: Final = 0.5
 
 
 # Autobahn lays out all its options for a debug line at every handshake, whatever is logged: a quarter of its cost.
@@ -93,17 +99,41 @@ class ServerFactory(daphne.http_protocol.HTTPFactory):  # type: ignore[misc]
     """Daphne's factory that closes connections of addresses that are not heard any more, before they are read."""
 
     throttle: HandshakeThrottle = throttle
+    port: Any = None
+    """What is listened on, once it is."""
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
         self.unfinished: OrderedDict[ServerChannel, None] = OrderedDict()
+        self._taken = 0
 
     def protocol(self) -> Any:
         return http._GenericHTTPChannelProtocol(ServerChannel())
 
     def buildProtocol(self, addr: Any) -> Any:
-        # None has Twisted close the socket.
-        return super().buildProtocol(addr) if self.throttle.allows(getattr(addr, "host", "")) else None
+        if not self.throttle.allows(getattr(addr, "host", "")):
+            # Has Twisted close the socket.
+            return None
+        self._taken += 1
+        if self._taken == ACCEPTED_AT_ONCE and self.port is not None:
+            self.port.stopReading()
+            self._go_on_at(self.reactor.seconds() + ACCEPT_PAUSE_S, 0.0)
+        return super().buildProtocol(addr)
+
+    def _go_on_at(self, due: float, waited: float) -> None:
+        self.reactor.callLater(max(due - self.reactor.seconds(), 0.0), self._go_on, due, waited)
+
+    def _go_on(self, due: float, waited: float) -> None:
+        """Take connections again, unless the loop is late: then what it has comes first, for a while."""
+        late = self.reactor.seconds() - due
+        if late > LOOP_LATE_S and waited < ACCEPT_WAITS_S:
+            self._go_on_at(self.reactor.seconds() + late, waited + late)
+            return
+        self._taken = 0
+        if self.port.connected and not self.port.disconnecting:
+            # Twisted would take a hundred at a time, and more when that was not enough.
+            self.port.numberAccepts = ACCEPTED_AT_ONCE
+            self.port.startReading()
 
     def unfinished_add(self, channel: ServerChannel) -> None:
         self.unfinished[channel] = None

@@ -201,6 +201,10 @@ class MirrorServer(Server):  # type: ignore[misc]
         frames_offer(protocol, scope)
         return super().create_application(protocol, scope)
 
+    def listen_success(self, port: Any) -> None:
+        super().listen_success(port)
+        self.http_factory.port = port
+
     def listen_error(self, failure: Any) -> None:
         self.listen_failure = failure.getErrorMessage()
         self.stop()

@@ -306,7 +306,7 @@ class CallSession:
                     code = message.get("code")  # some servers give a kind of their own
                     self._close_code = None if code is None else int(code)
                     if self._close_code not in NORMAL_CLOSE and self._ended_by == "caller":
-                        self._lost = True
+                        self._lost = not relay.stopped
                         # Whether Plivo hangs up like this, nobody has written down; so it is told, and no failure.
                         self._reason = f"Plivo's connection ended with code {self._close_code}"
                 return
@@ -464,7 +464,9 @@ class CallSession:
             await asyncio.wait({self._moving})
         else:
             self._runtime.mailbox.close(self._binding.tenant_id, self.call_id)
-            await self._runtime.takeovers.remove(self, back=self._close_code not in NORMAL_CLOSE)
+            await self._runtime.takeovers.remove(
+                self, back=self._close_code not in NORMAL_CLOSE and not self._relay.stopped
+            )
             await self._end(ended_ms)
         if stopped is not None:
             raise stopped

@@ -88,8 +88,7 @@ async def test_a_call_moves_from_node_to_node_and_is_one_call(
     async with (
         LLMStandIn() as llm,
         agent(script) as made,
-        process(mirror, tmp_path / "a", "stream") as a,
-        process(mirror, tmp_path / "b", "stream") as b,
+        process(mirror, tmp_path / "other", "stream") as other,
     ):
         judged = {"tiered_scoring_enabled": False}  # every turn is
         tenancy = await asyncio.to_thread(new_tenancy, upstream_url=made.url, llm_base_url=llm.base_url, config=judged)
@@ -97,25 +96,25 @@ async def test_a_call_moves_from_node_to_node_and_is_one_call(
         async def caller(call: SimulatedCall) -> None:
             await call.wait_for(lambda record: made.calls and made.calls[0].of("mirror.verdict"), 30)
             await sync_to_async(publish, thread_sensitive=True)(tenancy)
-            call.url = tenancy.stream_url(b.ws)
+            call.url = tenancy.stream_url(other.ws)
             call.drop_connection()
             await call.wait_for(ready(2), 30)
             call_id = await running_call(tenancy)
             for text in (OUTSIDE, OUTSIDE, "Something else."):
                 turn = {"turn_id": "t2", "text": text, "customer_text": "Who was that?"}
                 statuses.append(await report(mirror, tenancy, call_id, **turn))
-            call.url = tenancy.stream_url(a.ws)
-            b.process.send_signal(signal.SIGTERM)
+            call.url = tenancy.stream_url(mirror.ws)
+            other.process.send_signal(signal.SIGTERM)
             await call.wait_for(ready(3), 30)
             await call.wait_for(lambda record: record.played("end"), 30)
             call.hang_up()
 
         switches = PlivoSwitches(reconnects=2, reconnect_delay_s=0.2, reconnect_on="abnormal")
-        record = await SimulatedCall(tenancy.stream_url(a.ws), caller, switches).run()
+        record = await SimulatedCall(tenancy.stream_url(mirror.ws), caller, switches).run()
         rows = await recorded(tenancy)
-        assert await asyncio.to_thread(b.process.wait, 30) == 0
+        assert await asyncio.to_thread(other.process.wait, 30) == 0
         # The next call, on either node, is judged by what was published.
-        fresh = await SimulatedCall(tenancy.stream_url(a.ws), switches=PlivoSwitches(hang_up_at_s=0.2)).run()
+        fresh = await SimulatedCall(tenancy.stream_url(mirror.ws), switches=PlivoSwitches(hang_up_at_s=0.2)).run()
         assert fresh.outcome == "completed"
         await asyncio.wait_for(made.calls[-1].wait("start"), 10)
 
@@ -129,7 +128,7 @@ async def test_a_call_moves_from_node_to_node_and_is_one_call(
     assert made.calls[0].closed == 1000
 
     assert (rows.call.epoch, rows.call.outcome, rows.call.coverage_state) == (3, "completed", "full")
-    assert rows.call.node.endswith(str(a.process.pid))
+    assert rows.call.node.endswith(str(mirror.process.pid))
     assert [detail.turn.ref for detail in rows.turns] == ["t1", "t2", "t3"]
     assert [detail.turn.index for detail in rows.turns] == [1, 2, 3]
     assert [detail.verdict.state for detail in rows.turns] == ["judged"] * 3

@@ -142,6 +142,20 @@ async def test_tenants_that_all_want_more_than_there_is_have_equally_many_places
 
 
 @virtual_time
+async def test_a_tenant_whose_model_takes_long_does_not_end_up_with_the_places_of_others() -> None:
+    pool = ScoringPool(limit=32, most_waiting=1_000)
+    slow, quick = pool.share("slow"), pool.share("quick")
+    storms = [
+        asyncio.create_task(noise(share, 40, lambda seconds=seconds: seconds))
+        for share, seconds in ((quick, 0.1), (slow, 30.0))
+    ]
+    await asyncio.sleep(20.0)
+    assert quick.in_flight >= 14, "(32 - 4) / 2, though it gave them back two hundred times meanwhile"
+    for storm in storms:
+        storm.cancel()
+
+
+@virtual_time
 async def test_a_tenants_own_limit_holds_where_the_pool_has_room() -> None:
     at_limit: list[int] = []
     pool = ScoringPool(limit=100)

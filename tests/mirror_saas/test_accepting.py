@@ -11,7 +11,15 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from mirror_saas.accepting import BODY_WITHIN_S, HEAD_WITHIN_S, UNFINISHED_HEADS, ServerFactory
+from mirror_saas.accepting import (
+    ACCEPT_PAUSE_S,
+    ACCEPT_WAITS_S,
+    ACCEPTED_AT_ONCE,
+    BODY_WITHIN_S,
+    HEAD_WITHIN_S,
+    UNFINISHED_HEADS,
+    ServerFactory,
+)
 from mirror_saas.throttle import REFUSALS_PER_S, HandshakeThrottle
 
 HEAD = b"GET /stream/acme/sk_x HTTP/1.1\r\nHost: mirror.example\r\nUpgrade: websocket\r\nX-Slow: "
@@ -142,3 +150,57 @@ def test_too_many_unfinished_heads_cost_the_oldest_of_them(server: Server) -> No
     assert [transport is not None and transport.cut for transport in waiting] == [True] + [False] * (
         UNFINISHED_HEADS - 1
     )
+
+
+class Port:
+    """Stands where Twisted listens."""
+
+    connected, disconnecting = True, False
+
+    def __init__(self) -> None:
+        self.numberAccepts = 100
+        self.reading = True
+
+    def stopReading(self) -> None:
+        self.reading = False
+
+    def startReading(self) -> None:
+        self.reading = True
+
+
+def test_connections_are_taken_a_few_at_a_time_with_room_for_calls_in_between(server: Server) -> None:
+    port = server.factory.port = Port()
+    for n in range(ACCEPTED_AT_ONCE):
+        assert port.reading
+        server.connect(f"192.0.2.{n}")
+    assert not port.reading
+    server.clock.advance(ACCEPT_PAUSE_S)
+    assert (port.reading, port.numberAccepts) == (True, ACCEPTED_AT_ONCE)
+    # What is closed unread costs next to nothing.
+    for _ in range(int(REFUSALS_PER_S) + 1):
+        server.throttle.refused("198.51.100.7")
+    for _ in range(100):
+        assert server.connect("198.51.100.7") is None
+    assert port.reading
+
+
+def test_while_the_loop_is_late_the_calls_come_first_but_not_for_ever(server: Server) -> None:
+    port = server.factory.port = Port()
+    for n in range(ACCEPTED_AT_ONCE):
+        server.connect(f"192.0.2.{n}")
+    waited = 0.0
+    while not port.reading:
+        # Each time that it could go on, the loop comes 100 ms late to it.
+        server.clock.advance(0.12)
+        waited += 0.12
+        assert waited < 3 * ACCEPT_WAITS_S
+    assert waited > 0.3
+
+
+def test_a_server_that_stopped_listening_does_not_begin_again(server: Server) -> None:
+    port = server.factory.port = Port()
+    for n in range(ACCEPTED_AT_ONCE):
+        server.connect(f"192.0.2.{n}")
+    port.connected = False
+    server.clock.advance(1)
+    assert not port.reading

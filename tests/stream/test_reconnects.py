@@ -156,6 +156,29 @@ async def test_an_intervention_of_a_caller_who_does_not_come_back_ends_as_ever(m
 
 
 @virtual_time
+async def test_a_stream_that_breaks_after_its_stop_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plivo said goodbye, so it does not come back; if it does all the same, that is another call."""
+    world = World(monkeypatch)
+
+    async def script(agent: AgentCall) -> None:
+        await agent.hello()
+
+    async def during(call: SimulatedCall) -> None:
+        await call.wait_for(lambda record: world.agents and world.agents[0].of("mirror.ready"))
+        call.send_raw('{"event": "stop"}')
+        call.drop_connection()
+
+    broke = asyncio.get_running_loop().time()
+    await world.call(script, during, hang_up=False)
+    assert world.over_at - broke < RETURN_WITHIN_S
+    assert epochs(world) == [("call.started", 1), ("call.ended", 1)]
+    assert [event["event"] for event in world.agents[0].events if event["event"] != "media"][-1] == "stop"
+    await SimulatedCall(URL, switches=PlivoSwitches(hang_up_at_s=0.5), call_id=world.simulated.record.call_id).run()
+    await asyncio.gather(*world.apps)
+    assert epochs(world)[2:] == [("call.started", 1), ("call.ended", 1)]
+
+
+@virtual_time
 async def test_a_verdict_that_comes_while_nobody_is_on_the_line_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     world.llm.delay_s = 0.3

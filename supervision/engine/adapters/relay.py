@@ -97,6 +97,7 @@ class CallRelay:
         self.stream_id = stream_id
         self.format = media_format
         self.clock = PlayClock()
+        self.stopped = False  # Plivo has said that the stream is over
         self.hello = False
         self.marks = False
         self.hold_undecided_s: float | None = None  # how long audio that no turn reported is held; None: not at all
@@ -162,6 +163,8 @@ class CallRelay:
                 return
             if event == "dtmf":
                 self._listener.caller_pressed()
+            elif event == "stop":
+                self.stopped = True
         self._to_agent(text)
 
     def _forward_played(self, name: str | None, now: float) -> bool:
