@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from supervision.audio.levels import frame_levels
 from supervision.audio.pcm import Pcm
+from supervision.audio.spans import UNSPACED, find_span
 
 MARGIN_MS = 400.0
 """How far from the cut a word must lie for us to say that it was heard, or was not."""
@@ -170,10 +171,7 @@ _SENTENCE_END = ".!?…。！？।؟"
 _CLAUSE_END = ",;:、，；：،—–"
 _TRAILING = ".,!?;:"
 _CLOSING = "\"'”’»)]}」』*_"
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_ELLIPSIS = re.compile(r"\.{3,}|…")
 _VOWELS = frozenset("aeiouyæøœıаеиоуыэюяєіѵαεηιουω")
-_SPOKEN_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "Sc", "Sm"))
 _SYMBOL_MS = {
     "$": 280.0,
     "€": 220.0,
@@ -190,53 +188,6 @@ _SPELT_MS = 200.0  # a letter of an abbreviation
 _UNSPACED_MS = 200.0  # a character of Chinese or Japanese
 _CONSONANT_MS = 120.0  # a letter where vowels are marks upon it, or are not written
 _SHORTEST_MS = 40.0
-
-
-def find_span(text: str, span: str) -> tuple[int, int] | None:
-    """Where in `text` the quoted `span` stands, as [start, end) characters; None when it does not.
-
-    Looks for whole words first, then for a quote that ends inside a word ("refund" of "refunds").
-    """
-    folded, places = _fold(text)
-    pieces = [piece for piece in (_fold(part)[0].strip() for part in _ELLIPSIS.split(span)) if piece]
-    if not pieces:
-        return None
-    for whole_words in (True, False):
-        first = last = -1
-        at = 0
-        for piece in pieces:
-            pattern = r"(?<!\S)" + re.escape(piece) + (r"(?!\S)" if whole_words else "")
-            match = re.compile(pattern).search(folded, at)
-            if match is None:
-                break
-            first = match.start() if first < 0 else first
-            last = at = match.end()
-        else:
-            return places[first], places[last - 1] + 1
-    return None
-
-
-def _fold(text: str) -> tuple[str, list[int]]:
-    """`text` without case, accents and punctuation, single blanks between words; and each character's place in it."""
-    folded: list[str] = []
-    places: list[int] = []
-
-    def blank(place: int) -> None:
-        if folded and folded[-1] != " ":
-            folded.append(" ")
-            places.append(place)
-
-    for place, char in enumerate(text):
-        alone = _UNSPACED.match(char) is not None
-        if alone or char.isspace() or char in "-–—/":
-            blank(place)
-        for part in unicodedata.normalize("NFKD", char).casefold():
-            if unicodedata.category(part) in _SPOKEN_CATEGORIES:
-                folded.append(part)
-                places.append(place)
-        if alone:
-            blank(place)
-    return "".join(folded), places
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +210,11 @@ def _tokens(text: str) -> list[_Token]:
 
 def _pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """A run without blanks, cut after each character of a script that writes without them (and its punctuation)."""
-    if not _UNSPACED.search(text, start, end):
+    if not UNSPACED.search(text, start, end):
         return [(start, end)]
     cuts = [start]
     for at in range(start + 1, end):
-        breaks = _UNSPACED.match(text[at]) or _UNSPACED.match(text[at - 1])
+        breaks = UNSPACED.match(text[at]) or UNSPACED.match(text[at - 1])
         if breaks and unicodedata.category(text[at])[0] in "LN":
             cuts.append(at)
     return list(zip(cuts, [*cuts[1:], end], strict=True))
@@ -295,7 +246,7 @@ def _nominal_ms(word: str) -> float:
             if char < "\u0530":  # Latin, Greek, Cyrillic: a letter is about a sound
                 ms += LETTER_MS
             else:
-                ms += _UNSPACED_MS if _UNSPACED.match(char) else _CONSONANT_MS
+                ms += _UNSPACED_MS if UNSPACED.match(char) else _CONSONANT_MS
         elif category[0] == "N":
             ms += _DIGIT_MS
         else:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from supervision.audio.heard import find_span
+from supervision.audio.spans import find_span
 from supervision.engine.scorer.streaming import ClauseSplitter
 
 _QUOTED: Final = re.compile(r'"([^"]{2,400})"|“([^”]{2,400})”')
