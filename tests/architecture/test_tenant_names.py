@@ -28,8 +28,9 @@ VALKEY = {
     "mirror_saas/embedded.py",
     "mirror_saas/health.py",
     "supervision/engine/state/redis.py",
-    "supervision/stream/limits.py",
     "supervision/stream/mailbox.py",
+    "supervision/stream/owners.py",
+    "supervision/stream/valkey.py",
     "tenants/limits_redis.py",
     "tenants/mail_limits.py",
 }
