@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from supervision.stream.escalation import Escalation
     from supervision.stream.supervised import SupervisedCall
 
+
 class Running(RelayPlayback):
     """One intervention of this call: where its audio goes, and who learns of it."""
 
