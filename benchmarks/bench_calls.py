@@ -30,7 +30,7 @@ import psutil
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_connect, ws_create_server
 
-from benchmarks.stream_load import FRAME_S, TURN_EVERY_S, Caller, cpu_s, judge_server, mirror, stream_url
+from benchmarks.stream_load import FRAME_S, HANDSHAKE_S, TURN_EVERY_S, Caller, cpu_s, judge_server, mirror, stream_url
 
 SPEECH_S = 6.0
 FRAMES = round(SPEECH_S / FRAME_S)
@@ -203,7 +203,9 @@ async def measure(pace: str, calls: int, seconds: float, http: str, public: str,
     try:
         for _ in range(calls):
             caller = CallerEar(loop)
-            caller.transport, _ = await ws_connect(lambda caller=caller: caller, url)
+            caller.transport, _ = await ws_connect(
+                lambda caller=caller: caller, url, websocket_handshake_timeout=HANDSHAKE_S
+            )
             caller.start()
             load.callers.append(caller)
         async with asyncio.timeout(30):

@@ -27,6 +27,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_S = 0.02
 TURN_EVERY_S = 8.0
+HANDSHAKE_S = 60.0  # of a crowd that comes at once, on a machine that has other work
 SPEECH = bytes([0x10, 0x90] * 80)
 PLAY = json.dumps(
     {
@@ -134,7 +135,9 @@ async def load(url: str, calls: int, seconds: float, process: psutil.Process) ->
     callers: list[Caller] = []
     for _ in range(calls):
         caller = Caller()
-        caller.transport, _ = await ws_connect(lambda caller=caller: caller, url, use_aiofastnet=False)
+        caller.transport, _ = await ws_connect(
+            lambda caller=caller: caller, url, use_aiofastnet=False, websocket_handshake_timeout=HANDSHAKE_S
+        )
         caller.start()
         callers.append(caller)
     running = True

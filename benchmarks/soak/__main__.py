@@ -20,6 +20,7 @@ from benchmarks.soak.faults import FAULTS, Result, Soak, judge_prepare
 from benchmarks.soak.node import Node, Servers
 from tests.standins.llm import LLMStandIn
 
+SIZE, LENGTH, FRAMES = 50, 1.0, 1_000_000
 BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
 
 
@@ -67,13 +68,20 @@ def _row(result: Result) -> str:
     return f"| {result.fault} | {result.calls} | {disturbed} | {lost} | {result.seen} |"
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result], *, size: int, length: float, frames: int) -> str:
     """The results as the document has them."""
     when = datetime.now(UTC)
     machine = (
         f"{os.cpu_count()} cores ({platform.machine()}), Linux {platform.release()}, Python {platform.python_version()}"
     )
-    head = f"`make soak` on {when:%Y-%m-%d}, {machine}; servers, node, agents, judge and callers on this one machine."
+    load = ", ".join(f"{average:.0f}" for average in os.getloadavg())
+    command = "`make soak`"
+    if (size, length, frames) != (SIZE, LENGTH, FRAMES):
+        command = f"Scaled down, `python -m benchmarks.soak --calls {size} --length {length:g} --frames {frames}`"
+    head = (
+        f"{command} on {when:%Y-%m-%d}, {machine}; servers, node, agents, judge and callers on this one machine, whose"
+        f" load averages were {load} at the end."
+    )
     rows = ["| fault | calls running | calls disturbed | records lost | seen |", "|---|---|---|---|---|"]
     return "\n".join([head, "", *rows, *map(_row, results)])
 
@@ -82,18 +90,17 @@ def main() -> int:
     """Run, print, write; 0 when nothing was lost and nobody disturbed who need not be."""
     parser = argparse.ArgumentParser(description="Break everything around running calls.")
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"some of {', '.join(FAULTS)} (default: all)")
-    parser.add_argument("--calls", type=int, default=50, help="calls that run beside each fault")
-    parser.add_argument("--length", type=float, default=1.0, help="share of each fault's full length")
-    parser.add_argument("--frames", type=int, default=1_000_000, help="frames of the fuzzing")
+    parser.add_argument("--calls", type=int, default=SIZE, help="calls that run beside each fault")
+    parser.add_argument("--length", type=float, default=LENGTH, help="share of each fault's full length")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames of the fuzzing")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
     options = parser.parse_args()
     unknown = [name for name in options.faults if name not in FAULTS]
     if unknown:
         parser.error(f"there is no fault {unknown[0]!r}; the faults are {', '.join(FAULTS)}")
-    results = asyncio.run(
-        soak_run(options.faults or list(FAULTS), size=options.calls, length=options.length, frames=options.frames)
-    )
-    written = table(results)
+    size, length, frames = options.calls, options.length, options.frames
+    results = asyncio.run(soak_run(options.faults or list(FAULTS), size=size, length=length, frames=frames))
+    written = table(results, size=size, length=length, frames=frames)
     print("\n" + written)
     if options.write is not None:
         document = options.write.read_text(encoding="utf-8")

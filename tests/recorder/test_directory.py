@@ -20,6 +20,7 @@ from supervision.services.plivo_accounts import plivo_account_save
 from supervision.services.policies import policy_version_create, policy_version_publish
 from supervision.stream import directory as directory_module
 from supervision.stream.directory import DirectoryUnavailable, ProviderSettings, StreamDirectory
+from supervision.stream.failure import FailurePolicy
 from tenants.models import Tenant
 from tenants.sealing import seal, sealed_field
 from tests.factories import RULES, Tenancy, tenancy_create
@@ -293,6 +294,20 @@ async def test_headers_and_voice_come_along(directory, alice, with_headers_and_v
     assert "Bearer" not in repr(binding)
 
 
+async def test_what_becomes_of_a_failing_agents_calls_comes_along(directory, database_urls, alice, charlie):
+    change(
+        database_urls,
+        alice,
+        "UPDATE supervision_agent SET redials = 3, failure_message = 'Sorry.', on_failure = 'transfer',"
+        " failure_transfer_url = 'https://example.com/x', bidirectional = false",
+    )
+    binding = await directory.lookup(alice.slug, alice.stream_key)
+    assert binding.failure == FailurePolicy(3, "Sorry.", "transfer", "https://example.com/x")
+    assert binding.bidirectional is False
+    strangers = await directory.lookup(charlie.slug, charlie.stream_key)
+    assert (strangers.failure, strangers.bidirectional) == (FailurePolicy(), True)
+
+
 AUTH_IDS = ("MAXXXXXXXXXXXXXXXXX1", "SAXXXXXXXXXXXXXXXXX2")
 
 
@@ -311,6 +326,10 @@ async def test_a_tenant_without_a_plivo_account_has_no_tokens(directory, alice):
 async def test_the_tokens_stored_last_come_first_and_a_strangers_never(directory, alice, charlie, with_plivo_accounts):
     binding = await directory.lookup(alice.slug, alice.stream_key)
     assert binding.plivo_tokens == ("a1" * 20, "a0" * 20)
+    assert [account.auth_id for account in binding.plivo_accounts] == list(reversed(AUTH_IDS))
+    assert [account.auth_token for account in binding.plivo_accounts] == list(binding.plivo_tokens)
+    assert {account.base_url for account in binding.plivo_accounts} == {"https://api.plivo.com/v1"}
+    assert "a1a1" not in repr(binding)
     assert "a1a1" not in repr(binding)
     other = await directory.lookup(charlie.slug, charlie.stream_key)
     assert other.plivo_tokens == ("c1" * 20, "c0" * 20)
