@@ -14,10 +14,12 @@ from django.db import DatabaseError, IntegrityError, ProgrammingError, connectio
 
 from mirror_saas.ids import uuid7
 from supervision.models import (
+    Approval,
     Call,
     CallEvent,
     ErasedCall,
     Label,
+    LedgerEntry,
     ModelDefaults,
     Policy,
     PrivacySettings,
@@ -55,6 +57,11 @@ def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: T
             Label.objects.create(call_id=turn.call_id, turn=turn, value="unsure", labelled_by="tests")
             PrivacySettings.objects.create()
             ModelDefaults.objects.create()
+            called = {"call_id": turn.call_id, "ref": "t1", "tool": "charge_card"}
+            LedgerEntry.objects.create(plivo_call_id="p1", args_digest=bytes(32), state="pending", **called)
+            Approval.objects.create(
+                agent=tenancy.agent, on_silence="deny", requested_at=CALL_START, expires_at=CALL_START, **called
+            )
             UsageDay.objects.create(day=CALL_START.date())
             ErasedCall.objects.create(erased_at=CALL_START)
             endpoint = webhook_create(url="http://127.0.0.1:1/x", event_types=["call.ended"]).endpoint
