@@ -32,7 +32,14 @@ from tenants.roles import Scope
 router = Router(tags=["webhooks"])
 
 EventType = Literal[
-    "call.started", "call.ended", "coverage.alarm", "intervention.started", "intervention.ended", "tool.blocked"
+    "call.started",
+    "call.ended",
+    "coverage.alarm",
+    "intervention.started",
+    "intervention.ended",
+    "tool.blocked",
+    "approval.requested",
+    "approval.decided",
 ]
 DeliveryState = Literal["pending", "delivered", "failed"]
 READ_ERRORS = problem_responses(401, 403, 404)

@@ -76,7 +76,9 @@ async def test_a_recogniser_hears_buffer_line_and_correction_and_not_the_violati
         assert call.agent.of("clearedAudio") == [], wire
         gaps = [round(gap.seconds * 1000) for gap in heard.silences(0.02)]
         assert all(gap <= 700 for gap in gaps), (wire, gaps)
-        assert intervention.silence_proof in ("cleared", "fence"), wire
+        # Where the innocent beginning was still playing when the verdict came, nothing wrong was at Plivo yet.
+        assert intervention.silence_proof in ("cleared", "fence", "not_needed"), wire
+        assert (intervention.silence_proof == "not_needed") == (not call.record.of("clearAudio")), wire
         if wire == "cleared lost":
             assert intervention.silence_proof == "fence"
 

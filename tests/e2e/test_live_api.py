@@ -155,7 +155,9 @@ async def test_a_turn_that_a_program_reports_is_cut_and_corrected_for_an_agent_t
     llm: LLMStandIn,
     session: aiohttp.ClientSession,
 ) -> None:
-    speech = say(BAD)
+    # Without the innocent word that would be spared: what is wrong is at Plivo already.
+    bad = BAD.removeprefix("Sure. ")
+    speech = say(bad)
     answers: dict[str, tuple[int, Any]] = {}
     arrived: asyncio.Queue[AgentCall] = asyncio.Queue()
 
@@ -168,7 +170,7 @@ async def test_a_turn_that_a_program_reports_is_cut_and_corrected_for_an_agent_t
         tenancy = await make(new_tenancy, upstream_url=made.url, llm_base_url=llm.base_url)
         stranger = await asyncio.to_thread(tenancy_create, owner="charlie")
         program, foreign = Program(session, web.http, tenancy), Program(session, web.http, stranger)
-        turn = {"turn_id": "t1", "customer_text": "Give me my money back.", "text": BAD}
+        turn = {"turn_id": "t1", "customer_text": "Give me my money back.", "text": bad}
 
         async def during(call: SimulatedCall) -> None:
             [live] = await program.calls(lambda items: [each["state"] for each in items] == ["live"])

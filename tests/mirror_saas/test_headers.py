@@ -86,7 +86,7 @@ async def test_they_are_there_when_no_application_answers() -> None:
         raise AssertionError("reached")
 
     state = Drain()
-    state.begin()
+    state.refuse()
     status, given, _ = await ask(headers_application(draining_application(unreachable, state)), "/plivo/a/b/answer")
     assert status == 503
     check(given)
