@@ -55,6 +55,7 @@ async def test_a_person_approves_a_running_calls_tool_and_it_runs_once(
     over = asyncio.Event()
     told_after_s: list[float] = []
     made: list[Tenancy] = []
+    timeline: list[Any] = []
 
     async def script(call: AgentCall) -> None:
         loop = asyncio.get_running_loop()
@@ -93,9 +94,9 @@ async def test_a_person_approves_a_running_calls_tool_and_it_runs_once(
             over.clear()
             url = made[0].stream_url(mirror.ws)
             await SimulatedCall(url, caller, PlivoSwitches(), call_id=plivo_call_id).run()
-        rows = await recorded(made[0])
+            timeline += (await recorded(made[0])).timeline
     assert told_after_s[0] < 1.0
-    assert any(event.kind == "approval.decided" for event in rows.timeline)
+    assert any(event.kind == "approval.decided" for event in timeline)
 
     @sync_to_async
     def stored() -> tuple[list[str], list[tuple[str, bool]]]:

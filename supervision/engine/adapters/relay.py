@@ -247,11 +247,15 @@ class CallRelay:
             self.clock.sent(duration, now)
             self._to_plivo(text)
             return
+        quiet_s = 0.0
         if self.hold_undecided_s is not None and (self.current is None or not self.marks):
-            silent_s = max(silent_s, self._quiet_s(text[start:end], now))
-        if silent_s >= LATE_REPORT_S or (self._gap and not self.marks):
+            quiet_s = self._quiet_s(text[start:end], now)
+        if max(silent_s, quiet_s) >= LATE_REPORT_S or (self._gap and not self.marks):
             hold = self._undecided()
-            if hold is not None or not self.marks:
+            waits = self._begun is not None and self._begun.hold is not None and self._begun.hold.released_at is None
+            if waits and self._begun is not None and silent_s < LATE_REPORT_S and quiet_s >= self._begun.received_s:
+                pass  # silence that waits leads into what begins now: they are one turn's
+            elif hold is not None or not self.marks:
                 self._begun = Begun(now, self.current, hold)
         turn = self._whose(text, start, end, duration, now)
         hold, position = (turn.hold, turn.received_s) if turn is not None else (None, 0.0)
