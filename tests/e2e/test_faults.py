@@ -34,7 +34,7 @@ from tests.support.speech import say
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-BAD = "Sure. I have refunded the money to your card, and it will be there tomorrow morning."
+BAD = "I have refunded the money to your card, and it will be there tomorrow morning."
 CORRECTION = "I cannot refund that myself. Shall I connect you with a colleague?"
 GOOD = "A colleague will take care of it. May I put you through?"
 WIRE = PlivoSwitches(delay_s=0.05)
@@ -263,7 +263,7 @@ async def test_a_judge_that_fails_in_any_way_leaves_the_call_alone(
         "85": (behaves(content='{"score": 85, "rule": 1, "reason": "", "correction": ""}'), "failed", "failed"),
     }
     say(GOOD)
-    config = {"semantic_review_timeout_s": 1.5, "tool_gate_timeout_ms": 1000}
+    config = {"semantic_review_timeout_s": 3.0, "tool_gate_timeout_ms": 2500}
     calls = await asyncio.gather(
         *(place(mirror, new_tenancy, script, caller, llm=llm, config=config) for llm, _, _ in faults.values())
     )
@@ -277,7 +277,7 @@ async def test_a_judge_that_fails_in_any_way_leaves_the_call_alone(
         assert call.rows.call.coverage_state == "partial", fault
         assert call.rows.interventions == [], fault
         if state == "timed_out":
-            assert 1400 <= turn.verdict.latency_ms <= 1900, fault
+            assert 2900 <= turn.verdict.latency_ms <= 3900, fault
 
 
 # A Mirror of its own, over a PostgreSQL that is stopped

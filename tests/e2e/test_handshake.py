@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 import urllib.error
 import urllib.request
@@ -99,8 +98,9 @@ async def test_every_refusal_is_the_same_to_the_last_byte(mirror: MirrorServer, 
             began = time.perf_counter()
             await handshake(mirror, paths[name])
             took[name].append(time.perf_counter() - began)
-    medians = [statistics.median(times) for times in took.values()]
-    assert max(medians) - min(medians) < 0.010
+    # The quickest of each: what else the machine does makes the others longer.
+    quickest = [min(times) for times in took.values()]
+    assert max(quickest) - min(quickest) < 0.010
 
     log = mirror.log.read_text()
     for secret in (alice.stream_key, charlie.stream_key, dead["revoked"], foreign, own):

@@ -195,13 +195,14 @@ BREAKAGES = [
         "tenant_id has no foreign key",
     ),
     (
-        "ALTER TABLE supervision_agent ADD CONSTRAINT one_name UNIQUE (name)",
+        # Of columns that no two tests' rows have alike, or it could not be made.
+        "ALTER TABLE supervision_agent ADD CONSTRAINT one_secret UNIQUE (signing_secret_sealed)",
         "uniques",
         "supervision_agent",
-        "(name) is unique across tenants",
+        "(signing_secret_sealed) is unique across tenants",
     ),
     (
-        "CREATE UNIQUE INDEX one_name ON supervision_agent (lower(name))",
+        "CREATE UNIQUE INDEX one_id ON supervision_agent (lower(id::text))",
         "uniques",
         "supervision_agent",
         "(an expression) is unique across tenants",
