@@ -80,7 +80,7 @@ async def test_a_recogniser_hears_buffer_line_and_correction_and_not_the_violati
         assert intervention.silence_proof in ("cleared", "fence", "not_needed"), wire
         assert (intervention.silence_proof == "not_needed") == (not call.record.of("clearAudio")), wire
         if wire == "cleared lost":
-            assert intervention.silence_proof == "fence"
+            assert intervention.silence_proof != "cleared"
 
     for wire in ("plain", "slow and jittery"):
         text = await asyncio.to_thread(transcribe, calls[wire].record.heard.pcm())
