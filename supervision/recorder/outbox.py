@@ -23,6 +23,7 @@ _ENDPOINTS: Final = (
     b"SELECT id, event_types FROM supervision_webhookendpoint"
     b" WHERE tenant_id = %s AND enabled ORDER BY id FOR KEY SHARE"
 )
+_COUNTS: Final = ("turn_count", "judged_count", "skipped_count", "timed_out_count", "failed_count", "shed_count")
 _CALL_FACTS: Final = (
     "id",
     "state",
@@ -36,12 +37,7 @@ _CALL_FACTS: Final = (
     "coverage_state",
     "coverage_reason",
     "coverage",
-    "turn_count",
-    "judged_count",
-    "skipped_count",
-    "timed_out_count",
-    "failed_count",
-    "shed_count",
+    *_COUNTS,
     "intervention_count",
     "tools_blocked_count",
 )
@@ -65,7 +61,6 @@ SELECT r.id, %s, r.endpoint_id, r.event_id, r.type, r.occurred_at, r.data, state
     AS r(id uuid, endpoint_id uuid, event_id uuid, type text, occurred_at timestamptz, data jsonb)
     ON CONFLICT (tenant_id, endpoint_id, event_id) DO NOTHING
 """
-_COUNTS: Final = ("turn_count", "judged_count", "skipped_count", "timed_out_count", "failed_count", "shed_count")
 
 # A running call raises the alarm `low` when less than this share of its turns is covered, once there are so many …
 ALARM_SHARE: Final = 0.8
