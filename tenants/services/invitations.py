@@ -20,10 +20,8 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
-from django.core.mail import EmailMultiAlternatives
 from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
-from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
@@ -47,6 +45,7 @@ from tenants.selectors.invitations import (
 )
 from tenants.selectors.tenants import TenantRef, tenant_current
 from tenants.services.audit import auditevent_record, changes, snapshot
+from tenants.services.mails import mail_make
 from tenants.services.memberships import membership_create
 
 logger = logging.getLogger(__name__)
@@ -254,15 +253,9 @@ def invitation_mail_send(*, tenant_id: UUID, invitation_id: UUID, mark: str, las
             "role": Role(invitation.role).label.lower(),
             "invited_by": view.invited_by,
             "link": invitation_link(invitation, proven=True),
-            "public_url": settings.MIRROR.public_url,
             "days": VALID_FOR.days,
         }
-    mail = EmailMultiAlternatives(
-        subject=" ".join(render_to_string("tenants/mail/invitation_subject.txt", told).split()),
-        body=render_to_string("tenants/mail/invitation.txt", told),
-        to=[invitation.email],
-    )
-    mail.attach_alternative(render_to_string("tenants/mail/invitation.html", told), "text/html")
+    mail = mail_make(to=invitation.email, template="tenants/mail/invitation", told=told)
     try:
         mail.send()
     except (SMTPException, OSError) as error:

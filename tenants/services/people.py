@@ -10,13 +10,13 @@ from allauth.usersessions.models import UserSession
 from django.conf import settings
 from django.contrib.auth.tokens import default_token_generator
 from django.contrib.sessions.models import Session
-from django.core.mail import send_mail
 from django.db import transaction
 from django.urls import reverse
 from django.utils import timezone
 
 from mirror_saas.logging import mask_secrets
 from tenants.models import User
+from tenants.services.mails import mail_make
 from tenants.services.people_audit import personevent_record
 
 # One write per session and minute is enough to tell a used session from a forgotten one.
@@ -81,17 +81,8 @@ def password_reset_mail(*, email: str) -> bool:
         return False
     key = f"{user.pk.hex}-{default_token_generator.make_token(user)}"
     url = settings.MIRROR.public_url + reverse("webui:reset_password", kwargs={"key": key})
-    minutes = settings.PASSWORD_RESET_TIMEOUT // 60
-    send_mail(
-        subject="Mirror: choose a new password",
-        message=(
-            f"Somebody, most likely you, asked for a new password for {user.email} at {settings.MIRROR.public_url}.\n\n"
-            f"Choose it here within {minutes} minutes:\n\n{url}\n\n"
-            "The link works once. If you did not ask, do nothing: your password stays as it is.\n"
-        ),
-        from_email=None,
-        recipient_list=[user.email],
-    )
+    told = {"email": user.email, "link": url, "minutes": settings.PASSWORD_RESET_TIMEOUT // 60}
+    mail_make(to=user.email, template="tenants/mail/password_reset", told=told).send()
     return True
 
 

@@ -368,6 +368,9 @@ def test_a_mailed_link_gives_a_new_password_once_and_ends_all_sessions(
     sign_in(elsewhere, alice)
     link = mailed_link(client, alice.email.upper())
     assert mail.outbox[-1].to == [alice.email]
+    [(html, kind)] = mail.outbox[-1].alternatives  # type: ignore[attr-defined]
+    assert kind == "text/html"
+    assert f'{link}"' in html
 
     opened = client.get(link)
     assert opened["Location"] == "/reset-password/new", "the key leaves the address"
