@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 from django.conf import settings
@@ -14,7 +13,7 @@ from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery, unset
 from supervision.api.policies import OverridesIn
 from supervision.models import Agent, Mode, OnFailure, Track
-from supervision.selectors.agents import agent_get, agent_list
+from supervision.selectors.agents import agent_get, agent_list, url_without_values
 from supervision.selectors.stream_keys import StreamKeyRef, agent_stream_key_get, agent_stream_key_list
 from supervision.services.agents import (
     AUDIO_FORMATS,
@@ -47,7 +46,6 @@ READ_ERRORS = problem_responses(401, 403, 404)
 LIST_ERRORS = problem_responses(401, 403, 422)
 WRITE_ERRORS = problem_responses(400, 401, 403, 404, 409, 422)
 DELETE_ERRORS = problem_responses(401, 403, 404, 409, 422)
-MASK = "***"
 # Of answers that show something this once.
 ONCE = {"Cache-Control": "no-store"}
 
@@ -188,10 +186,10 @@ class AgentOut(Out):
         derived = {
             "has_headers": agent.headers_sealed is not None,
             "policy_name": agent.policy.name if agent.policy else None,
-            "upstream_url": agent.upstream_url if whole else _without_values(agent.upstream_url),
+            "upstream_url": agent.upstream_url if whole else url_without_values(agent.upstream_url),
             "failure_transfer_url": agent.failure_transfer_url
             if whole
-            else _without_values(agent.failure_transfer_url),
+            else url_without_values(agent.failure_transfer_url),
         }
         return derived | {name: getattr(agent, name) for name in AgentOut.model_fields if name not in derived}
 
@@ -480,12 +478,3 @@ def agent_check_post(request: HttpRequest, agent_id: UUID) -> AgentCheckOut:
         audio_ms=found.audio_ms,
         close_code=found.close_code,
     )
-
-
-def _without_values(url: str) -> str:
-    """Keys stand in queries; who may not change the agent need not see them."""
-    parts = urlsplit(url)
-    if not parts.query:
-        return url
-    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    return urlunsplit(parts._replace(query=urlencode([(name, MASK) for name in names], safe="*")))

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from uuid import UUID
+
+from django.db.models import Count, OuterRef, Q, Subquery
+from django.utils import timezone
 
 from mirror_saas.pages import DEFAULT_LIMIT, Page
 from supervision.errors import NotFound
-from supervision.models import Agent, ProviderCredential
+from supervision.models import Agent, Call, ProviderCredential
 from supervision.selectors.pages import newest_page
 from supervision.stream.check import AgentAddress
 from tenants.context import tenant_id_required
 from tenants.sealing import sealed_field, unseal_text
+
+MASK: Final = "***"
 
 
 class AgentNotFound(NotFound):
@@ -21,11 +31,31 @@ class AgentNotFound(NotFound):
         super().__init__("There is no such agent.")
 
 
-def agent_list(*, policy_id: UUID | None = None, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Agent]:
-    """Agents that are not archived, newest first, each with its policy. Raises InvalidInput and BadCursor."""
+@dataclass(frozen=True, slots=True)
+class AgentStanding:
+    """Whether calls can reach an agent, and when one last did."""
+
+    stream_keys: int
+    """Those that work now."""
+    last_call_at: datetime | None
+
+
+def agent_list(
+    *,
+    policy_id: UUID | None = None,
+    name: str = "",
+    cursor: str | None = None,
+    limit: int = DEFAULT_LIMIT,
+) -> Page[Agent]:
+    """Agents that are not archived, newest first, each with its policy; `name` is a part of theirs, in any case.
+
+    Raises InvalidInput and BadCursor.
+    """
     agents = Agent.objects.select_related("policy").filter(archived_at=None)
     if policy_id is not None:
         agents = agents.filter(policy_id=policy_id)
+    if name:
+        agents = agents.filter(name__icontains=name)
     return newest_page(agents, cursor=cursor, limit=limit)
 
 
@@ -35,6 +65,28 @@ def agent_get(*, agent_id: UUID) -> Agent:
     if agent is None:
         raise AgentNotFound
     return agent
+
+
+def agents_standing(*, agent_ids: Collection[UUID]) -> dict[UUID, AgentStanding]:
+    """How each of these agents stands, by its id."""
+    now = timezone.now()
+    works = Q(stream_keys__revoked_at=None) & (Q(stream_keys__expires_at=None) | Q(stream_keys__expires_at__gt=now))
+    newest = Call.objects.filter(agent_id=OuterRef("id")).order_by("-started_at").values("started_at")[:1]
+    rows = (
+        Agent.objects.filter(id__in=agent_ids)
+        .annotate(working=Count("stream_keys", filter=works), newest=Subquery(newest))
+        .values_list("id", "working", "newest")
+    )
+    return {agent_id: AgentStanding(stream_keys=keys, last_call_at=at) for agent_id, keys, at in rows}
+
+
+def url_without_values(url: str) -> str:
+    """`url` with the values of its query hidden: keys stand there, which who may not change the agent need not see."""
+    parts = urlsplit(url)
+    if not parts.query:
+        return url
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return urlunsplit(parts._replace(query=urlencode([(name, MASK) for name in names], safe="*")))
 
 
 def agent_address(*, agent_id: UUID) -> AgentAddress:
