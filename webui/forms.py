@@ -27,7 +27,8 @@ class ErrorAwareMixin:
             if name in self.fields:
                 attributes = self.fields[name].widget.attrs
                 attributes["aria-invalid"] = "true"
-                attributes["aria-describedby"] = f"{self[name].auto_id}-error"
+                about = [f"{self[name].auto_id}_helptext"] if self.fields[name].help_text else []
+                attributes["aria-describedby"] = " ".join([*about, f"{self[name].auto_id}-error"])
 
 
 class ServiceErrorsMixin(ErrorAwareMixin):
