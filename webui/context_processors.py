@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from tenants.selectors.memberships import MembershipRef, membership_list
 from webui.middleware import THEME_COOKIE, THEMES
+from webui.vendor import HTMX_CONFIG, vendor_files_present
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ def console(request: HttpRequest) -> dict[str, Any]:
     return {
         "theme": theme if theme in THEMES else "",
         "member": member,
+        "has_vendor_files": vendor_files_present(),
+        "htmx_config": HTMX_CONFIG,
         # Asked for by the menu alone, and only for somebody who has more than one.
         "other_tenants": lambda: _other_tenants(member),
         "navigation": [

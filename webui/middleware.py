@@ -1,12 +1,13 @@
-"""What the viewer chose in cookies: theme and time zone."""
+"""What the viewer chose in cookies, theme and time zone; and how pages that htmx asks for are answered."""
 
 from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Callable
 from functools import lru_cache
+from http import HTTPStatus
 
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
@@ -37,3 +38,23 @@ class TimeZoneMiddleware:
             zone_named(request.COOKIES.get(TIME_ZONE_COOKIE, "")) or timezone.get_default_timezone()
         ):
             return self.get_response(request)
+
+
+class HtmxMiddleware:
+    """Tells htmx to go where a redirect leads, as the browser does with a form that it sends itself.
+
+    A script's request follows redirects unseen: the sign-in page, or the page that a form leads to, would end up in
+    the middle of the one that asked.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        if "HX-Request" not in request.headers or not 300 <= response.status_code < 400:
+            return response
+        there = HttpResponse(status=HTTPStatus.NO_CONTENT, headers={"HX-Redirect": response.headers["Location"]})
+        # The session, and messages for the next page.
+        there.cookies = response.cookies
+        return there

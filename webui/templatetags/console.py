@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 from django import template
 from django.utils import timezone
@@ -12,6 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from webui import formats
+from webui.once import FIELD as ONCE_FIELD
 
 register = template.Library()
 
@@ -52,6 +54,12 @@ def icon(name: str) -> SafeString:
     return format_html(
         '<svg class="icon" viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path d="{}"/></svg>', ICONS[name]
     )
+
+
+@register.simple_tag
+def once() -> SafeString:
+    """The hidden token by which a form that is sent twice is done once (see webui.once)."""
+    return format_html('<input type="hidden" name="{}" value="{}">', ONCE_FIELD, uuid4())
 
 
 @register.simple_tag

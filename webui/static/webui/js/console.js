@@ -5,3 +5,5 @@ import "./theme.js";
 import "./time.js";
 import "./live.js";
 import "./copy.js";
+import "./forms.js";
+import "./requests.js";
