@@ -37,6 +37,7 @@ class CallsQuery(PageQuery):
     outcome: Text | None = Field(None, max_length=16)
     coverage: Literal["full", "partial", "none"] | None = Field(None, description="How much of the call was judged.")
     interventions: bool | None = Field(None, description="Whether Mirror stepped in.")
+    test: bool | None = Field(None, description="Whether it was placed from the console, without a telephone.")
     text: str | None = Field(
         None,
         min_length=1,
@@ -65,6 +66,7 @@ def calls(request: HttpRequest, query: Query[CallsQuery]) -> PageOut[CallOut]:
             outcome=query.outcome,
             coverage=query.coverage,
             interventions=query.interventions,
+            test=query.test,
             text=query.text,
             started_from=query.started_from,
             started_to=query.started_to,

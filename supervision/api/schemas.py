@@ -67,6 +67,8 @@ class CallOut(Out):
     dropped_media_ms: int
     storage_limit: bool
     """The tenant's storage was used up when the call began: what was said in it is not stored."""
+    test: bool
+    """A member placed the call from the console, without a telephone."""
 
     @classmethod
     def values(cls, call: Call) -> dict[str, Any]:

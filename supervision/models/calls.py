@@ -82,6 +82,8 @@ class Call(TenantModel):
     dropped_media_ms = models.BigIntegerField(default=0, db_default=0)
     # The tenant's record took all that it may when the call began: what was said in it is not stored.
     storage_limit = flag_column()
+    # Placed from the console by a member, without a telephone.
+    test = flag_column()
     # How many sockets the call has had: what an older one's node records after `epoch_at`, or above the number
     # `epoch_after_seq` if that node told it, is refused.
     epoch = models.IntegerField(default=1, db_default=1)
@@ -104,6 +106,10 @@ class Call(TenantModel):
                 fields=["tenant", "-started_at", "-id"],
                 condition=models.Q(intervention_count__gt=0),
                 name="call_tenant_intervened",
+            ),
+            # Few of many: a list of them need not go through all.
+            models.Index(
+                fields=["tenant", "-started_at", "-id"], condition=models.Q(test=True), name="call_tenant_test"
             ),
             models.Index(fields=["tenant", "pinned_version"], name="call_tenant_version"),
         ]

@@ -158,6 +158,7 @@ class CallStarted(EventData):
     to_number: str = ""
     node: str = ""
     storage_limit: bool = False
+    test: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ class CallResumed(EventData):
     to_number: str = ""
     node: str = ""
     storage_limit: bool = False
+    test: bool = False
     at_ms: int
 
 

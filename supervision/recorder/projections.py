@@ -74,6 +74,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "sample_rate": _INT,
         "node": _word(200),
         "storage_limit": _BOOL,
+        "test": _BOOL,
         "epoch": _INT,
         "epoch_at": _TIME,
         "epoch_after_seq": _BIG,
@@ -353,6 +354,8 @@ def _call_started(event: RecordEvent) -> list[Patch]:
             node=d["node"],
             # Journals of before there was such a limit do not have it.
             storage_limit=bool(d.get("storage_limit")),
+            # Nor do those of before calls could be placed from the console say that one was.
+            test=bool(d.get("test")),
         )
     ]
 

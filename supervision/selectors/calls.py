@@ -40,6 +40,8 @@ class CallFilters:
     coverage: str | None = None
     # Whether Mirror stepped in.
     interventions: bool | None = None
+    # Whether it was placed from the console.
+    test: bool | None = None
     # What was said in it; see `selectors.search`.
     text: str | None = None
     started_from: datetime | None = None
@@ -87,6 +89,8 @@ def call_list(
         calls = calls.filter(coverage_state=filters.coverage)
     if filters.interventions is not None:
         calls = calls.filter(intervention_count__gt=0) if filters.interventions else calls.filter(intervention_count=0)
+    if filters.test is not None:
+        calls = calls.filter(test=filters.test)
     if filters.started_from is not None:
         calls = calls.filter(started_at__gte=filters.started_from)
     if filters.started_to is not None:

@@ -117,7 +117,9 @@ class CallSession:
         subprotocols: list[str],
         from_number: str,
         to_number: str,
+        test: bool = False,
     ) -> None:
+        """`test`: no telephone and no account of Plivo's is behind it, so that nothing is asked of Plivo by REST."""
         carried = taken.carried
         self._runtime = runtime
         self._binding = binding
@@ -126,6 +128,7 @@ class CallSession:
         self._start = start
         self._query = query
         self._subprotocols = subprotocols
+        self._test = test
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._began_at = datetime.now(UTC)
@@ -183,7 +186,7 @@ class CallSession:
             ready=runtime.ready(binding, start.call_id) | {"resumed": carried is not None},
             arm_lines=lambda language: runtime.arm_lines(binding, language),
             plivo_call=plivo_call(
-                binding.plivo_accounts,
+                () if test else binding.plivo_accounts,
                 account_id=start.account_id,
                 call_id=start.call_id,
                 request=runtime.plivo.request,
@@ -233,6 +236,7 @@ class CallSession:
             to_number=self._numbers[1],
             node=self._runtime.node,
             storage_limit=binding.storage_full,
+            test=self._test,
         )
         if carried is None:
             return first

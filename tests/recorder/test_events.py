@@ -35,10 +35,10 @@ from tests.recorder.calls import START, Clock, ended, judged, reported
 # What the team's contract lists for each kind; a field more or less is a change that every reader must know of.
 CONTRACT = {
     "call.started": "plivo_call_id stream_id account_id agent_id policy_id policy_version_id policy_version mode "
-    "delivery encoding sample_rate from_number to_number node storage_limit",
+    "delivery encoding sample_rate from_number to_number node storage_limit test",
     "call.moved": "at_ms",
     "call.resumed": "epoch after_seq started_at plivo_call_id stream_id account_id agent_id policy_id "
-    "policy_version_id policy_version mode delivery encoding sample_rate from_number to_number node storage_limit "
+    "policy_version_id policy_version mode delivery encoding sample_rate from_number to_number node storage_limit test "
     "at_ms",
     "call.hello": "sdk language wants marks at_ms",
     "agent.connected": "at_ms dial_ms",
