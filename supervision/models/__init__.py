@@ -12,6 +12,7 @@ from supervision.models.defaults import ModelDefaults
 from supervision.models.labels import Label
 from supervision.models.policies import Policy, PolicyVersion
 from supervision.models.privacy import PrivacySettings
+from supervision.models.reviews import ReviewReservation
 from supervision.models.tools import Approval, LedgerEntry
 from supervision.models.usage import ErasedCall, UsageDay
 from supervision.models.webhooks import WebhookAttempt, WebhookDelivery, WebhookEndpoint
@@ -33,6 +34,7 @@ __all__ = [
     "PolicyVersion",
     "PrivacySettings",
     "ProviderCredential",
+    "ReviewReservation",
     "StreamKey",
     "ToolDecision",
     "Track",

@@ -1,4 +1,4 @@
-"""What reviewers said of turns and interventions."""
+"""What reviewers said of turns, interventions and tool decisions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from django.utils import timezone
 from supervision.models.fields import tenant_key, text_column
 from tenants.managers import TenantModel
 
+_SUBJECTS = ("turn", "intervention", "tool_decision")
+
+
+def _only(subject: str) -> models.Q:
+    return models.Q(**{f"{name}__isnull": name != subject for name in _SUBJECTS})
+
 
 class Label(TenantModel):
-    """What a reviewer said of a turn or of an intervention; the newest word counts, the audit log has those before."""
+    """What a reviewer said of a turn, an intervention or a tool decision; the newest word counts, the audit log has
+    those before."""
 
     class Value(models.TextChoices):
         CONFIRMED = "confirmed", "Confirmed: Mirror was right"
@@ -21,9 +28,10 @@ class Label(TenantModel):
         UNSURE = "unsure", "Unsure"
 
     call = tenant_key("supervision.Call", related_name="labels")
-    # Exactly one of the two.
+    # Exactly one of the three.
     turn = tenant_key("supervision.Turn", related_name="labels", null=True)
     intervention = tenant_key("supervision.Intervention", related_name="labels", null=True)
+    tool_decision = tenant_key("supervision.ToolDecision", related_name="labels", null=True)
     value = models.CharField(max_length=16, choices=Value.choices)
     note = text_column()
     # Who said so last: a person or an API key, as the audit log names them.
@@ -42,8 +50,13 @@ class Label(TenantModel):
                 condition=models.Q(intervention__isnull=False),
                 name="label_tenant_intervention",
             ),
+            models.UniqueConstraint(
+                fields=["tenant", "tool_decision"],
+                condition=models.Q(tool_decision__isnull=False),
+                name="label_tenant_tool_decision",
+            ),
             models.CheckConstraint(
-                condition=models.Q(turn__isnull=True) ^ models.Q(intervention__isnull=True), name="label_of_one_thing"
+                condition=_only("turn") | _only("intervention") | _only("tool_decision"), name="label_of_one_thing"
             ),
             models.CheckConstraint(
                 condition=models.Q(value__in=["confirmed", "false_alarm", "missed", "unsure"]), name="label_value"
@@ -51,6 +64,7 @@ class Label(TenantModel):
         ]
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["tenant", "call"], name="label_tenant_call"),
+            models.Index(fields=["tenant", "-updated_at"], name="label_tenant_newest"),
         ]
 
     def __str__(self) -> str:
