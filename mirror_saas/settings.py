@@ -110,6 +110,17 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": timedelta(hours=1),
         "options": {"expires": 3600},
     },
+    "alarms-sweep": {
+        "task": "supervision.alarms_sweep",
+        "schedule": timedelta(seconds=20),
+        "options": {"expires": 20},
+    },
+    "alarms-check": {
+        "task": "mirror_saas.each_tenant",
+        "args": ("supervision.alarms_check",),
+        "schedule": timedelta(minutes=10),
+        "options": {"expires": 600},
+    },
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(MIRROR.home / "celerybeat-schedule")
 
@@ -175,7 +186,12 @@ TEMPLATES = [
 
 STATIC_URL = "/static/"
 STATIC_ROOT = str(MIRROR.home / "static")
-# Files are served straight from the packages, so nothing has to be collected before a start.
+# Collected when a server starts (mirror_saas.static_files); what is not is served straight from the packages.
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "mirror_saas.static_files.HashedStorage"},
+}
+SERVESTATIC_KEEP_ONLY_HASHED_FILES = True
 SERVESTATIC_USE_FINDERS = True
 SERVESTATIC_AUTOREFRESH = False
 

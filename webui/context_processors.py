@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from django.http import HttpRequest
 from django.urls import reverse
@@ -15,19 +15,44 @@ from webui.vendor import HTMX_CONFIG, vendor_files_present
 
 @dataclass(frozen=True, slots=True)
 class NavItem:
-    """A screen in the bar: `section` is what its views name as theirs, `scope` what a role needs to see it."""
+    """A screen in the bar: `section` is what its views name as theirs, `scope` what a role needs to see it.
+
+    Those of the group `main` stand side by side, in the order of a day's work; those of `set_up` are in a menu.
+    """
 
     section: str
     name: str
     route: str
     scope: str
+    group: Literal["main", "set_up"] = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class NavLink:
+    """A screen that this member may see, and whether they are in it."""
+
+    name: str
+    url: str
+    section: str
+
+
+@dataclass(frozen=True, slots=True)
+class Navigation:
+    """The bar's links for one member."""
+
+    main: tuple[NavLink, ...] = ()
+    set_up: tuple[NavLink, ...] = ()
+
+    @property
+    def set_up_sections(self) -> list[str]:
+        return [link.section for link in self.set_up]
 
 
 NAVIGATION = (
     NavItem("calls", "Calls", "webui:calls", "calls:read"),
-    NavItem("members", "Members", "webui:members", "admin"),
-    NavItem("api_keys", "API keys", "webui:api_keys", "admin"),
-    NavItem("audit", "Audit", "webui:audit", "admin"),
+    NavItem("members", "Members", "webui:members", "admin", "set_up"),
+    NavItem("api_keys", "API keys", "webui:api_keys", "admin", "set_up"),
+    NavItem("audit", "Audit", "webui:audit", "admin", "set_up"),
 )
 
 
@@ -41,12 +66,22 @@ def console(request: HttpRequest) -> dict[str, Any]:
         "htmx_config": HTMX_CONFIG,
         # Asked for by the menu alone, and only for somebody who has more than one.
         "other_tenants": lambda: _other_tenants(member),
-        "navigation": [
-            {"section": item.section, "name": item.name, "url": reverse(item.route)}
-            for item in NAVIGATION
-            if member is not None and item.scope in member.capabilities
-        ],
+        "navigation": _navigation(member),
     }
+
+
+def _navigation(member: MembershipRef | None) -> Navigation:
+    if member is None:
+        return Navigation()
+    seen = [item for item in NAVIGATION if item.scope in member.capabilities]
+    main = tuple(_link(item) for item in seen if item.group == "main")
+    set_up = tuple(_link(item) for item in seen if item.group == "set_up")
+    # A menu of one would only hide it.
+    return Navigation(main + set_up) if len(set_up) < 2 else Navigation(main, set_up)
+
+
+def _link(item: NavItem) -> NavLink:
+    return NavLink(item.name, reverse(item.route), item.section)
 
 
 def _other_tenants(member: MembershipRef | None) -> list[MembershipRef]:

@@ -95,6 +95,8 @@ class Command(BaseCommand):
         stack_run(environment, body, write=self._write)
 
     def _server(self, environment: Environment, part: Any, server: str) -> None:
+        if part != "stream":
+            console_prepare()
         from mirror_saas.asgi import application
         from mirror_saas.serving import ListenError, server_run
         from supervision.services.judging import judging_close
@@ -131,6 +133,16 @@ class Command(BaseCommand):
     def _write(self, line: str) -> None:
         self.stdout.write(line)
         self.stdout.flush()
+
+
+def console_prepare() -> None:
+    """Collect the console's static files, and say so when those of others, which `make` fetches, are missing."""
+    from mirror_saas.static_files import static_collect
+    from webui.vendor import MISSING, vendor_files_present
+
+    static_collect()
+    if not vendor_files_present():
+        logger.warning(MISSING)
 
 
 def encryption_key_require() -> None:

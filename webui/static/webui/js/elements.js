@@ -35,5 +35,8 @@ class FilterForm extends HTMLElement {
   }
 }
 
+// On a phone the bar's links scroll: where one is stands in sight.
+document.querySelector(".nav-main [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 customElements.define("menu-button", MenuButton);
 customElements.define("filter-form", FilterForm);
