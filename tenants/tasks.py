@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from smtplib import SMTPException, SMTPRecipientsRefused
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from celery import Task, shared_task
@@ -28,12 +28,21 @@ def password_reset_send(task: Task, email: str) -> None:
     """Mail a link to whoever signs in with `email`; nothing happens when nobody does."""
     try:
         password_reset_mail(email=email)
-    except SMTPRecipientsRefused:
-        logger.warning("the mail server refused the address of a password link")
     except (SMTPException, OSError) as error:
-        logger.warning("the mail server did not take a password link: %s", type(error).__name__)
-        if task.request.retries < MAIL_RETRIES:
-            raise task.retry(exc=error, countdown=MAIL_RETRY_S * 2**task.request.retries, argsrepr="…") from error
+        mail_again(task, error, what="a password link", argsrepr="…")
+
+
+def mail_again(task: Task, error: Exception, *, what: str, **options: Any) -> None:
+    """Log that the mail server did not take a mail, and have the task, which allows MAIL_RETRIES, try again later.
+
+    Raises celery's Retry, unless the address was refused, where another try gets the same answer, or this was the last.
+    """
+    if isinstance(error, SMTPRecipientsRefused):
+        logger.warning("the mail server refused the address of %s", what)
+        return
+    logger.warning("the mail server did not take %s: %s", what, type(error).__name__)
+    if task.request.retries < MAIL_RETRIES:
+        raise task.retry(exc=error, countdown=MAIL_RETRY_S * 2**task.request.retries, **options) from error
 
 
 @shared_task(name="tenants.idempotency_clear", base=TenantTask)  # type: ignore[untyped-decorator]
@@ -51,10 +60,6 @@ def invitation_send(task: TenantTask, invitation_id: str, mark: str) -> None:
     last = task.request.retries >= MAIL_RETRIES
     try:
         invitation_mail_send(tenant_id=task.tenant_id, invitation_id=UUID(invitation_id), mark=mark, last=last)
-    except SMTPRecipientsRefused:
-        # Another try gets the same answer; the page says that the mail was not delivered.
-        logger.warning("the mail server refused the address of an invitation")
     except (SMTPException, OSError) as error:
-        logger.warning("the mail server did not take an invitation: %s", type(error).__name__)
-        if not last:
-            raise task.retry(exc=error, countdown=MAIL_RETRY_S * 2**task.request.retries) from error
+        # After the last try the page says that the mail was not delivered.
+        mail_again(task, error, what="an invitation")

@@ -1,4 +1,5 @@
 from supervision.models.agents import Agent, Mode, OnFailure, ProviderCredential, StreamKey, Track
+from supervision.models.alarms import Alarm, AlarmRecipient
 from supervision.models.calls import (
     AgentNote,
     Call,
@@ -20,6 +21,8 @@ from supervision.models.webhooks import WebhookAttempt, WebhookDelivery, Webhook
 __all__ = [
     "Agent",
     "AgentNote",
+    "Alarm",
+    "AlarmRecipient",
     "Approval",
     "Call",
     "CallEvent",

@@ -1,4 +1,5 @@
-"""What happened in calls, for the webhooks that want to hear of it: rows of supervision_webhookdelivery.
+"""What happened in calls, for the webhooks that want to hear of it: rows of supervision_webhookdelivery; and what went
+wrong in them, for the members who are mailed of that: rows of supervision_alarm.
 
 They are written in the transaction of the rows that they tell of, so there is one if and only if there is the other.
 What they tell are ids and facts: nothing that was said, no number of a caller, no argument of a tool.
@@ -15,6 +16,7 @@ from uuid import UUID
 import orjson
 import psycopg
 
+from supervision.alarms import alarm_kind
 from supervision.recorder.events import RecordEvent
 from supervision.webhooks import event_id
 
@@ -22,6 +24,10 @@ from supervision.webhooks import event_id
 _ENDPOINTS: Final = (
     b"SELECT id, event_types FROM supervision_webhookendpoint"
     b" WHERE tenant_id = %s AND enabled ORDER BY id FOR KEY SHARE"
+)
+# Parameters: the tenant.
+_ALARMS_WANTED: Final = (
+    b"SELECT DISTINCT jsonb_array_elements_text(kinds) FROM supervision_alarmrecipient WHERE tenant_id = %s"
 )
 _COUNTS: Final = ("turn_count", "judged_count", "skipped_count", "timed_out_count", "failed_count", "shed_count")
 _CALL_FACTS: Final = (
@@ -62,6 +68,13 @@ SELECT r.id, %s, r.endpoint_id, r.event_id, r.type, r.occurred_at, r.data, state
     ON CONFLICT (tenant_id, endpoint_id, event_id) DO NOTHING
 """
 
+_INSERT_ALARMS: Final = b"""
+INSERT INTO supervision_alarm (id, tenant_id, kind, event_id, occurred_at, data, created_at)
+SELECT r.id, %s, r.kind, r.event_id, r.occurred_at, r.data, statement_timestamp()
+  FROM json_to_recordset(%s) AS r(id uuid, kind text, event_id uuid, occurred_at timestamptz, data jsonb)
+    ON CONFLICT (tenant_id, event_id) DO NOTHING
+"""
+
 # A running call raises the alarm `low` when less than this share of its turns is covered, once there are so many …
 ALARM_SHARE: Final = 0.8
 ALARM_TURNS: Final = 5
@@ -97,13 +110,16 @@ async def outbox_write(
     events: Sequence[RecordEvent],
     new_id: Callable[[], UUID],
 ) -> None:
-    """Put `events`, whose rows this transaction has written, into the outbox of each endpoint that wants them."""
+    """Put `events`, whose rows this transaction has written, into the outbox of each endpoint that wants them, and
+    raise the alarms that members are mailed of."""
     told = [event for event in events if is_told(event)]
     if not told:
         return
     await cursor.execute(_ENDPOINTS, (tenant_id,))
     endpoints = await cursor.fetchall()
-    if not endpoints:
+    await cursor.execute(_ALARMS_WANTED, (tenant_id,))
+    alarms_wanted = {kind for (kind,) in await cursor.fetchall()}
+    if not endpoints and not alarms_wanted:
         return
     await cursor.execute(_CALLS, (tenant_id, list({event.call_id for event in told})))
     calls = {row[0]: dict(zip(_CALL_FACTS, row, strict=True)) for row in await cursor.fetchall()}
@@ -117,24 +133,34 @@ async def outbox_write(
         await cursor.execute(_NEWEST_STATES, {"tenant": tenant_id, "calls": list(uncovered), "turns": DEGRADED_TURNS})
         for call_id, states in await cursor.fetchall():
             calls[call_id]["newest_states"] = states
+    # An event whose call never reached the record: it is kept as an event, and there is nothing to tell yet.
+    happened = [
+        each for event in told if event.call_id in calls for each in _TOLD[event.kind](event, calls[event.call_id])
+    ]
     rows = [
-        {
-            "id": new_id(),
-            "endpoint_id": endpoint_id,
-            "event_id": event_id(each.type, each.subject, each.state),
-            "type": each.type,
-            "occurred_at": each.occurred_at,
-            "data": each.data,
-        }
-        for event in told
-        # An event whose call never reached the record: it is kept as an event, and there is nothing to tell yet.
-        if event.call_id in calls
-        for each in _TOLD[event.kind](event, calls[event.call_id])
+        {"endpoint_id": endpoint_id, "type": each.type, **_row(each, new_id)}
+        for each in happened
         for endpoint_id, types in endpoints
         if each.type in types
     ]
     if rows:
         await cursor.execute(_INSERT, (tenant_id, orjson.dumps(rows).decode()))
+    alarms = [
+        {"kind": kind, **_row(each, new_id)}
+        for each in happened
+        if (kind := alarm_kind(each.type, each.data)) in alarms_wanted
+    ]
+    if alarms:
+        await cursor.execute(_INSERT_ALARMS, (tenant_id, orjson.dumps(alarms).decode()))
+
+
+def _row(told: Told, new_id: Callable[[], UUID]) -> dict[str, Any]:
+    return {
+        "id": new_id(),
+        "event_id": event_id(told.type, told.subject, told.state),
+        "occurred_at": told.occurred_at,
+        "data": told.data,
+    }
 
 
 def _call_started(event: RecordEvent, call: Facts) -> list[Told]:

@@ -23,6 +23,7 @@ from mirror_saas.errors import Conflict
 from mirror_saas.ids import uuid7
 from supervision.models import WebhookDelivery, WebhookEndpoint
 from supervision.selectors.webhooks import DeliveryNotFound, WebhookNotFound
+from supervision.services.alarms import alarm_raise
 from supervision.webhooks import EVENT_TYPES, TEST_TYPE, secret_make
 from tenants.context import tenant_id_required
 from tenants.models import Tenant
@@ -229,6 +230,17 @@ def webhook_switch_off(*, endpoint: WebhookEndpoint, reason: WebhookEndpoint.Off
     endpoint.save()
     deliveries_give_up(endpoint=endpoint, error=f"{reason.label[0].lower()}{reason.label[1:]}; {SWITCHED_OFF}")
     before, after = changes(was, snapshot(endpoint, only=_AUDITED))
+    alarm_raise(
+        kind="webhook",
+        subject=endpoint.id,
+        data={
+            "webhook_id": str(endpoint.id),
+            "host": urlsplit(endpoint.url).hostname or "",
+            "reason": f"{reason.label[0].lower()}{reason.label[1:]}",
+        },
+        now=now,
+        state=now.isoformat(),
+    )
     auditevent_record(
         action="webhook.switch_off", row=endpoint, object_label=_label(endpoint), before=before, after=after
     )

@@ -52,8 +52,8 @@ def tenant_use_get() -> Use:
         calls=calls_running(tenant_id),
         requests_per_minute=requests_in_minute(tenant_id),
         storage_bytes=storage_bytes_get(),
-        refused_today=_refused(today),
-        refused_30_days=_refused(today - timedelta(days=REFUSED_DAYS - 1)),
+        refused_today=refused_since(day=today),
+        refused_30_days=refused_since(day=today - timedelta(days=REFUSED_DAYS - 1)),
     )
 
 
@@ -62,6 +62,7 @@ def storage_bytes_get() -> int:
     return TenantUse.objects.values_list("storage_bytes", flat=True).first() or 0
 
 
-def _refused(since: date) -> dict[str, int]:
-    rows = LimitRefusal.objects.filter(day__gte=since).values_list("kind").annotate(Sum("count")).order_by("kind")
+def refused_since(*, day: date) -> dict[str, int]:
+    """How often each limit of the current tenant refused something from this UTC day on."""
+    rows = LimitRefusal.objects.filter(day__gte=day).values_list("kind").annotate(Sum("count")).order_by("kind")
     return dict(rows)

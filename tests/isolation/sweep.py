@@ -42,15 +42,17 @@ from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
+from django.utils import timezone
 
 from mirror_saas.api import api as ninja_api
 from mirror_saas.ids import uuid7
 from supervision.models import Call, Intervention, ProviderCredential, StreamKey, Turn
+from supervision.services.alarms import alarm_kinds_set, alarm_raise, alarms_mail_make
 from supervision.services.credentials import credential_create
 from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
 from supervision.services.webhooks import webhook_create, webhook_test
 from tenants.managers import TenantModel
-from tenants.models import User
+from tenants.models import Membership, User
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.api_keys import api_key_create
 from tenants.services.invitations import invitation_create, invitation_mark
@@ -180,6 +182,16 @@ def invitation_sent(tenancy: Tenancy) -> tuple[str, str]:
     """What the task that mails an invitation is told of it."""
     made = invitation_create(**invitee(tenancy, {}), capabilities=ROLE_CAPABILITIES["owner"])
     return str(made.invitation.id), invitation_mark(made.invitation)
+
+
+def alarm_told(tenancy: Tenancy) -> tuple[str, str]:
+    """What the task that mails alarms is told: who gets the mail, and which one it is."""
+    member = Membership.objects.order_by("created_at", "id")[0]
+    alarm_kinds_set(membership_id=member.id, kinds=["limit"])
+    alarm_raise(kind="limit", subject=tenancy.id, data={"limit": "calls"}, state=secrets.token_hex(4))
+    mails = alarms_mail_make(now=timezone.now())
+    assert mails is not None
+    return str(mails.recipient_ids[0]), str(mails.mail_id)
 
 
 def session(tenancy: Tenancy) -> Made:
@@ -503,6 +515,10 @@ TASKS: dict[str, tuple[str, Callable[[Tenancy], tuple[Any, ...]]]] = {
     "supervision.webhooks_sweep": (GLOBAL, lambda tenancy: ()),
     "supervision.webhooks_send": (TENANT, lambda tenancy: ()),
     "supervision.webhooks_prune": (TENANT, lambda tenancy: ()),
+    "supervision.alarms_sweep": (GLOBAL, lambda tenancy: ()),
+    "supervision.alarms_mail": (TENANT, lambda tenancy: ()),
+    "supervision.alarm_send": (TENANT, lambda tenancy: alarm_told(tenancy)),
+    "supervision.alarms_check": (TENANT, lambda tenancy: ()),
     "tenants.idempotency_clear": (TENANT, lambda tenancy: ()),
 }
 

@@ -57,6 +57,7 @@ def test_every_tenant_model_asks_for_a_context() -> None:
 
 def test_look_ups_across_tenants_are_few() -> None:
     assert set(isolation_audit().functions) == {
+        "alarm_tenants_waiting",
         "api_key_lookup",
         "invitation_lookup",
         "membership_lookup",
