@@ -8,6 +8,14 @@ RUN python -m venv /venv
 COPY requirements/run.txt /requirements.txt
 RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements.txt
 
+# What the console's pages load that is not ours; the Node.js that fetches it stays behind.
+FROM python:3.13-slim AS frontend
+WORKDIR /app
+COPY requirements/frontend.txt requirements/frontend.txt
+COPY webui/__init__.py webui/__init__.py
+COPY webui/frontend webui/frontend
+RUN python -m webui.frontend --only-pages
+
 FROM python:3.13-slim
 # Fixed numbers, so that a volume's files belong to the same user after an update.
 RUN groupadd --gid 10001 mirror \
@@ -19,6 +27,7 @@ COPY mirror_saas mirror_saas
 COPY tenants tenants
 COPY supervision supervision
 COPY webui webui
+COPY --from=frontend /app/webui/static/webui/vendor webui/static/webui/vendor
 RUN /venv/bin/python -m compileall -q mirror_saas tenants supervision webui
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

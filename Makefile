@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 # Wheels take 0.9 GB with the development tools, PostgreSQL and its data another 0.2.
 SPACE_MB := 1500
 PYTEST_WORKERS ?= 2
+# Made by webui/frontend, when it has brought everything in.
+FRONTEND := webui/frontend/node_modules/.complete
 # The tests that have to reach all of the engine, and how much of its branches (percent).
 ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 	tests/stream/test_hold.py tests/stream/test_orchestrator.py tests/stream/test_relay.py tests/stream/test_voice.py
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock openapi fuzz-api bench bench-engine bench-judge bench-relay bench-calls bench-agent-leg bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench bench-engine bench-judge bench-relay bench-calls bench-agent-leg bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots frontend clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -22,6 +24,7 @@ help:
 	@echo "make test         run all tests (on their own PostgreSQL and Valkey)"
 	@echo "make coverage     run the engine's tests; fails when they reach less than $(ENGINE_COVERAGE) % of its branches"
 	@echo "make check        lint, types, import contracts, migrations, templates"
+	@echo "make frontend     fetch what the console's pages load that is not ours (run and test do it too)"
 	@echo "make fmt          format the code"
 	@echo "make lock         write requirements/*.txt from pyproject.toml"
 	@echo "make openapi      write docs/openapi.json, the API's contract as reviews see it"
@@ -40,9 +43,11 @@ help:
 	@echo "make bench-recorder events a second that are acknowledged on disk, and what becomes of them"
 	@echo "make soak         break everything around running calls, full size; writes docs/reliability.md (FAULTS=… for some)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
-	@echo "make clean        remove .venv and caches; the data in .mirror stays"
+	@echo "make clean        remove .venv, what was fetched, and caches; the data in .mirror stays"
 
+# Without the front-end's files the console has no charts, and says so; that is no reason not to run.
 run: $(VENV)/.run $(if $(filter local,$(MODEL)),$(VENV)/.local-llm)
+	@$(MAKE) --no-print-directory frontend || true
 	@MIRROR_ENV=development exec $(BIN)/python manage.py demo $(if $(MODEL),--model $(MODEL))
 
 PYTEST := MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
@@ -50,7 +55,7 @@ MEASURED := $(PYTEST) $(ENGINE_TESTS) --cov --cov-report=term-missing --cov-fail
 
 # Two runs: only the engine's own tests count for its coverage, and nothing else is slowed down by measuring it. Both
 # run even if the first fails. With PYTEST_ARGS it is one run, of what they say.
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(FRONTEND)
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@status=0; $(MEASURED) || status=1; $(PYTEST) $(ENGINE_TESTS:%=--ignore=%) || status=1; exit $$status
 else
@@ -115,7 +120,7 @@ bench-recorder: $(VENV)/.dev
 soak: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python -m benchmarks.soak $(if $(FAULTS),$(FAULTS),--write docs/reliability.md)
 
-screenshots: $(VENV)/.dev
+screenshots: $(VENV)/.dev $(FRONTEND)
 	@MIRROR_ENV=development $(BIN)/python -m tests.webui.screenshots
 
 # --no-emit-index-url: lock files name no registry, so they work with any mirror of one.
@@ -125,6 +130,7 @@ lock: $(VENV)/.dev
 	$(LOCK) --extra server --extra demo --extra uvicorn -o requirements/run.txt
 	$(LOCK) --extra server --extra demo --extra uvicorn --group dev -o requirements/dev.txt
 	$(LOCK) --extra local-llm --constraints requirements/run.txt -o requirements/local-llm.txt
+	$(subst pyproject.toml,,$(LOCK)) --group pyproject.toml:frontend -o requirements/frontend.txt
 
 openapi: $(VENV)/.dev
 	@MIRROR_ENV=development $(BIN)/python manage.py openapi >docs/openapi.json.new
@@ -134,7 +140,7 @@ fuzz-api: $(VENV)/.dev
 	@FUZZ_EXAMPLES=$(or $(EXAMPLES),100) FUZZ_BOUNDS=all $(PYTEST) -n 1 tests/e2e/test_api_schema.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) webui/frontend/node_modules webui/static/webui/vendor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- set-up: a stamp file per set of requirements, so that a second run is quick ------------------------------------
@@ -153,6 +159,12 @@ $(VENV)/.local-llm: requirements/local-llm.txt | $(VENV)/bin/python
 	@echo "Installing the local model's server into $(VENV) (once)"
 	@$(call install,requirements/local-llm.txt)
 	@touch $@
+
+frontend: $(FRONTEND)
+
+$(FRONTEND): webui/frontend/package.json webui/frontend/package-lock.json webui/frontend/__main__.py | $(VENV)/bin/python
+	@echo "Fetching what the console's pages load (once)"
+	@$(BIN)/python -m webui.frontend
 
 $(VENV)/bin/python: | preflight
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
