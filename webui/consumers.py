@@ -3,10 +3,10 @@
 browser → server: `subscribe {topic, after, query}`, `unsubscribe {topic}`, `ack {topic, n}`
 server → browser: `update {topic, n, seq, parts, announce}`, `refused {topic}`, `beat`
 
-Topics are `calls`, `call:<uuid>` and `approvals`. Announcements in the channel layer are hints only: what is sent is
-read from the database, as the viewer's tenant, at the time of sending. Between two updates of a topic the browser must
-acknowledge the first; hints that come meanwhile become one later update, so a slow browser costs a set of ids and no
-queue.
+Topics are `live`, `calls`, `call:<uuid>` and `approvals`. Announcements in the channel layer are hints only: what is
+sent is read from the database, as the viewer's tenant, at the time of sending. `n` counts a subscription's updates from
+1 without gaps. Between two updates of a topic the browser must acknowledge the first; hints that come meanwhile become
+one later update, so a slow browser costs a set of ids and no queue.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from webui.live import (
     ViewerGone,
     viewer_check,
 )
+from webui.live_topic import LiveTopic
 from webui.middleware import TIME_ZONE_COOKIE, zone_named
 from webui.watch import Standing, standing_still, viewer_watch
 
@@ -92,9 +93,17 @@ async def _in_thread_of(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T
     return result
 
 
-def _calls_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
+def _query(request: dict[str, Any]) -> str:
     query = request.get("query", "")
-    return None if about else (CallsTopic(query if isinstance(query, str) else ""), calls_group(tenant_id))
+    return query if isinstance(query, str) else ""
+
+
+def _calls_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
+    return None if about else (CallsTopic(_query(request)), calls_group(tenant_id))
+
+
+def _live_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
+    return None if about else (LiveTopic(_query(request)), calls_group(tenant_id))
 
 
 def _approvals_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[Topic, TenantGroup] | None:
@@ -114,6 +123,7 @@ TOPICS: Final[dict[str, Callable[[UUID, str, dict[str, Any]], tuple[Topic, Tenan
     "approvals": _approvals_topic,
     "calls": _calls_topic,
     "call": _call_topic,
+    "live": _live_topic,
 }
 
 

@@ -49,6 +49,7 @@ class Navigation:
 
 
 NAVIGATION = (
+    NavItem("live", "Live", "webui:live", "calls:read"),
     NavItem("calls", "Calls", "webui:calls", "calls:read"),
     NavItem("members", "Members", "webui:members", "admin", "set_up"),
     NavItem("api_keys", "API keys", "webui:api_keys", "admin", "set_up"),

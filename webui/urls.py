@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from webui.views import account, api_keys, audit, calls, invitation, members, session, tenant
+from webui.views import account, api_keys, approvals, audit, calls, invitation, live, members, session, tenant
 
 app_name = "webui"
 
@@ -42,6 +42,8 @@ urlpatterns = [
     path("audit", audit.audit, name="audit"),
     path("audit/verify", audit.verify, name="audit_verify"),
     path("calls", calls.call_list, name="calls"),
-    path("approvals", calls.approvals_decide, name="approvals"),
+    path("live", live.live, name="live"),
+    path("approvals", approvals.approvals, name="approvals"),
+    path("approvals/decide", approvals.approval_decision, name="approval_decide"),
     path("calls/<uuid:call_id>", calls.call_detail, name="call"),
 ]

@@ -487,8 +487,14 @@ PAGES = [
     page("GET", "audit/verify", "admin"),
     page("GET", "calls", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
+    page("GET", "live", "calls:read"),
+    page("GET", "approvals", "calls:read"),
     page(
-        "POST", "approvals", "calls:write", approval, body=lambda tenancy, made: {"approve": str(made["decision_id"])}
+        "POST",
+        "approvals/decide",
+        "calls:write",
+        approval,
+        body=lambda tenancy, made: {"approve": str(made["decision_id"])},
     ),
 ]
 
@@ -502,6 +508,7 @@ TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {
     "approvals": ("calls:read", lambda tenancy: "approvals"),
     "calls": ("calls:read", lambda tenancy: "calls"),
     "call": ("calls:read", lambda tenancy: f"call:{call(tenancy)['call_id']}"),
+    "live": ("calls:read", lambda tenancy: "live"),
 }
 
 # Arguments that name an object of a tenancy. GLOBAL tasks belong to no tenant; they write no row of any.

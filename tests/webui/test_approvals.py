@@ -50,7 +50,7 @@ def test_what_waits_is_pinned_with_its_time_and_buttons_for_who_may(tenant: Tena
     buttons = re.findall(r'<button [^>]*form="approvals-form" name="(\w+)" value="([^"]+)"', page)
     assert buttons == [("approve", str(waiting.id)), ("deny", str(waiting.id))]
     assert re.search(
-        r'<form id="approvals-form" method="post" action="/approvals"><input type="hidden" name="csrf', page
+        r'<form id="approvals-form" method="post" action="/approvals/decide"><input type="hidden" name="csrf', page
     )
 
     looked = page_of("bob", tenant)
@@ -71,13 +71,15 @@ def test_a_button_decides_once(tenant: Tenancy, decision: str, state: str) -> No
     waiting = approval_create(tenant)
     client = Client()
     client.force_login(tenant.users["alice"])
-    answer = client.post("/approvals", {decision: str(waiting.id)}, follow=True)
+    answer = client.post("/approvals/decide", {decision: str(waiting.id)}, follow=True)
     assert f"charge_card was {state}." in answer.content.decode()
     with tenant.context():
         row = Approval.objects.get()
         assert (row.state, row.decided_by) == (state, tenant.users["alice"].email)
     other = "deny" if decision == "approve" else "approve"
-    assert "This tool call was" in client.post("/approvals", {other: str(waiting.id)}, follow=True).content.decode()
+    assert (
+        "This tool call was" in client.post("/approvals/decide", {other: str(waiting.id)}, follow=True).content.decode()
+    )
 
 
 @pytest.mark.django_db
@@ -86,12 +88,12 @@ def test_nobody_else_decides(tenant: Tenancy, stranger: Tenancy) -> None:
     bob, charlie = Client(), Client()
     bob.force_login(tenant.users["bob"])
     charlie.force_login(stranger.users["charlie"])
-    assert bob.post("/approvals", {"approve": str(waiting.id)}).status_code == 403
+    assert bob.post("/approvals/decide", {"approve": str(waiting.id)}).status_code == 403
     for body in ({"approve": str(waiting.id)}, {"approve": str(uuid7())}, {"approve": "x"}, {}):
-        assert charlie.post("/approvals", body).status_code == 404
+        assert charlie.post("/approvals/decide", body).status_code == 404
     checked = Client(enforce_csrf_checks=True)
     checked.force_login(tenant.users["alice"])
-    assert checked.post("/approvals", {"approve": str(waiting.id)}).status_code == 403
+    assert checked.post("/approvals/decide", {"approve": str(waiting.id)}).status_code == 403
     with tenant.context():
         assert Approval.objects.get().state == "waiting"
 
