@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,16 @@ from django.contrib.auth.hashers import make_password
 from django.db import connections
 from django.test import override_settings
 
-from tests.factories import PASSWORD, Tenancy
+from tests.factories import PASSWORD, Tenancy, tenancy_create
 from tests.support.ports import free_port
 from tests.webui.story import Recording
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from pytest_django import DjangoDbBlocker
+
     from tests.support.servers import DatabaseUrls
+    from tests.webui.browser import OpenPage, Scheme, Watched
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -98,6 +102,61 @@ def console(database_urls: DatabaseUrls, redis_url: str, tmp_path_factory: pytes
     served.start()
     yield served
     served.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, headless. Of one module only: its loop would be in the way of other tests' databases."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.fail("Chromium is not installed: apt-get install chromium, or name it in CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Browser, console: Console) -> Iterator[OpenPage]:
+    """`open_page(width=390, scheme="dark")`: a new browser window; at the end none may have complained."""
+    from tests.webui.browser import Watched
+
+    opened: list[Watched] = []
+
+    def opener(
+        *, width: int = 1440, scheme: Scheme = "light", zone: str = "Europe/Berlin", permissions: Sequence[str] = ()
+    ) -> Watched:
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            timezone_id=zone,
+            reduced_motion="reduce",
+            permissions=list(permissions),
+        )
+        watched = Watched(context.new_page(), console.url)
+        watched.watch()
+        opened.append(watched)
+        return watched
+
+    yield opener
+    for watched in opened:
+        watched.page.context.close()
+    assert [complaint for watched in opened for complaint in watched.complaints] == []
+
+
+@pytest.fixture
+def shop(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Tenancy:
+    """Alice's tenant, with a password that the real server knows."""
+    tenancies: list[Tenancy] = []
+
+    def make() -> None:
+        tenancies.append(tenancy_create(owner="alice", viewer="bob", llm_model="demo-script"))
+        let_sign_in(tenancies[0])
+
+    with django_db_blocker.unblock():
+        in_thread(make)
+    return tenancies[0]
 
 
 def let_sign_in(tenancy: Tenancy) -> None:

@@ -6,10 +6,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.factories import Tenancy
-from tests.webui.test_browser import OpenPage, chromium, open_page, shop
+from tests.webui.browser import OpenPage
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
-__all__ = ["chromium", "open_page", "shop"]
 
 VIOLATIONS = """
 window.violations = [];

@@ -6,137 +6,21 @@ import re
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, Response, expect, sync_playwright
-from pytest_django import DjangoDbBlocker
+from playwright.sync_api import expect
 
-from tests.factories import PASSWORD, Tenancy, tenancy_create
+from tests.factories import PASSWORD, Tenancy
 from tests.support.totp import totp
 from tests.webui import story
-from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, in_thread, let_sign_in
+from tests.webui.browser import OpenPage, Scheme, overflow_of
+from tests.webui.conftest import Console
 
 # Not django_db: Playwright has a loop running in the tests' thread, where Django refuses the database. What a test
 # needs there is done in a thread and committed, as its server must see it; each test makes a tenant of its own.
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, headless. Of this module only: its loop would be in the way of other tests' databases."""
-    if CHROMIUM is None:
-        pytest.fail("Chromium is not installed: apt-get install chromium, or name it in CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
-        yield browser
-        browser.close()
-
-
-Scheme = Literal["light", "dark"]
-
-
-@dataclass
-class Watched:
-    """A page, and everything that it complained about."""
-
-    page: Page
-    url: str
-    complaints: list[str] = field(default_factory=list)
-    expected_status: dict[str, int] = field(default_factory=dict)
-
-    def watch(self) -> None:
-        self.page.on("console", lambda message: self._complain(message.type in ("error", "warning"), message.text))
-        self.page.on("pageerror", lambda error: self._complain(True, f"uncaught: {error}"))
-        self.page.on("requestfailed", self._failed)
-        self.page.on("response", self._response)
-
-    def _complain(self, really: bool, text: str) -> None:
-        # Chromium repeats a status of 400 and above in its console; `_response` judges it.
-        if really and "Failed to load resource" not in text:
-            self.complaints.append(text)
-
-    def _failed(self, request: Request) -> None:
-        # Chromium fetches the icon after everything else; going on to the next page ends that.
-        if not (request.url.endswith("/favicon.svg") and request.failure == "net::ERR_ABORTED"):
-            self.complaints.append(f"failed: {request.url} {request.failure}")
-
-    def _response(self, response: Response) -> None:
-        path = response.url.removeprefix(self.url)
-        if response.status >= 400 and self.expected_status.get(path) != response.status:
-            self.complaints.append(f"{response.status} for {path}")
-
-    def open(self, path: str) -> Page:
-        self.page.goto(self.url + path)
-        self.page.wait_for_load_state("load")
-        return self.page
-
-    def sign_in(self, tenancy: Tenancy, name: str = "alice") -> None:
-        self.open("/sign-in")
-        self.page.get_by_label("Email").fill(tenancy.users[name].email)
-        self.page.get_by_label("Password").fill(PASSWORD)
-        self.page.get_by_role("button", name="Sign in").click()
-        self.page.wait_for_url("**/calls")
-
-
-OpenPage = Callable[..., Watched]
-
-
-@pytest.fixture
-def open_page(chromium: Browser, console: Console) -> Iterator[OpenPage]:
-    """`open_page(width=390, scheme="dark")`: a new browser window; at the end none may have complained."""
-    opened: list[Watched] = []
-
-    def opener(*, width: int = 1440, scheme: Scheme = "light", zone: str = "Europe/Berlin") -> Watched:
-        context = chromium.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, timezone_id=zone, reduced_motion="reduce"
-        )
-        watched = Watched(context.new_page(), console.url)
-        watched.watch()
-        opened.append(watched)
-        return watched
-
-    yield opener
-    for watched in opened:
-        watched.page.context.close()
-    assert [complaint for watched in opened for complaint in watched.complaints] == []
-
-
-@pytest.fixture
-def shop(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Tenancy:
-    """Alice's tenant, with a password that the real server knows."""
-    tenancies: list[Tenancy] = []
-
-    def make() -> None:
-        tenancies.append(tenancy_create(owner="alice", viewer="bob", llm_model="demo-script"))
-        let_sign_in(tenancies[0])
-
-    with django_db_blocker.unblock():
-        in_thread(make)
-    return tenancies[0]
-
-
-def overflow_of(page: Page) -> list[str]:
-    """Elements that reach beyond the window's right edge, other than those inside something that scrolls."""
-    found: list[str] = page.evaluate(
-        """() => {
-            const scrolls = (element) => {
-                for (let parent = element.parentElement; parent; parent = parent.parentElement) {
-                    const style = getComputedStyle(parent);
-                    if (/auto|scroll|hidden|clip/.test(style.overflowX) && parent !== document.body) return true;
-                }
-                return false;
-            };
-            return [...document.querySelectorAll("body *")]
-                .filter((element) => element.getBoundingClientRect().right > innerWidth + 0.5 && !scrolls(element))
-                .map((element) => `${element.localName}.${element.getAttribute("class")}`);
-        }"""
-    )
-    wide: int = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    return found + ([f"the page is {wide} px too wide"] if wide > 0 else [])
 
 
 def test_every_page_at_every_width_light_and_dark(
