@@ -15,13 +15,13 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 
 from mirror_saas.egress import EgressRefused, egress_check
 from mirror_saas.errors import Conflict
 from mirror_saas.ids import uuid7
-from supervision.models import Agent, ModelDefaults, PolicyVersion, ProviderCredential
+from supervision.models import Agent, PolicyVersion, ProviderCredential
+from supervision.selectors.credentials import credential_uses
 from supervision.services.plivo_accounts import auth_token_clean, plivo_account_save
 from tenants.context import tenant_id_required
 from tenants.sealing import seal, sealed_field
@@ -181,27 +181,13 @@ def credential_delete(*, credential_id: UUID) -> None:
     with transaction.atomic():
         # Whoever makes use of it now holds its row until they are done.
         credential = ProviderCredential.objects.select_for_update().get(id=credential_id)
-        versions = PolicyVersion.objects.filter(Q(llm_credential=credential) | Q(fallback_credential=credential))
-        retired = PolicyVersion.Status.RETIRED
-        used = [
-            f"version {number} of {policy}"
-            for policy, number in versions.exclude(status=retired)
-            .filter(policy__archived_at=None)
-            .order_by("policy__name", "number")
-            .values_list("policy__name", "number")
-        ]
-        agents = Agent.objects.filter(tts_credential=credential)
-        used += [
-            f"agent {name}" for name in agents.filter(archived_at=None).order_by("name").values_list("name", flat=True)
-        ]
-        if ModelDefaults.objects.filter(Q(llm_credential=credential) | Q(tts_credential=credential)).exists():
-            used.append("the tenant's default models")
+        used = [str(use) for use in credential_uses(credential_ids=[credential.id])[credential.id]]
         if used:
             shown = ", ".join(used[:5]) + (", …" if len(used) > 5 else "")
             raise Conflict(f"This credential is in use ({shown}); give those another one first.")
         PolicyVersion.objects.filter(llm_credential=credential).update(llm_credential=None)
         PolicyVersion.objects.filter(fallback_credential=credential).update(fallback_credential=None)
-        agents.update(tts_credential=None)
+        Agent.objects.filter(tts_credential=credential).update(tts_credential=None)
         auditevent_record(action="credential.delete", row=credential, before=snapshot(credential))
         credential.delete()
 
