@@ -31,7 +31,7 @@ from supervision.selectors.decisions import (
 )
 from supervision.services.approvals import MAX_NOTE_CHARS as MAX_APPROVAL_NOTE_CHARS
 from supervision.services.approvals import approval_decide
-from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, turn_label
+from supervision.services.labels import MAX_NOTE_CHARS, intervention_label, tool_decision_label, turn_label
 from tenants.api.auth import principal_of, requires
 from tenants.api.writes import writes
 from tenants.context import tenant_context
@@ -206,6 +206,19 @@ def interventions(
 def label_intervention(request: HttpRequest, intervention_id: UUID, body: LabelIn) -> LabelOut:
     """Say whether Mirror was right to step in; what was said before is replaced."""
     return LabelOut.of(intervention_label(intervention_id=intervention_id, value=body.label, note=body.note))
+
+
+@router.put(
+    "/tool-decisions/{uuid:decision_id}/label",
+    response={200: LabelOut, **LABEL_ERRORS},
+    operation_id="tool_decision_label",
+    summary="Label a tool decision",
+)
+@writes(Scope.LABELS_WRITE)
+def label_tool_decision(request: HttpRequest, decision_id: UUID, body: LabelIn) -> LabelOut:
+    """Say whether a blocked tool call was rightly blocked (`confirmed`, `false_alarm`), or an allowed one should have
+    been (`missed`); what was said before is replaced."""
+    return LabelOut.of(tool_decision_label(decision_id=decision_id, value=body.label, note=body.note))
 
 
 @router.put(

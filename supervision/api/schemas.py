@@ -82,12 +82,13 @@ class CallOut(Out):
 
 
 class LabelOut(Out):
-    """What a reviewer said of a turn or an intervention."""
+    """What a reviewer said of a turn, an intervention or a tool decision: one of the three ids is not null."""
 
     id: UUID
     call_id: UUID
     turn_id: UUID | None
     intervention_id: UUID | None
+    tool_decision_id: UUID | None
     label: str
     note: str
     labelled_by: str

@@ -5,10 +5,10 @@ from django.db import migrations, models
 
 from tenants.tenant_tables import tenant_foreign_key, tenant_wall
 
-# What the review queue takes up of turns that were let pass; supervision.selectors.reviews asks in the same words, or
-# PostgreSQL would not know these indexes again.
-NEAR = "state = 'judged' AND NOT intervene AND NOT late AND score >= (threshold - 0.2)"
-SAMPLED = "NOT intervene AND NOT late AND get_byte(uuid_send(id), 15) < 5"
+# What the review queue takes up: scores that reach their threshold or come close, and a sample. The queue asks in the
+# same words (supervision.selectors.reviews), or PostgreSQL would not know these indexes again.
+NEAR = "state = 'judged' AND score >= (threshold - 0.2)"
+SAMPLED = "NOT late AND get_byte(uuid_send(id), 15) < 5"
 
 
 class Migration(migrations.Migration):

@@ -189,7 +189,8 @@ placed AS (
                 WHEN EXISTS (SELECT FROM supervision_intervention AS i
                               WHERE i.tenant_id = %(tenant)s AND i.turn_id = s.turn_id) THEN 'interventions'
                 WHEN EXISTS (SELECT FROM supervision_verdict AS v
-                              WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id AND v.intervene)
+                              WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id AND v.state = 'judged'
+                                AND v.score >= v.threshold)
                 THEN 'violations' ELSE 'passed' END AS about,
            EXISTS (SELECT FROM supervision_verdict AS v
                     WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id AND NOT v.late

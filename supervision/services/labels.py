@@ -1,4 +1,4 @@
-"""What reviewers say of turns and interventions."""
+"""What reviewers say of turns, interventions and tool decisions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from mirror_saas.errors import NotFound
-from supervision.models import Intervention, Label, Turn
+from supervision.models import Intervention, Label, ToolDecision, Turn
 from supervision.services.privacy import redactor_of_tenant
 from tenants.actors import actor_current
 from tenants.services.audit import auditevent_record
@@ -30,6 +30,20 @@ class InterventionNotFound(NotFound):
 
     def __init__(self) -> None:
         super().__init__("There is no such intervention.")
+
+
+class ToolDecisionNotFound(NotFound):
+    """The current tenant has no tool decision with this id."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such tool decision.")
+
+
+class LabelNotFound(NotFound):
+    """The current tenant has no label with this id."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such label.")
 
 
 def turn_label(*, turn_id: UUID, value: str, note: str = "") -> Label:
@@ -71,6 +85,55 @@ def intervention_label(*, intervention_id: UUID, value: str, note: str = "") -> 
         )
 
 
+def tool_decision_label(*, decision_id: UUID, value: str, note: str = "") -> Label:
+    """Say whether a tool call was rightly blocked, or wrongly allowed; what was said of it before is replaced.
+
+    Raises ToolDecisionNotFound, or ValidationError naming `label` or `note`.
+    """
+    _check(value, note)
+    with transaction.atomic():
+        row = ToolDecision.objects.select_for_update(no_key=True).filter(id=decision_id).first()
+        if row is None:
+            raise ToolDecisionNotFound
+        if value == (Label.Value.FALSE_ALARM if row.allow else Label.Value.MISSED):
+            was = "allowed, so it was no alarm" if row.allow else "blocked, so it was not missed"
+            raise ValidationError({"label": f"This tool call was {was}."})
+        label = Label.objects.filter(tool_decision_id=decision_id).first()
+        return _write(
+            label or Label(call_id=row.call_id, tool_decision_id=decision_id),
+            value,
+            note,
+            "tool_decision.label",
+            decision_id,
+        )
+
+
+def label_remove(*, label_id: UUID) -> None:
+    """Take back what was said; the turn, intervention or tool decision is unlabelled again. Raises LabelNotFound."""
+    with transaction.atomic():
+        label = Label.objects.select_for_update(no_key=True).filter(id=label_id).first()
+        if label is None:
+            raise LabelNotFound
+        Label.objects.filter(id=label_id).delete()
+        name, subject_id = label_subject(label)
+        auditevent_record(
+            action=f"{name}.unlabel",
+            object_id=subject_id,
+            object_label=label.value,
+            before={"label": label.value, "labelled_by": label.labelled_by},
+        )
+
+
+def label_subject(label: Label) -> tuple[str, UUID]:
+    """What a label is of: `turn`, `intervention` or `tool_decision`, and its id."""
+    if label.turn_id is not None:
+        return "turn", label.turn_id
+    if label.intervention_id is not None:
+        return "intervention", label.intervention_id
+    assert label.tool_decision_id is not None
+    return "tool_decision", label.tool_decision_id
+
+
 def _check(value: str, note: str) -> None:
     if value not in Label.Value.values:
         raise ValidationError({"label": f"Give one of {', '.join(Label.Value.values)}."})
@@ -88,6 +151,8 @@ def _write(label: Label, value: str, note: str, action: str, object_id: UUID) ->
     label.value, label.note = value, note
     label.labelled_by = actor_current().label[:300]
     label.updated_at = timezone.now()
+    if label._state.adding:
+        label.created_at = label.updated_at
     label.save()
     if changed:
         # Not the note: it may quote the caller, and the log outlives the erasure of a call.

@@ -46,7 +46,7 @@ from django.utils import timezone
 
 from mirror_saas.api import api as ninja_api
 from mirror_saas.ids import uuid7
-from supervision.models import Call, Intervention, ProviderCredential, StreamKey, Turn
+from supervision.models import Call, Intervention, ProviderCredential, StreamKey, ToolDecision, Turn
 from supervision.services.alarms import alarm_kinds_set, alarm_raise, alarms_mail_make
 from supervision.services.credentials import credential_create
 from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
@@ -113,6 +113,10 @@ def turn(tenancy: Tenancy) -> Made:
 
 def intervention(tenancy: Tenancy) -> Made:
     return {"intervention_id": Intervention.objects.order_by("id")[0].id}
+
+
+def tool_decision(tenancy: Tenancy) -> Made:
+    return {"decision_id": ToolDecision.objects.order_by("id")[0].id}
 
 
 def approval(tenancy: Tenancy) -> Made:
@@ -408,6 +412,13 @@ API = [
         "/interventions/{uuid:intervention_id}/label",
         "labels:write",
         intervention,
+        body=lambda tenancy, made: {"label": "unsure"},
+    ),
+    api(
+        "PUT",
+        "/tool-decisions/{uuid:decision_id}/label",
+        "labels:write",
+        tool_decision,
         body=lambda tenancy, made: {"label": "unsure"},
     ),
     api("GET", "/usage", "calls:read"),
