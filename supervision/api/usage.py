@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import Day, Out
-from supervision.selectors.usage import UsageFigures, UsageRow, usage_list
+from supervision.selectors.usage import UsageFigures, UsageRow, usage_list, usage_total
 from tenants.api.auth import requires
 from tenants.roles import Scope
 
@@ -94,15 +94,9 @@ def usage(request: HttpRequest, query: Query[UsageQuery]) -> UsageOut:
 
 def _out(first: date, last: date, now: datetime) -> UsageOut:
     rows = usage_list(first=first, last=last, now=now)
-    saved = [row.saved_tokens for row in rows if row.saved_tokens is not None]
-    costs = [row.cost for row in rows if row.cost is not None]
-    saved_costs = [row.saved_cost for row in rows if row.saved_cost is not None]
-    asked = [row for row in rows if row.figures.prompt_tokens or row.figures.completion_tokens]
+    sums = usage_total(rows)
     total = UsageFiguresOut(
-        **_figures(sum((row.figures for row in rows), UsageFigures())),
-        cost=sum(costs, Decimal()) if all(row.cost is not None for row in asked) else None,
-        saved_tokens=sum(saved) if saved else None,
-        saved_cost=sum(saved_costs, Decimal()) if saved and len(saved_costs) == len(saved) else None,
+        **_figures(sums.figures), cost=sums.cost, saved_tokens=sums.saved_tokens, saved_cost=sums.saved_cost
     )
     return UsageOut(first=first, last=last, total=total, days=[UsageRowOut.of(row) for row in rows])
 

@@ -15,7 +15,7 @@ from supervision.models.policies import Policy, PolicyVersion
 from supervision.models.privacy import PrivacySettings
 from supervision.models.reviews import ReviewReservation
 from supervision.models.tools import Approval, LedgerEntry
-from supervision.models.usage import ErasedCall, UsageDay
+from supervision.models.usage import ErasedCall, JudgeLatencyDay, UsageDay
 from supervision.models.webhooks import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "CallEvent",
     "ErasedCall",
     "Intervention",
+    "JudgeLatencyDay",
     "Label",
     "LedgerEntry",
     "Mode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 
@@ -48,6 +48,26 @@ class UsageDay(TenantModel):
 
     def __str__(self) -> str:
         return f"{self.day} {self.model}"
+
+
+class JudgeLatencyDay(TenantModel):
+    """How long judges took to answer in the calls that started on one UTC day (supervision.selectors.latencies).
+
+    Written once, when the day is over.
+    """
+
+    day = models.DateField()
+    # {class of latencies: how many}.
+    counts: models.JSONField[Any, Any] = models.JSONField(default=dict, db_default=models.Value({}, models.JSONField()))
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["tenant", "id"], name="judgelatencyday_tenant_id"),
+            models.UniqueConstraint(fields=["tenant", "day"], name="judgelatencyday_tenant_day"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.day)
 
 
 class ErasedCall(TenantModel):

@@ -71,6 +71,17 @@ class UsageRow:
     saved_cost: Decimal | None
 
 
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """What rows came to together. `cost` is None while tokens of one of them have no price; `saved_tokens` while
+    nothing can be estimated, and `saved_cost` while it cannot be estimated of every row that has `saved_tokens`."""
+
+    figures: UsageFigures
+    cost: Decimal | None
+    saved_tokens: int | None
+    saved_cost: Decimal | None
+
+
 Key = tuple[date, str, str]
 
 
@@ -94,6 +105,21 @@ def usage_list(*, first: date, last: date, now: datetime) -> list[UsageRow]:
     prices = model_prices(models={model for _, _, model in sums})
     rows = [_row(key, figures, prices.get(key[2])) for key, figures in sums.items()]
     return sorted(rows, key=lambda row: (-row.day.toordinal(), row.source, row.model))
+
+
+def usage_total(rows: Iterable[UsageRow]) -> UsageTotal:
+    """The sum of `rows`."""
+    rows = list(rows)
+    saved = [row.saved_tokens for row in rows if row.saved_tokens is not None]
+    costs = [row.cost for row in rows if row.cost is not None]
+    saved_costs = [row.saved_cost for row in rows if row.saved_cost is not None]
+    asked = [row for row in rows if row.figures.prompt_tokens or row.figures.completion_tokens]
+    return UsageTotal(
+        figures=sum((row.figures for row in rows), UsageFigures()),
+        cost=sum(costs, Decimal()) if all(row.cost is not None for row in asked) else None,
+        saved_tokens=sum(saved) if saved else None,
+        saved_cost=sum(saved_costs, Decimal()) if saved and len(saved_costs) == len(saved) else None,
+    )
 
 
 def usage_counted(

@@ -25,7 +25,7 @@ from supervision.redaction import (
 )
 from supervision.services.erasure import LONGEST_CALL, calls_tools_forget, usage_keep
 from supervision.services.storage import calls_storage_bytes, storage_release
-from supervision.services.usage import usage_days_close
+from supervision.services.usage import latency_days_close, usage_days_close
 from tenants.services.audit import auditevent_record, changes, snapshot
 
 MAX_RETENTION_DAYS: Final = 3_650
@@ -108,6 +108,7 @@ def calls_prune(*, now: datetime) -> int:
     """Store the usage of days that are over, then delete the current tenant's calls that are older than it keeps them;
     returns how many. Each batch is a transaction of its own, or a savepoint inside another one."""
     usage_days_close(now=now)
+    latency_days_close(now=now)
     # By then their calls have ended, wherever they ran: what came of these tools is in the calls' record.
     LedgerEntry.objects.filter(created_at__lt=now - LEDGER_KEPT).delete()
     row = PrivacySettings.objects.first()

@@ -11,7 +11,8 @@ from django.db import connection, transaction
 from django.db.models import Min
 
 from mirror_saas.ids import uuid7
-from supervision.models import Call, UsageDay
+from supervision.models import Call, JudgeLatencyDay, UsageDay
+from supervision.selectors.latencies import latencies_counted
 from supervision.selectors.usage import UsageFigures, usage_counted
 from tenants.context import tenant_id_required
 
@@ -21,15 +22,11 @@ CLOSES_AFTER_DAYS: Final = 2
 
 def usage_days_close(*, now: datetime) -> int:
     """Store every day that is over for two days and not stored yet; returns how many were."""
-    before = now.astimezone(UTC).date() - timedelta(days=CLOSES_AFTER_DAYS)
     stored = UsageDay.objects.filter(source="calls").order_by("-day").values_list("day", flat=True).first()
-    first_call = Call.objects.aggregate(first=Min("started_at"))["first"]
-    if first_call is None:
+    days = _days_to_store(stored, now)
+    if days is None:
         return 0
-    first = first_call.astimezone(UTC).date()
-    if stored is not None:
-        first = max(first, stored + timedelta(days=1))
-    last = before - timedelta(days=1)
+    first, last = days
     counted = usage_counted(first=first, last=last)
     with transaction.atomic():
         UsageDay.objects.bulk_create(
@@ -40,6 +37,31 @@ def usage_days_close(*, now: datetime) -> int:
             ignore_conflicts=True,
         )
     return len({day for day, _ in counted})
+
+
+def latency_days_close(*, now: datetime) -> int:
+    """Store how long judges took on every day that is over for two days and not stored yet; returns how many were."""
+    stored = JudgeLatencyDay.objects.order_by("-day").values_list("day", flat=True).first()
+    days = _days_to_store(stored, now)
+    if days is None:
+        return 0
+    first, last = days
+    counted = latencies_counted(first=first, last=last)
+    JudgeLatencyDay.objects.bulk_create(
+        [JudgeLatencyDay(day=day, counts=counts) for day, counts in counted.items()], ignore_conflicts=True
+    )
+    return len(counted)
+
+
+def _days_to_store(stored: date | None, now: datetime) -> tuple[date, date] | None:
+    """The first and the last day that can be stored, `stored` being the newest one that is; None without calls."""
+    first_call = Call.objects.aggregate(first=Min("started_at"))["first"]
+    if first_call is None:
+        return None
+    first = first_call.astimezone(UTC).date()
+    if stored is not None:
+        first = max(first, stored + timedelta(days=1))
+    return first, now.astimezone(UTC).date() - timedelta(days=CLOSES_AFTER_DAYS + 1)
 
 
 def usage_day_is_closed(*, day: date) -> bool:

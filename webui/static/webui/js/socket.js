@@ -24,7 +24,7 @@ class ConsoleSocket extends EventTarget {
 
   /** `request()` gives the fields of each subscribe message, `update(message)` takes what comes back. */
   subscribe(topic, request, update) {
-    this.#topics.set(topic, { request, update });
+    this.#topics.set(topic, { request, update, n: 0 });
     if (!this.#socket) this.#open();
     else if (this.#socket.readyState === WebSocket.OPEN) this.#ask(topic);
   }
@@ -63,8 +63,10 @@ class ConsoleSocket extends EventTarget {
     });
   }
 
-  #ask(topic) {
-    this.#send({ ...this.#topics.get(topic).request(), type: "subscribe", topic });
+  #ask(name) {
+    const topic = this.#topics.get(name);
+    topic.n = 0;
+    this.#send({ ...topic.request(), type: "subscribe", topic: name });
   }
 
   #send(message) {
@@ -76,11 +78,21 @@ class ConsoleSocket extends EventTarget {
     // Live means: the server has shown that it serves us. An accepted socket that says nothing is not live.
     this.#retryMs = FIRST_RETRY_MS;
     this.#become("live");
-    if (message.type === "update") {
-      this.#topics.get(message.topic)?.update(message);
-      // Until this arrives the server sends no more of the topic: a slow browser gets fewer, larger updates.
-      this.#send({ type: "ack", topic: message.topic, n: message.n });
+    if (message.type === "update") this.#update(message);
+  }
+
+  #update(message) {
+    const topic = this.#topics.get(message.topic);
+    if (!topic) return;
+    if (message.n !== topic.n + 1) {
+      // Something is missing: from the start again. Or it is of the subscription before, and nobody waits for it.
+      if (topic.n > 0) this.#ask(message.topic);
+      return;
     }
+    topic.n = message.n;
+    topic.update(message);
+    // Until this arrives the server sends no more of the topic: a slow browser gets fewer, larger updates.
+    this.#send({ type: "ack", topic: message.topic, n: message.n });
   }
 
   #heard() {
