@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -86,17 +86,18 @@ def axe_source() -> str:
     return (PACKAGES / "axe-core" / "axe.min.js").read_text()
 
 
-def barriers_of(page: Page, within: str = "body") -> list[str]:
-    """What axe-core finds serious or critical in the element `within`: the rule, where, and why."""
+def barriers_of(page: Page, *, rules: Sequence[str] = ()) -> list[str]:
+    """What axe-core finds serious or critical in a page, by all of its rules or only by `rules`: which, where, why."""
     # Evaluated by the debugger, which the page's Content-Security-Policy does not concern.
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(axe_source())
     found: list[dict[str, Any]] = page.evaluate(
-        """async (within) => {
-            const { violations } = await axe.run(within, { resultTypes: ["violations"] });
+        """async (rules) => {
+            const only = rules.length ? { runOnly: { type: "rule", values: rules } } : {};
+            const { violations } = await axe.run({ resultTypes: ["violations"], ...only });
             return violations.filter((one) => ["serious", "critical"].includes(one.impact));
         }""",
-        within,
+        list(rules),
     )
     return [
         f"{one['id']}: {node['html'][:200]} ({node['failureSummary'].splitlines()[-1].strip()})"

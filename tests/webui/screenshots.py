@@ -1,7 +1,8 @@
-"""Screenshots of every page, wide and narrow, light and dark: `python -m tests.webui.screenshots [FOLDER]`.
+"""Screenshots of every page, wide and narrow, light and dark: `python -m tests.webui.screenshots [FOLDER] [NAME…]`.
 
 They are taken from a real server with a tenant whose calls came through the real recorder, and written to
-`build/screenshots` unless FOLDER says otherwise. Look at them: what a person sees is no test's to judge.
+`build/screenshots` unless FOLDER says otherwise; with names of PAGES and EMPTY_PAGES only those, in two sizes. Look at
+them: what a person sees is no test's to judge.
 """
 
 from __future__ import annotations
@@ -9,16 +10,64 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from tests.factories import Tenancy
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to be seen: a tenant with calls of every kind, and one without."""
+
+    tenancy: Tenancy
+    empty: Tenancy
+    corrected: UUID
+    live: UUID
+    silent: UUID
+    failed: UUID
+
+
+# The pages that alice, an owner, sees: a picture's name, and its path or what makes it of the scene. A row each.
+PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
+    ("calls", "/calls"),
+    ("calls-filtered", "/calls?state=ended&outcome=failed"),
+    ("calls-no-match", "/calls?state=live&outcome=failed"),
+    ("call", lambda scene: f"/calls/{scene.corrected}"),
+    ("call-live", lambda scene: f"/calls/{scene.live}"),
+    ("call-silent", lambda scene: f"/calls/{scene.silent}"),
+    ("call-failed", lambda scene: f"/calls/{scene.failed}"),
+    ("not-found", lambda scene: f"/calls/{scene.tenancy.id}"),
+    ("api-keys", "/api-keys"),
+    ("api-key-new", "/api-keys/new"),
+    ("audit", "/audit"),
+    ("audit-verify", "/audit/verify"),
+    ("account", "/account"),
+    ("members", "/members"),
+    ("leave", "/members/leave"),
+    ("password", "/account/password"),
+    ("confirm", "/account/confirm"),
+]
+
+# Those that erin sees, whose tenant is new.
+EMPTY_PAGES: list[tuple[str, str]] = [
+    ("calls-empty", "/calls"),
+]
 
 SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: frozenset[str]) -> None:
+    unknown = names - {name for name, _ in [*PAGES, *EMPTY_PAGES]}
+    if unknown:
+        sys.exit(f"No such pages: {', '.join(sorted(unknown))}")
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     import django
 
@@ -80,6 +129,7 @@ def main(folder: Path) -> None:
             )
             for number in range(1, 9)
         ]
+        scene = Scene(tenancy, empty, main_call.call_id, live.call_id, quiet.call_id, failed.call_id)
         events = [event for each in stories for event in each.events]
         recording = story.Recording(dsn=urls.app, journal_dir=Path(home.name) / "journal-of-screenshots")
         recording(events)
@@ -93,15 +143,43 @@ def main(folder: Path) -> None:
             page.screenshot(path=folder / f"{name}.png", full_page=True)
 
         def sign_in(page: Page, email: str) -> None:
-            page.goto(console.url + "/sign-in")
+            page.goto(console.url + "/sign-in?next=/calls")
             page.get_by_label("Email").fill(email)
             page.get_by_label("Password").fill(PASSWORD)
             page.get_by_role("button", name="Sign in").click()
             page.wait_for_url("**/calls")
 
+        def forms_shoot(page: Page, end: str) -> None:
+            """What is seen on the way through forms and menus."""
+            page.get_by_text("Set up", exact=True).click()
+            page.screenshot(path=folder / f"set-up-{end}.png")
+            page.keyboard.press("Escape")
+            page.get_by_label("Your account").click()
+            page.screenshot(path=folder / f"menu-{end}.png")
+            page.goto(console.url + "/members")
+            page.get_by_label("Email").fill(f"new-{end}@example.com")
+            page.get_by_role("button", name="Invite", exact=True).click()
+            page.wait_for_load_state("networkidle")
+            page.screenshot(path=folder / f"members-invited-{end}.png", full_page=True)
+            link = urlsplit(page.locator("#fresh-link").input_value())
+            shoot(page, f"invitation-of-another-{end}", link.path)
+            shoot(page, f"two-factor-{end}", "/account/two-factor")
+            page.get_by_label("Code that the app shows").fill(totp(page.locator("code.secret").inner_text()))
+            page.get_by_role("button", name="Turn it on").click()
+            page.wait_for_url("**/recovery-codes")
+            page.screenshot(path=folder / f"recovery-codes-{end}.png", full_page=True)
+            shoot(page, f"account-two-factor-{end}", "/account")
+            shoot(page, f"two-factor-off-{end}", "/account/two-factor/off")
+            page.get_by_role("button", name="Turn it off").click()
+            page.wait_for_url("**/account")
+            page.context.clear_cookies()
+            shoot(page, f"forgot-password-{end}", "/forgot-password")
+
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
             for size, (width, height) in SIZES.items():
+                if names and size == "huge":
+                    continue
                 for scheme in SCHEMES:
                     view = browser.new_context(
                         viewport={"width": width, "height": height},
@@ -110,53 +188,24 @@ def main(folder: Path) -> None:
                     )
                     page = view.new_page()
                     end = f"{size}-{scheme}"
-                    shoot(page, f"sign-in-{end}", "/sign-in")
-                    page.get_by_label("Email").fill("alice@example.com")
-                    page.get_by_role("button", name="Sign in").click()
-                    page.wait_for_load_state("networkidle")
-                    page.screenshot(path=folder / f"sign-in-wrong-{end}.png", full_page=True)
+                    if not names:
+                        shoot(page, f"sign-in-{end}", "/sign-in")
+                        page.get_by_label("Email").fill("alice@example.com")
+                        page.get_by_role("button", name="Sign in").click()
+                        page.wait_for_load_state("networkidle")
+                        page.screenshot(path=folder / f"sign-in-wrong-{end}.png", full_page=True)
                     sign_in(page, tenancy.users["alice"].email)
-                    shoot(page, f"calls-{end}", "/calls")
-                    shoot(page, f"calls-filtered-{end}", "/calls?state=ended&outcome=failed")
-                    shoot(page, f"calls-no-match-{end}", "/calls?state=live&outcome=failed")
-                    shoot(page, f"call-{end}", f"/calls/{main_call.call_id}")
-                    shoot(page, f"call-live-{end}", f"/calls/{live.call_id}")
-                    shoot(page, f"call-silent-{end}", f"/calls/{quiet.call_id}")
-                    shoot(page, f"call-failed-{end}", f"/calls/{failed.call_id}")
-                    shoot(page, f"not-found-{end}", f"/calls/{tenancy.id}")
-                    for name, path in (
-                        ("api-keys", "/api-keys"),
-                        ("api-key-new", "/api-keys/new"),
-                        ("audit", "/audit"),
-                        ("audit-verify", "/audit/verify"),
-                    ):
+                    for name, path in PAGES:
+                        if name in names or not names:
+                            shoot(page, f"{name}-{end}", path if isinstance(path, str) else path(scene))
+                    if not names:
+                        forms_shoot(page, end)
+                    empty_pages = [(name, path) for name, path in EMPTY_PAGES if name in names or not names]
+                    if empty_pages:
+                        view.clear_cookies()
+                        sign_in(page, empty.users["erin"].email)
+                    for name, path in empty_pages:
                         shoot(page, f"{name}-{end}", path)
-                    shoot(page, f"account-{end}", "/account")
-                    shoot(page, f"members-{end}", "/members")
-                    page.get_by_label("Email").fill(f"new-{end}@example.com")
-                    page.get_by_role("button", name="Invite", exact=True).click()
-                    page.wait_for_load_state("networkidle")
-                    page.screenshot(path=folder / f"members-invited-{end}.png", full_page=True)
-                    link = urlsplit(page.locator("#fresh-link").input_value())
-                    shoot(page, f"invitation-of-another-{end}", link.path)
-                    shoot(page, f"leave-{end}", "/members/leave")
-                    shoot(page, f"password-{end}", "/account/password")
-                    shoot(page, f"confirm-{end}", "/account/confirm")
-                    shoot(page, f"two-factor-{end}", "/account/two-factor")
-                    page.get_by_label("Code that the app shows").fill(totp(page.locator("code.secret").inner_text()))
-                    page.get_by_role("button", name="Turn it on").click()
-                    page.wait_for_url("**/recovery-codes")
-                    page.screenshot(path=folder / f"recovery-codes-{end}.png", full_page=True)
-                    shoot(page, f"account-two-factor-{end}", "/account")
-                    shoot(page, f"two-factor-off-{end}", "/account/two-factor/off")
-                    page.get_by_role("button", name="Turn it off").click()
-                    page.wait_for_url("**/account")
-                    view.clear_cookies()
-                    shoot(page, f"forgot-password-{end}", "/forgot-password")
-                    sign_in(page, empty.users["erin"].email)
-                    shoot(page, f"calls-empty-{end}", "/calls")
-                    page.get_by_label("Your account").click()
-                    page.screenshot(path=folder / f"menu-{end}.png")
                     view.close()
             browser.close()
     finally:
@@ -171,4 +220,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("build/screenshots"))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("build/screenshots"), frozenset(sys.argv[2:]))
