@@ -156,6 +156,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "servestatic.middleware.ServeStaticMiddleware",
     "mirror_saas.problems.ProblemMiddleware",
+    "webui.middleware.PageGZipMiddleware",
     "webui.middleware.HtmxMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -224,6 +225,8 @@ SILENCED_SYSTEM_CHECKS = [
 ]
 # What the server takes (mirror_saas.serving); the stream has a limit of its own there.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 * 1024 * 1024
+# A policy's rules are rows of one form: 500 of them with five fields each.
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 3000
 
 # -- people -------------------------------------------------------------------------------------------------------
 
@@ -242,6 +245,9 @@ ACCOUNT_RATE_LIMITS = {
     "login_failed": "20/m/ip,5/5m/key",
     "reset_password": "10/m/ip,3/h/key",
     "reset_password_from_key": "20/m/ip",
+    # Mails to an address, and tenants from one place.
+    "sign_up": "10/m/ip,3/h/key",
+    "sign_up_new": "20/h/ip",
 }
 MFA_ADAPTER = "tenants.mfa.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]

@@ -1,4 +1,4 @@
-"""What the viewer chose in cookies, theme and time zone; and how pages that htmx asks for are answered."""
+"""What the viewer chose in cookies, theme and time zone; and how pages travel: compressed, and to htmx."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.middleware.gzip import GZipMiddleware
 from django.utils import timezone
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -38,6 +39,20 @@ class TimeZoneMiddleware:
             zone_named(request.COOKIES.get(TIME_ZONE_COOKIE, "")) or timezone.get_default_timezone()
         ):
             return self.get_response(request)
+
+
+class PageGZipMiddleware(GZipMiddleware):
+    """Compresses pages, which are long lists of the same elements; files are compressed when they are collected.
+
+    Nothing else: the API's answers are as their readers know them, and downloads are sent as they are made. Django adds
+    random bytes and masks CSRF tokens, so that lengths do not tell what stands in a page (BREACH).
+    """
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        if not response.headers.get("Content-Type", "").startswith("text/html"):
+            return response
+        compressed: HttpResponseBase = super().process_response(request, response)
+        return compressed
 
 
 class HtmxMiddleware:

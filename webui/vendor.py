@@ -9,7 +9,7 @@ from django.contrib.staticfiles import finders
 
 # What its pages lack without it, said once where the server starts.
 MISSING = (
-    "The console's front-end files are missing: run `make frontend`, which fetches them with npm, and start again. "
+    "the console's front-end files are missing: run `make frontend`, which fetches them with npm, and start again. "
     "Calls, the API and the console's forms work without them; its charts do not."
 )
 
