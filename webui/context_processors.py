@@ -51,6 +51,9 @@ class Navigation:
 NAVIGATION = (
     NavItem("live", "Live", "webui:live", "calls:read"),
     NavItem("calls", "Calls", "webui:calls", "calls:read"),
+    NavItem("test_call", "Test call", "webui:test_call", "calls:write"),
+    NavItem("overview", "Overview", "webui:overview", "calls:read"),
+    NavItem("usage", "Usage", "webui:usage", "calls:read", "set_up"),
     NavItem("members", "Members", "webui:members", "admin", "set_up"),
     NavItem("api_keys", "API keys", "webui:api_keys", "admin", "set_up"),
     NavItem("audit", "Audit", "webui:audit", "admin", "set_up"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 
@@ -61,6 +63,22 @@ def share(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return f"{int(value * 100 + 1e-9)} %"
+
+
+def number(value: int | None) -> str:
+    """A count with narrow blanks between its thousands: `1 234 567`; a dash for None."""
+    return UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def money(dollars: Decimal | None) -> str:
+    """US dollars: `$12.34`; what is less than a cent keeps two digits that are not zero: `$0.0042`."""
+    if dollars is None:
+        return UNKNOWN
+    if dollars < 0:
+        return f"-{money(-dollars)}"
+    if dollars == 0 or dollars >= Decimal("0.01"):
+        return f"${dollars:,.2f}".replace(",", "\u202f")
+    return f"${dollars:.{1 - dollars.adjusted()}f}"
 
 
 def score(value: float | None) -> str:

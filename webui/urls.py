@@ -3,7 +3,25 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from webui.views import account, api_keys, approvals, audit, calls, invitation, live, members, session, tenant
+from webui.views import (
+    account,
+    agent_keys,
+    agents,
+    api_keys,
+    approvals,
+    audit,
+    call,
+    calls,
+    invitation,
+    live,
+    members,
+    overview,
+    session,
+    sign_up,
+    tenant,
+    test_call,
+    welcome,
+)
 
 app_name = "webui"
 
@@ -16,6 +34,10 @@ urlpatterns = [
     path("forgot-password/sent", session.forgot_password_sent, name="forgot_password_sent"),
     path("reset-password/new", session.reset_password_new, name="reset_password_new"),
     path("reset-password/<str:key>", session.reset_password, name="reset_password"),
+    path("sign-up", sign_up.sign_up, name="sign_up"),
+    path("sign-up/sent", sign_up.sign_up_sent, name="sign_up_sent"),
+    path("sign-up/new", sign_up.sign_up_new, name="sign_up_new"),
+    path("sign-up/<str:token>", sign_up.sign_up_link, name="sign_up_link"),
     path("account", account.account, name="account"),
     path("account/confirm", account.confirm, name="confirm"),
     path("account/password", account.password, name="password"),
@@ -43,7 +65,31 @@ urlpatterns = [
     path("audit/verify", audit.verify, name="audit_verify"),
     path("calls", calls.call_list, name="calls"),
     path("live", live.live, name="live"),
+    path("overview", overview.overview, name="overview"),
+    path("usage", overview.usage, name="usage"),
     path("approvals", approvals.approvals, name="approvals"),
     path("approvals/decide", approvals.approval_decision, name="approval_decide"),
-    path("calls/<uuid:call_id>", calls.call_detail, name="call"),
+    path("calls.csv", calls.call_csv, name="calls_csv"),
+    path("calls/<uuid:call_id>", call.call_detail, name="call"),
+    path("calls/<uuid:call_id>/turns", call.call_turns, name="call_turns"),
+    path("calls/<uuid:call_id>/turns/<uuid:turn_id>", call.call_turn, name="call_turn"),
+    path("calls/<uuid:call_id>/events", call.call_events, name="call_events"),
+    path("calls/<uuid:call_id>/label", call.call_label, name="call_label"),
+    path("calls/<uuid:call_id>/erase", call.call_erasure, name="call_erase"),
+    path("welcome", welcome.welcome, name="welcome"),
+    path("welcome/<uuid:agent_id>", welcome.welcome_agent, name="welcome_agent"),
+    path("agents", agents.agents, name="agents"),
+    path("agents/new", agents.agent_new, name="agent_new"),
+    path("agents/<uuid:agent_id>", agents.agent, name="agent"),
+    path("agents/<uuid:agent_id>/edit", agents.agent_edit, name="agent_edit"),
+    path("agents/<uuid:agent_id>/policy", agents.agent_policy, name="agent_policy"),
+    path("agents/<uuid:agent_id>/check", agents.agent_check, name="agent_check"),
+    path("agents/<uuid:agent_id>/archive", agents.agent_end, name="agent_archive"),
+    path("agents/<uuid:agent_id>/stream-key", agent_keys.stream_key_new, name="stream_key_new"),
+    path(
+        "agents/<uuid:agent_id>/stream-keys/<uuid:stream_key_id>/revoke",
+        agent_keys.stream_key_end,
+        name="stream_key_revoke",
+    ),
+    path("agents/<uuid:agent_id>/signing-secret", agent_keys.signing_secret, name="signing_secret"),
 ]

@@ -1,13 +1,14 @@
 """`/usage`: what was judged, what it cost, and what the pre-gate saved."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, timedelta
 from decimal import Decimal
 
-from django.http import HttpRequest
+from django.http import HttpRequest, StreamingHttpResponse
 from django.utils import timezone
-from ninja import Query, Router, Schema
+from ninja import Query, Router
 from pydantic import Field
 
+from mirror_saas.exports import ExportQuery, export_content, export_format, export_response
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import Day, Out
 from supervision.selectors.usage import UsageFigures, UsageRow, usage_list, usage_total
@@ -19,8 +20,8 @@ router = Router(tags=["usage"])
 DEFAULT_DAYS = 30
 
 
-class UsageQuery(Schema):
-    """Which days."""
+class UsageQuery(ExportQuery):
+    """Which days, and as what."""
 
     first: Day | None = Field(None, alias="from", description="First UTC day; 29 days before the last by default.")
     last: Day | None = Field(None, alias="to", description="Last UTC day, included; today by default.")
@@ -82,18 +83,22 @@ class UsageOut(Out):
     response={200: UsageOut, **problem_responses(401, 403, 422)},
     operation_id="usage_list",
     summary="Usage by day and model",
+    openapi_extra=export_content("What a day came to, with one model"),
 )
 @requires(Scope.CALLS_READ)
-def usage(request: HttpRequest, query: Query[UsageQuery]) -> UsageOut:
+def usage(request: HttpRequest, query: Query[UsageQuery]) -> UsageOut | StreamingHttpResponse:
     """What each UTC day came to, newest first; days without any are left out. Erased and deleted calls stay counted."""
     now = timezone.now()
     last = query.last or now.astimezone(UTC).date()
     first = query.first or _days_before(last, DEFAULT_DAYS - 1)
-    return _out(first, last, now)
-
-
-def _out(first: date, last: date, now: datetime) -> UsageOut:
     rows = usage_list(first=first, last=last, now=now)
+    if (kind := export_format(request, query.format)) != "json":
+        made = [UsageRowOut.of(row) for row in rows]
+        return export_response(request, kind=kind, name="usage", columns=UsageRowOut, batches=iter([made]))
+    return _out(first, last, rows)
+
+
+def _out(first: date, last: date, rows: list[UsageRow]) -> UsageOut:
     sums = usage_total(rows)
     total = UsageFiguresOut(
         **_figures(sums.figures), cost=sums.cost, saved_tokens=sums.saved_tokens, saved_cost=sums.saved_cost

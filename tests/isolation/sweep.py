@@ -498,7 +498,10 @@ PAGES = [
     page("GET", "audit/verify", "admin"),
     page("GET", "calls", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
+    page("GET", "test-call", "calls:write"),
     page("GET", "live", "calls:read"),
+    page("GET", "overview", "calls:read"),
+    page("GET", "usage", "calls:read"),
     page("GET", "approvals", "calls:read"),
     page(
         "POST",
@@ -512,7 +515,8 @@ PAGES = [
 # Plivo asks these with a stream key; test_socket_sweep.py asks them with every wrong one.
 HOOKS = {"plivo/<str:slug>/<str:key>/answer", "plivo/<str:slug>/<str:key>/status"}
 
-SOCKETS = {"ws/console", "stream/<str:slug>/<str:key>"}
+# tests/webui/test_phone.py asks the telephone's as everybody.
+SOCKETS = {"ws/console", "ws/test-call", "stream/<str:slug>/<str:key>"}
 
 # What a console socket can follow: the capability, and the topic's name for an object of a tenancy.
 TOPICS: dict[str, tuple[str, Callable[[Tenancy], str]]] = {

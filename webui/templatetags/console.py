@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,7 @@ ICONS = {
     "dash": "M4 8h8",
     "down": "M4 6.4 8 10.4 12 6.4",
     "filter": "M2 4h12M4.5 8h7M7 12h2",
+    "grip": "M6 3.5v.01M6 8v.01M6 12.5v.01M10 3.5v.01M10 8v.01M10 12.5v.01",
     "info": "M8 14A6 6 0 1 0 8 2a6 6 0 0 0 0 12ZM8 7.4V11M8 5v.01",
     "key": "M5.2 13.2a3.2 3.2 0 1 0 0-6.4 3.2 3.2 0 0 0 0 6.4ZM7.6 7.8 13 2.4M10.6 4.8l2.2 2.2",
     "mirror": "M3 2.5v11M13 2.5v11M6 6.2v3.6M10 6.2v3.6M8 4.4v7.2",
@@ -37,6 +39,7 @@ ICONS = {
     "person": "M8 8a2.7 2.7 0 1 0 0-5.4A2.7 2.7 0 0 0 8 8ZM2.8 13.6c.5-2.6 2.6-3.8 5.2-3.8s4.7 1.2 5.2 3.8",
     "phone": "M4.2 2.4 6 2.6l.9 2.8-1.4 1.2a8 8 0 0 0 3.9 3.9l1.2-1.4 2.8.9.2 1.8c0 1-.9 1.8-1.9 1.7A11 11 0 0 1 2.5"
     " 4.3c-.1-1 .7-1.9 1.7-1.9Z",
+    "plus": "M8 3v10M3 8h10",
     "robot": "M3 6.2h10v6.6H3zM8 6.2V3.4M8 3.4v-.01M6 9.2v.01M10 9.2v.01",
     "shield": "M8 1.8 13 3.6v4c0 3.2-2 5.4-5 6.6-3-1.2-5-3.4-5-6.6v-4L8 1.8Z",
     "sign-out": "M6.4 2.6H3v10.8h3.4M10.4 5l3 3-3 3M13.2 8H6.6",
@@ -45,6 +48,8 @@ ICONS = {
     "M11.8 11.8l.9.9M3.3 12.7l.9-.9M11.8 4.2l.9-.9",
     "system": "M2 3h12v8H2zM6 13.6h4",
     "tool": "M9.6 6.4a3.2 3.2 0 0 1 3.9-3.9l-1.9 1.9.4 1.6 1.6.4 1.9-1.9a3.2 3.2 0 0 1-4.3 3.6l-5 5a1.4 1.4 0 0 1-2-2Z",
+    "undo": "M3 6.4h6.6a3.4 3.4 0 0 1 0 6.8H6M6 3.4l-3 3 3 3",
+    "up": "M4 9.6 8 5.6 12 9.6",
     "wave": "M2 8h1.4M5 5v6M7.4 2.6v10.8M9.8 4.6v6.8M12.2 6.4v3.2M14 8h.01",
 }
 
@@ -116,6 +121,16 @@ def offset(ms: int | None) -> str:
 @register.filter
 def share(value: float | None) -> str:
     return formats.share(value)
+
+
+@register.filter
+def number(value: int | None) -> str:
+    return formats.number(value)
+
+
+@register.filter
+def money(value: Decimal | None) -> str:
+    return formats.money(value)
 
 
 @register.filter
