@@ -51,6 +51,12 @@ _NO_FEATURES = (
     "xr-spatial-tracking",
 )
 
+
+def permissions_policy(*allowed: str) -> str:
+    """The value of Permissions-Policy for a page that needs the features `allowed` for itself."""
+    return ", ".join(f"{name}=({'self' if name in allowed else ''})" for name in _NO_FEATURES)
+
+
 HEADERS: dict[str, str] = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Frame-Options": "DENY",
@@ -60,7 +66,7 @@ HEADERS: dict[str, str] = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Permitted-Cross-Domain-Policies": "none",
-    "Permissions-Policy": ", ".join(f"{name}=()" for name in _NO_FEATURES),
+    "Permissions-Policy": permissions_policy(),
     # Files set their own; everything else may hold what one tenant alone may see.
     "Cache-Control": "no-store",
 }

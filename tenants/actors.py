@@ -6,16 +6,17 @@ import getpass
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+from django.conf import settings
 from django.http import HttpRequest
 
-from mirror_saas.clients import client_ip
+from mirror_saas.clients import client_ip, forwarded_ip
 from mirror_saas.problems import request_id_of
 
 USER_AGENT_CHARS = 300
@@ -62,8 +63,23 @@ def actor_of_request(request: HttpRequest, *, kind: Literal["user", "api_key"], 
         ip=client_ip(request),
         # Headers are anybody's text; what PostgreSQL cannot store is left out.
         user_agent=request.headers.get("User-Agent", "").replace("\x00", "")[:USER_AGENT_CHARS],
-        session=hashlib.sha256(session_key.encode()).hexdigest()[:16] if session_key else "",
+        session=_session_mark(session_key),
         request_id=request_id_of(request),
+    )
+
+
+def actor_of_socket(scope: Mapping[str, Any], *, actor_id: UUID, label: str) -> Actor:
+    """A person behind a WebSocket of the console; `scope` is its handshake, with its session."""
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers") or ()}
+    peer = str((scope.get("client") or ("",))[0])
+    session_key = getattr(scope.get("session"), "session_key", None)
+    return Actor(
+        kind="user",
+        id=actor_id,
+        label=label,
+        ip=forwarded_ip(peer, headers.get(b"x-forwarded-for", ""), settings.MIRROR.trusted_proxies),
+        user_agent=headers.get(b"user-agent", "").replace("\x00", "")[:USER_AGENT_CHARS],
+        session=_session_mark(session_key),
     )
 
 
@@ -76,6 +92,10 @@ def actor_unknown(request: HttpRequest) -> Actor:
         user_agent=request.headers.get("User-Agent", "").replace("\x00", "")[:USER_AGENT_CHARS],
         request_id=request_id_of(request),
     )
+
+
+def _session_mark(session_key: str | None) -> str:
+    return hashlib.sha256(session_key.encode()).hexdigest()[:16] if session_key else ""
 
 
 def _process() -> str:

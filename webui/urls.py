@@ -92,4 +92,5 @@ urlpatterns = [
         name="stream_key_revoke",
     ),
     path("agents/<uuid:agent_id>/signing-secret", agent_keys.signing_secret, name="signing_secret"),
+    path("test-call", test_call.test_call, name="test_call"),
 ]

@@ -65,6 +65,11 @@ EXCHANGES = (
 AFTERWARDS = Exchange(customer="", says="This is all that the demo's agent can say. Goodbye.")
 
 
+def caller_lines() -> list[str]:
+    """What the caller says, line by line."""
+    return [exchange.customer for exchange in EXCHANGES]
+
+
 def agent_lines() -> list[str]:
     """Everything that the agent may say, piece by piece, as it is synthesized."""
     lines = [GREETING]

@@ -81,7 +81,7 @@ class StreamConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         try:
             async with asyncio.timeout(START_WITHIN_S) as waiting:
                 key.on_revoked = lambda: waiting.reschedule(asyncio.get_running_loop().time())
-                start = await _wait_for_start(receive, before)
+                start = await wait_for_start(receive, before)
             key.on_revoked = None
         except TimeoutError:
             if not key.revoked:
@@ -236,7 +236,7 @@ async def _token_fits(runtime: StreamRuntime, token: CallToken, of_call: CallKey
     return bool(token.call_id) and await runtime.takeovers.knows(of_call)
 
 
-async def _wait_for_start(receive: Receive, before: list[str]) -> CallStart | None:
+async def wait_for_start(receive: Receive, before: list[str]) -> CallStart | None:
     """The `start` event, or None when Plivo closed first. Other text frames are kept in ``before``."""
     while True:
         message = await receive()

@@ -75,13 +75,17 @@ class StreamRuntime:
         self.voices = Voices(egress_http_client)
         self._llms = OpenAIPool(http_client=egress_http_client)
         self.supervisors = Supervisors(self._llms, scoring_pool())
+        self._is_warm = False
 
     async def start(self) -> None:
         """Open what calls need. A database that is down does not stop calls."""
         await self.recorder.start()
 
     async def warm(self) -> None:
-        """Load what the first judged call would wait for, and render the lines of the commonest language."""
+        """Load what the first judged call would wait for, and render the lines of the commonest language; once."""
+        if self._is_warm:
+            return
+        self._is_warm = True
         await asyncio.to_thread(warm_up)
         if self.tts is None:
             return

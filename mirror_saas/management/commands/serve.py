@@ -111,8 +111,8 @@ class Command(BaseCommand):
         calls = part in ("all", "stream")
 
         async def on_stop() -> None:
-            if calls:
-                await stream_runtime_close()
+            # A console without calls of Plivo's may have carried test calls.
+            await stream_runtime_close()
             await asyncio.to_thread(judging_close)
 
         try:

@@ -2,6 +2,8 @@
 
 from .answer import AnswerClient, AnswerError, Callback, StreamElement, parse_answer
 from .call import CallEnded, CallFailed, SimulatedCall
+from .line import DirectLine, Line
+from .microphone import Microphone
 from .playout import Cleared, HeardSegment, Playout, Reached
 from .record import CallRecord, Event, Found, Heard, RawFrame, Silence
 from .script import Script, ScriptError, load_script, parse_script
@@ -20,11 +22,14 @@ __all__ = [
     "CallRecord",
     "Callback",
     "Cleared",
+    "DirectLine",
     "Event",
     "FormatError",
     "Found",
     "Heard",
     "HeardSegment",
+    "Line",
+    "Microphone",
     "Playout",
     "PlivoSwitches",
     "RawFrame",

@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .connection import Closed, Connection, DelayLine, DialFailed, Message, dial
+from .line import Line, Lines
+from .microphone import Microphone
 from .playout import Playout
 from .record import CallRecord, Event, Heard, RawFrame
 from .sound import FRAME_MS, MULAW_8K, WireFormat
@@ -77,7 +79,8 @@ class SimulatedCall:
     been sent; when it returns the call goes on until someone hangs up, and when it raises `CallFailed` the call fails.
     `headers` are added to the handshake. `keep_raw` keeps every message as it was on the wire in the record.
     `on_event` sees each `Event` as it is recorded, `on_status` each stream status callback. `extra_headers`
-    overrides the switch of that name. `stream_timeout_s` ends the stream as Plivo's streamTimeout does.
+    overrides the switch of that name. `stream_timeout_s` ends the stream as Plivo's streamTimeout does. `line` makes
+    the connection, to a server's end in this process, instead of dialling `url`.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class SimulatedCall:
         keep_raw: bool = False,
         on_event: Callable[[Event], None] | None = None,
         on_status: StatusSink | None = None,
+        line: Lines | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.url = url
@@ -122,16 +126,17 @@ class SimulatedCall:
         self._keep_raw = keep_raw
         self._on_event = on_event
         self._on_status = on_status
+        self._line = line
         self._wall_clock = wall_clock
 
         self._loop: asyncio.AbstractEventLoop
         self._playout: Playout
         self._upline: DelayLine[Callable[[], None]]
-        self._downline: DelayLine[tuple[Connection, Message | Closed]]
+        self._downline: DelayLine[tuple[Line, Message | Closed]]
         self._begun = asyncio.Event()
         self._over = False
-        self._wire: Connection | None = None  # the connection that stands
-        self._connection: Connection | None = None  # the same once `start` was sent on it
+        self._wire: Line | None = None  # the connection that stands
+        self._connection: Line | None = None  # the same once `start` was sent on it
         self._stopped: asyncio.Future[tuple[str, str, str]]  # outcome, ended_by, reason
         self._waiters: list[tuple[Callable[[CallRecord], object], asyncio.Future[None]]] = []
         self._look_soon = False
@@ -139,6 +144,7 @@ class SimulatedCall:
         self._timers: set[asyncio.TimerHandle] = set()
         # the caller's side of the wire
         self._speech: deque[_Speech] = deque()
+        self._microphone = Microphone(media_format)
         self._tick_timer: asyncio.TimerHandle | None = None
         self._first_tick = 0.0
         self._ticks = 0
@@ -264,6 +270,11 @@ class SimulatedCall:
         self._speech.append(_Speech(data, label, done))
         return done
 
+    def speak_live(self, audio: bytes) -> None:
+        """What the caller says just now, in wire bytes, as a microphone gives it; see `Microphone`. Speech that was
+        queued by `say` goes first, and what is said meanwhile is lost."""
+        self._microphone.push(audio)
+
     def press(self, digits: str) -> None:
         """Press keys: the first now, the others 0.1 s apart. Lost while no stream is up, as on a real call."""
         if not digits or not _DTMF.issuperset(digits):
@@ -318,9 +329,7 @@ class SimulatedCall:
 
     async def _one_stream(self) -> str | None:
         """One connection from dialling to its end. None when the call is over, else how the connection was lost."""
-        connection = Connection(
-            self._loop, self._incoming, lambda kind: self._note("server", kind, {}), self.switches.slow_reader_bytes_s
-        )
+        connection = self._line(self._incoming) if self._line is not None else self._socket()
         connection.stream_id = str(uuid.uuid4())
         self._note("call", "dialling", {})
         dialling = self._loop.create_task(self._dial(connection))
@@ -345,7 +354,14 @@ class SimulatedCall:
             if connection.open:
                 connection.abort()
 
-    async def _dial(self, connection: Connection) -> None:
+    def _socket(self) -> Connection:
+        return Connection(
+            self._loop, self._incoming, lambda kind: self._note("server", kind, {}), self.switches.slow_reader_bytes_s
+        )
+
+    async def _dial(self, connection: Line) -> None:
+        if not isinstance(connection, Connection):
+            return
         headers = dict(self._headers)
         if self.switches.subprotocol:
             headers["Sec-WebSocket-Protocol"] = ", ".join(name.strip() for name in self.switches.subprotocol.split(","))
@@ -357,7 +373,7 @@ class SimulatedCall:
             connection.abort()
             raise DialFailed("the server selected none of the offered subprotocols", 101)
 
-    async def _talk(self, connection: Connection) -> str | None:
+    async def _talk(self, connection: Line) -> str | None:
         await _first(self._stopped, connection.closed, timeout_s=self.switches.start_delay_s)
         timers: list[asyncio.TimerHandle] = []
         if not self._stopped.done() and not connection.closed.done():
@@ -404,7 +420,7 @@ class SimulatedCall:
             self.record.cleared_bytes += self._playout.clear(self.now).audio_bytes
         return lost
 
-    async def _say_goodbye(self, connection: Connection) -> None:
+    async def _say_goodbye(self, connection: Line) -> None:
         if self._connection is connection and self.switches.send_stop != "off":
             self._send_stop()
         self._upline.push(connection.close)
@@ -416,7 +432,7 @@ class SimulatedCall:
         else:
             self.record.close_code = 1006
 
-    def _start(self, connection: Connection) -> None:
+    def _start(self, connection: Line) -> None:
         self._connection = connection
         self.record.stream_ids.append(connection.stream_id)
         self._sequence = self.switches.seq_start
@@ -524,7 +540,7 @@ class SimulatedCall:
             self._watch_unsent(self._connection)
 
     def _send_media(self) -> None:
-        payload = self._next_speech() if self._speech else self._silent_payload
+        payload = self._next_payload()
         if self._connection is None:
             return
         before, stream, chunk_key, payload_key, after = self._media_parts
@@ -536,6 +552,12 @@ class SimulatedCall:
             f"{before}{sequence}{stream}{timestamp}{chunk_key}{self._chunk}{payload_key}{payload}{after}".encode()
         )
         self.record.media_sent_at.append(self._loop.time() - self.record.began_at)
+
+    def _next_payload(self) -> str:
+        live = self._microphone.frame()
+        if self._speech:
+            return self._next_speech()
+        return self._silent_payload if live is None else _base64(live)
 
     def _next_speech(self) -> str:
         frame = bytearray()
@@ -595,12 +617,12 @@ class SimulatedCall:
         else:
             connection.send(payload, text)
 
-    def _ping(self, connection: Connection) -> None:
+    def _ping(self, connection: Line) -> None:
         self._note("plivo", "ping", {})
         self._upline.push(connection.ping)
         self._later(self.switches.ping_s, partial(self._ping, connection))
 
-    def _watch_unsent(self, connection: Connection) -> None:
+    def _watch_unsent(self, connection: Line) -> None:
         """Plivo keeps `send_buffer_s` of audio for a slow server, warns at 30, 60 and 90 %, then drops the stream."""
         unsent = connection.unsent_bytes()
         if not unsent:
@@ -620,10 +642,10 @@ class SimulatedCall:
 
     # -- what the server sends
 
-    def _incoming(self, connection: Connection, item: Message | Closed) -> None:
+    def _incoming(self, connection: Line, item: Message | Closed) -> None:
         self._downline.push((connection, item))
 
-    def _arrived(self, arrival: tuple[Connection, Message | Closed]) -> None:
+    def _arrived(self, arrival: tuple[Line, Message | Closed]) -> None:
         connection, item = arrival
         if isinstance(item, Closed):
             if not connection.closed.done():
@@ -654,7 +676,7 @@ class SimulatedCall:
         else:
             self._note("server", "unknown", {"message": message})
 
-    def _play(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _play(self, connection: Line, message: dict[str, Any]) -> None:
         if not self._bidirectional:
             self._ignore("playAudio", "the stream is not bidirectional")
             return
@@ -693,7 +715,7 @@ class SimulatedCall:
             raise ValueError("payload ends inside a sample")
         return audio
 
-    def _checkpoint(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _checkpoint(self, connection: Line, message: dict[str, Any]) -> None:
         name = message.get("name")
         if message.get("streamId") != connection.stream_id:
             self._ignore("checkpoint", "missing or foreign streamId")
@@ -704,7 +726,7 @@ class SimulatedCall:
             self._playout.checkpoint(name, self.now)
             self._collect()
 
-    def _clear(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _clear(self, connection: Line, message: dict[str, Any]) -> None:
         if message.get("streamId") != connection.stream_id:
             self._ignore("clearAudio", "missing or foreign streamId")
             return
@@ -762,7 +784,7 @@ class SimulatedCall:
         self._send("playedStream", {"streamId": connection.stream_id, "name": name}, sequence=self.switches.played_seq)
         self._status("PlayedStream", {"Name": name})
 
-    def _send_cleared(self, connection: Connection) -> None:
+    def _send_cleared(self, connection: Line) -> None:
         if self._connection is connection:
             self._send("clearedAudio", {"streamId": connection.stream_id})
             self._status("ClearedAudio", {})

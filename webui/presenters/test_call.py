@@ -1,0 +1,49 @@
+"""The agents that a test call can be placed to, each with the lines that a scripted caller begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from mirror_saas.demo.conversation import caller_lines
+from mirror_saas.demo.seed import AGENT_NAME
+from supervision.models import Agent
+
+# For an agent that nobody here knows anything about.
+LINES = ("Hello, can you help me?", "Could you tell me what you can do for me?", "Thank you. Goodbye.")
+
+
+@dataclass(frozen=True, slots=True)
+class Callee:
+    """An agent, as the page offers it. `hint` is what to know before calling it."""
+
+    id: UUID
+    name: str
+    policy: str
+    hint: str
+    lines: str
+
+
+def callees(agents: Sequence[Agent]) -> list[Callee]:
+    """Needs `policy` loaded."""
+    return [_callee(agent) for agent in agents]
+
+
+def _callee(agent: Agent) -> Callee:
+    # The demo's agent has no ears for words: it takes it that these lines are said.
+    lines = caller_lines() if agent.name == AGENT_NAME else LINES
+    hints = []
+    if agent.policy is None:
+        hints.append("It has no policy: the call is relayed and nothing is judged.")
+    elif agent.mode == "shadow":
+        hints.append("It is in shadow mode: Mirror judges and never steps in.")
+    if not agent.bidirectional:
+        hints.append("Its stream has no way back for audio: you will not hear it.")
+    return Callee(
+        id=agent.id,
+        name=agent.name,
+        policy=agent.policy.name if agent.policy is not None else "",
+        hint=" ".join(hints),
+        lines="\n".join(lines),
+    )
