@@ -25,6 +25,7 @@ Mode = Literal["development", "production"]
 DatabaseRole = Literal["app", "owner"]
 TTSKind = Literal["offline", "openai", "off"]
 HandshakeSignature = Literal["check", "require", "ignore"]
+SignUp = Literal["open", "closed"]
 
 ADDRESS_FILE = "address"
 """In MIRROR_HOME while Mirror runs: its public URL."""
@@ -120,6 +121,12 @@ class Environment:
     """None: mails are printed to standard output, for trying things out."""
     email_from: str
     """Who mails are from: an address, or `Name <address>`."""
+    sign_up: SignUp
+    """Whether people who were not invited may make an account, and a tenant of their own."""
+    demo_agent_url: str | None
+    """The demo's voice agent (`mirror_saas.demo.agent`), for new tenants to try Mirror with; None: there is none."""
+    demo_judge_url: str | None
+    """The script that judges the demo agent's calls (`mirror_saas.demo.judge`), with its `/v1`."""
     limits: Limits
     """What a tenant may use that has no limits of its own."""
     metrics_token: str | None = field(repr=False)
@@ -198,6 +205,7 @@ def environment_parse(
                 reader.bad(name, message)
 
     email = _mail_server(reader)
+    demo_agent_url, demo_judge_url = _demo(reader)
     environment = Environment(
         mode="development" if mode == "development" else "production",
         port=port,
@@ -225,6 +233,9 @@ def environment_parse(
         openai_tts_voice=reader.text("OPENAI_TTS_VOICE") or "alloy",
         email=email,
         email_from=_email_from(reader, required=email is not None),
+        sign_up=_sign_up(reader, mode, has_mail=email is not None),
+        demo_agent_url=demo_agent_url,
+        demo_judge_url=demo_judge_url,
         limits=Limits(
             calls=reader.limit("MIRROR_LIMIT_CALLS", default=200),
             judge_calls=reader.limit("MIRROR_LIMIT_JUDGE_CALLS", default=200),
@@ -469,6 +480,27 @@ def _email_from(reader: _Reader, *, required: bool) -> str:
     if not re.fullmatch(r"[^@\s<>\",;]+@[^@\s<>\",;]+", address) or not value.isprintable() or value.count("@") != 1:
         reader.bad(name, f"is {value!r}; give an address, or: Mirror <mirror@example.com>")
     return value
+
+
+def _sign_up(reader: _Reader, mode: str, *, has_mail: bool) -> SignUp:
+    name = "MIRROR_SIGN_UP"
+    closed = reader.choice(name, ("open", "closed"), default="open" if mode == "development" else "closed") == "closed"
+    if not closed and mode != "development" and not has_mail and not reader.has_problem("MIRROR_EMAIL_URL"):
+        # Else anybody could make the account of any address.
+        reader.bad(name, "is open, which needs a mail server: set MIRROR_EMAIL_URL, or close it")
+    return "closed" if closed else "open"
+
+
+def _demo(reader: _Reader) -> tuple[str | None, str | None]:
+    agent = reader.url("MIRROR_DEMO_AGENT_URL", ("ws", "wss"))
+    judge = reader.url("MIRROR_DEMO_JUDGE_URL", ("http", "https"))
+    for name, value, other in (
+        ("MIRROR_DEMO_AGENT_URL", agent, judge),
+        ("MIRROR_DEMO_JUDGE_URL", judge, agent),
+    ):
+        if value is None and other is not None and not reader.has_problem(name):
+            reader.bad(name, "is not set although the other of the two is; the demo's agent and its judge go together")
+    return agent, judge
 
 
 def _tts(reader: _Reader) -> TTSKind | None:

@@ -13,6 +13,7 @@ from mirror_saas.tasks import TenantTask
 from tenants.services.idempotency import idempotency_forget
 from tenants.services.invitations import invitation_mail_send
 from tenants.services.people import password_reset_mail
+from tenants.services.sign_up import sign_up_mail
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,15 @@ def password_reset_send(task: Task, email: str) -> None:
         password_reset_mail(email=email)
     except (SMTPException, OSError) as error:
         mail_again(task, error, what="a password link", argsrepr="…")
+
+
+@shared_task(name="tenants.sign_up_send", bind=True, max_retries=MAIL_RETRIES)  # type: ignore[untyped-decorator]
+def sign_up_send(task: Task, email: str) -> None:
+    """Mail whoever wants to sign up with `email` the link to go on with."""
+    try:
+        sign_up_mail(email=email)
+    except (SMTPException, OSError) as error:
+        mail_again(task, error, what="a link to sign up", argsrepr="…")
 
 
 def mail_again(task: Task, error: Exception, *, what: str, **options: Any) -> None:

@@ -12,6 +12,7 @@ from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery, Text
 from tenants.api.auth import principal_of, recent_require, requires
 from tenants.api.writes import writes
+from tenants.emails import EMAIL_CHARS
 from tenants.roles import Role, Scope
 from tenants.selectors.invitations import (
     InvitationState,
@@ -21,7 +22,6 @@ from tenants.selectors.invitations import (
     invitation_views,
 )
 from tenants.services.invitations import (
-    EMAIL_CHARS,
     NewInvitation,
     invitation_create,
     invitation_resend,

@@ -18,9 +18,6 @@ from typing import Final
 from uuid import UUID
 
 from django.conf import settings
-from django.contrib.auth.password_validation import validate_password
-from django.core.exceptions import ValidationError
-from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
 from django.urls import reverse
 from django.utils import timezone
@@ -30,9 +27,9 @@ from kombu.exceptions import OperationalError
 from mirror_saas.errors import Conflict, InvalidInput
 from tenants.actors import actor_context, actor_current
 from tenants.context import tenant_context, tenant_id_required
+from tenants.emails import email_clean
 from tenants.mail_limits import mail_take
 from tenants.models import Invitation, Membership, User
-from tenants.names import name_clean
 from tenants.roles import Role, capability_require, role_needs
 from tenants.selectors.invitations import (
     InvitationGone,
@@ -44,6 +41,7 @@ from tenants.selectors.invitations import (
     token_parts,
 )
 from tenants.selectors.tenants import TenantRef, tenant_current
+from tenants.services.accounts import account_create
 from tenants.services.audit import auditevent_record, changes, snapshot
 from tenants.services.mails import mail_make
 from tenants.services.memberships import membership_create
@@ -52,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 VALID_FOR: Final = timedelta(days=7)
 NONCE_BYTES: Final = 32
-EMAIL_CHARS: Final = 254
 _SHOWN: Final = ("email", "role", "expires_at", "accepted_at", "revoked_at")
 
 
@@ -100,7 +97,7 @@ def invitation_create(
     TooManyMails.
     """
     now = now or timezone.now()
-    email = _email(email)
+    email = email_clean(email)
     capability_require(capabilities, role_needs(role.value))
     if Membership.objects.filter(user__email=email).exists():
         raise InvalidInput("email", f"{email} is a member already.")
@@ -192,24 +189,13 @@ def invitation_accept_new(
     Raises InvitationGone, AddressUnproven, and ValidationError (fields `name`, `password`, and `email` when there is
     an account already).
     """
-    name = name_clean(name)
     secret, proof = token_parts(token)
     tenant_id, invitation_id = invitation_lookup(secret=secret)
     with tenant_context(tenant_id):
         invitation = _acceptable(invitation_id, secret, proof, now or timezone.now())
         if address_proof_needed(proven=proof is not None):
             raise AddressUnproven
-        user = User(id=user_id, email=invitation.email, name=name)
-        try:
-            validate_password(password, user)
-        except ValidationError as error:
-            raise ValidationError({"password": error.messages}) from error
-        user.set_password(password)
-        try:
-            with transaction.atomic():
-                user.save(force_insert=True)
-        except IntegrityError as error:
-            raise ValidationError({"email": "There is an account with this email already. Sign in with it."}) from error
+        user = account_create(user_id=user_id, email=invitation.email, name=name, password=password)
         _accept(invitation, user, now or timezone.now())
         return user, tenant_current()
 
@@ -316,20 +302,6 @@ def _token(invitation: Invitation) -> tuple[str, str]:
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
-
-
-def _email(email: str) -> str:
-    email = email.strip().lower()
-    if len(email) > EMAIL_CHARS:
-        raise InvalidInput("email", f"Give an email of at most {EMAIL_CHARS} characters.")
-    try:
-        validate_email(email)
-    except ValidationError as error:
-        raise InvalidInput("email", "Give an email, such as name@example.com.") from error
-    # PostgreSQL lowers some letters that Python does not, and the other way round; addresses with them are not used.
-    if not email.isascii():
-        raise InvalidInput("email", "Give an email in ASCII; write the domain in its xn-- form.")
-    return email
 
 
 def _renew(invitation: Invitation, now: datetime) -> None:

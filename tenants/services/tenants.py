@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -49,9 +50,9 @@ def tenant_with_owner_create(*, slug: str, name: str, email: str) -> NewTenant:
     return NewTenant(tenant=tenant, email=user.email, password=password, api_key=api_key)
 
 
-def tenant_create(*, slug: str, name: str) -> TenantRef:
+def tenant_create(*, slug: str, name: str, tenant_id: UUID | None = None) -> TenantRef:
     """A new tenant. Raises ValidationError (field `slug`) when the slug is malformed or taken."""
-    tenant = Tenant(id=uuid7(), slug=slug, name=name)
+    tenant = Tenant(id=tenant_id or uuid7(), slug=slug, name=name)
     # Uniqueness is asked of the look-up: row-level security hides other tenants' slugs from a query.
     tenant.clean_fields()
     try:

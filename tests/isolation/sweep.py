@@ -49,6 +49,7 @@ from mirror_saas.ids import uuid7
 from supervision.models import Call, Intervention, ProviderCredential, StreamKey, ToolDecision, Turn
 from supervision.services.alarms import alarm_kinds_set, alarm_raise, alarms_mail_make
 from supervision.services.credentials import credential_create
+from supervision.services.labels import turn_label
 from supervision.services.policies import policy_create, policy_version_create, policy_version_publish
 from supervision.services.webhooks import webhook_create, webhook_test
 from tenants.managers import TenantModel
@@ -113,6 +114,15 @@ def turn(tenancy: Tenancy) -> Made:
 
 def intervention(tenancy: Tenancy) -> Made:
     return {"intervention_id": Intervention.objects.order_by("id")[0].id}
+
+
+def review_item(tenancy: Tenancy) -> Made:
+    return {"item_id": Intervention.objects.order_by("id")[0].id}
+
+
+def label(tenancy: Tenancy) -> Made:
+    made = turn_label(turn_id=Turn.objects.order_by("id")[0].id, value="unsure")
+    return {"label_id": made.id, "at": made.updated_at.isoformat()}
 
 
 def tool_decision(tenancy: Tenancy) -> Made:
@@ -431,6 +441,26 @@ API = [
 # Tries are counted by address, and every test comes from the same one.
 _COUNTED = (200, 302, 429)
 
+
+
+def _an_agent(tenancy: Tenancy) -> Mapping[str, Any]:
+    """What the forms about an agent send."""
+    return {
+        "name": "new",
+        "upstream_url": "ws://127.0.0.1:1/new",
+        "language": "en",
+        "audio_format": tenancy.agent.audio_format,
+        "mode": "live",
+        "policy_id": tenancy.policy.id,
+        "policy_track": "live",
+        "redials": 0,
+        "on_failure": "close",
+        "rules": "Be kind.",
+        "judge_url": "http://127.0.0.1:1/v1",
+        "judge_model": "m",
+    }
+
+
 PAGES = [
     page("GET", "livez", PUBLIC),
     page("GET", "readyz", PUBLIC, answers=(200, 503)),
@@ -459,6 +489,12 @@ PAGES = [
     page("GET", "reset-password/new", PUBLIC, answers=(200, 302, 404)),
     page("POST", "reset-password/new", PUBLIC, answers=(200, 302, 404)),
     page("GET", "reset-password/<str:key>", PUBLIC, lambda tenancy: {"key": "none"}, answers=(200, 302, 404)),
+    page("GET", "sign-up", PUBLIC),
+    page("POST", "sign-up", PUBLIC, body=lambda tenancy, made: {"email": "nobody@example.com"}, answers=_COUNTED),
+    page("GET", "sign-up/sent", PUBLIC),
+    page("GET", "sign-up/new", PUBLIC, answers=(200, 302, 404)),
+    page("POST", "sign-up/new", PUBLIC, answers=(200, 302, 404)),
+    page("GET", "sign-up/<str:token>", PUBLIC, lambda tenancy: {"token": "none"}),
     page("GET", "account", PERSON),
     page("GET", "account/confirm", PERSON),
     page("POST", "account/confirm", PERSON),
@@ -496,12 +532,49 @@ PAGES = [
     page("POST", "api-keys/<uuid:api_key_id>/revoke", "admin", api_key),
     page("GET", "audit", "admin"),
     page("GET", "audit/verify", "admin"),
+    page("GET", "welcome", "admin"),
+    page("POST", "welcome", "admin", body=lambda tenancy, made: {"agent": "own", **_an_agent(tenancy)}),
+    page("GET", "welcome/<uuid:agent_id>", "admin", agent),
+    page("GET", "agents", "policies:read"),
+    page("GET", "agents/new", "admin"),
+    page("POST", "agents/new", "admin", body=lambda tenancy, made: _an_agent(tenancy)),
+    page("GET", "agents/<uuid:agent_id>", "policies:read", agent),
+    page("GET", "agents/<uuid:agent_id>/edit", "admin", agent),
+    page("POST", "agents/<uuid:agent_id>/edit", "admin", agent, body=lambda tenancy, made: _an_agent(tenancy)),
+    page(
+        "POST",
+        "agents/<uuid:agent_id>/policy",
+        "policies:write",
+        agent,
+        body=lambda tenancy, made: {"policy_id": tenancy.policy.id, "policy_track": "shadow"},
+    ),
+    page("POST", "agents/<uuid:agent_id>/check", "admin", agent),
+    page("GET", "agents/<uuid:agent_id>/archive", "admin", agent),
+    page("POST", "agents/<uuid:agent_id>/archive", "admin", agent),
+    page("GET", "agents/<uuid:agent_id>/stream-key", "admin", agent),
+    page("POST", "agents/<uuid:agent_id>/stream-key", "admin", agent, body=lambda tenancy, made: {"overlap_h": "0"}),
+    page("GET", "agents/<uuid:agent_id>/stream-keys/<uuid:stream_key_id>/revoke", "admin", stream_key),
+    page("POST", "agents/<uuid:agent_id>/stream-keys/<uuid:stream_key_id>/revoke", "admin", stream_key),
+    page("GET", "agents/<uuid:agent_id>/signing-secret", "admin", agent),
+    page("POST", "agents/<uuid:agent_id>/signing-secret", "admin", agent),
     page("GET", "calls", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
     page("GET", "test-call", "calls:write"),
     page("GET", "live", "calls:read"),
     page("GET", "overview", "calls:read"),
     page("GET", "usage", "calls:read"),
+    page("GET", "review", "labels:write"),
+    page("GET", "review/<uuid:item_id>", "labels:write", review_item),
+    page(
+        "POST", "review/<uuid:item_id>", "labels:write", review_item, body=lambda tenancy, made: {"label": "unsure"}
+    ),
+    page(
+        "POST",
+        "review/undo",
+        "labels:write",
+        label,
+        body=lambda tenancy, made: {"label": made["label_id"], "at": made["at"]},
+    ),
     page("GET", "approvals", "calls:read"),
     page(
         "POST",
@@ -531,6 +604,7 @@ GLOBAL, TENANT = "global", "tenant"
 TASKS: dict[str, tuple[str, Callable[[Tenancy], tuple[Any, ...]]]] = {
     "mirror_saas.each_tenant": (GLOBAL, lambda tenancy: ("tenants.invitation_send",)),
     "mirror_saas.sessions_clear": (GLOBAL, lambda tenancy: ()),
+    "tenants.sign_up_send": (GLOBAL, lambda tenancy: (next(iter(tenancy.users.values())).email,)),
     "tenants.password_reset_send": (GLOBAL, lambda tenancy: (next(iter(tenancy.users.values())).email,)),
     "tenants.invitation_send": (TENANT, lambda tenancy: invitation_sent(tenancy)),
     "supervision.calls_prune": (TENANT, lambda tenancy: ()),

@@ -22,6 +22,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from kombu.exceptions import OperationalError
 
 from tenants.services.people import ResetLinkInvalid, password_reset, password_reset_user
+from tenants.services.sign_up import sign_up_is_open
 from tenants.tasks import password_reset_send
 from webui.account_forms import CodeForm, ForgotPasswordForm, NewPasswordForm, SignInForm, is_throttled
 
@@ -38,6 +39,10 @@ class SignIn(LoginView):  # type: ignore[misc]
 
     def get_form_class(self) -> type[SignInForm]:
         return SignInForm
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        context: dict[str, Any] = super().get_context_data(**kwargs)
+        return {**context, "sign_up_is_open": sign_up_is_open()}
 
     def _redirect_to_pending_stage(self, request: HttpRequest, stage: Any) -> None:
         # Whoever comes back here while a code is awaited wants to sign in anew.
@@ -149,4 +154,4 @@ def no_tenant(request: HttpRequest) -> HttpResponse:
         # They come here when they sent something from a page of a tenant that they are no member of any more.
         messages.warning(request, f"This is {membership.tenant.name}. Nothing was changed.")
         return redirect("webui:calls")
-    return render(request, "webui/no_tenant.html", status=403)
+    return render(request, "webui/no_tenant.html", {"sign_up_is_open": sign_up_is_open()}, status=403)

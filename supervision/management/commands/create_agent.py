@@ -16,12 +16,10 @@ from mirror_saas.demo.seed import demo_judge_get, demo_rules
 from supervision.models import ProviderCredential
 from supervision.services.agents import SupervisedAgent, supervised_agent_create
 from supervision.services.credentials import credential_create
+from supervision.services.first_run import NO_API_KEY
 from supervision.services.policies import rules_parse
 from tenants.context import tenant_context
 from tenants.selectors.tenants import TenantNotFound, tenant_by_slug
-
-# Servers without accounts take any key, but the client libraries insist on sending one.
-NO_API_KEY = "none"
 
 # Which flag a field of the services came from.
 _FLAGS = {

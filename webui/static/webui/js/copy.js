@@ -2,7 +2,7 @@
 // a page that the browser has kept does not show it again.
 class CopyOnce extends HTMLElement {
   connectedCallback() {
-    const field = this.querySelector("input");
+    const field = this.querySelector("input, textarea");
     const button = this.querySelector("button");
     const said = this.querySelector("[role=status]");
     button.hidden = false;
