@@ -565,9 +565,7 @@ PAGES = [
     page("GET", "usage", "calls:read"),
     page("GET", "review", "labels:write"),
     page("GET", "review/<uuid:item_id>", "labels:write", review_item),
-    page(
-        "POST", "review/<uuid:item_id>", "labels:write", review_item, body=lambda tenancy, made: {"label": "unsure"}
-    ),
+    page("POST", "review/<uuid:item_id>", "labels:write", review_item, body=lambda tenancy, made: {"label": "unsure"}),
     page(
         "POST",
         "review/undo",

@@ -43,6 +43,10 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
     ("call-live", lambda scene: f"/calls/{scene.live}"),
     ("call-silent", lambda scene: f"/calls/{scene.silent}"),
     ("call-failed", lambda scene: f"/calls/{scene.failed}"),
+    ("review", "/review"),
+    ("review-tool", "/review?kind=tool"),
+    ("review-close-call", "/review?kind=near"),
+    ("review-no-match", "/review?label=missed"),
     ("not-found", lambda scene: f"/calls/{scene.tenancy.id}"),
     ("api-keys", "/api-keys"),
     ("api-key-new", "/api-keys/new"),
@@ -58,6 +62,7 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
 # Those that erin sees, whose tenant is new.
 EMPTY_PAGES: list[tuple[str, str]] = [
     ("calls-empty", "/calls"),
+    ("review-empty", "/review"),
 ]
 
 SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
