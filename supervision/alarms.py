@@ -36,6 +36,29 @@ def alarm_kind(event_type: str, data: Mapping[str, Any]) -> str | None:
     return None
 
 
+_COVERAGE: Final = {
+    "degraded": "three turns in a row were not judged",
+    "low": "less than 80 % of its turns are judged",
+    "ended": "the call has ended, and not every turn was judged",
+}
+_LIMITED: Final = {
+    "calls": "Calls are refused: as many run at the same time as may.",
+    "storage": "Calls are refused: their record takes all the space that it may.",
+}
+
+
+def alarm_text(kind: str, data: Mapping[str, Any], *, agent: str) -> str:
+    """An alarm in words; `agent` is the name of the agent that it is about, if it is about one."""
+    match kind:
+        case "coverage":
+            return f"{agent}: {_COVERAGE.get(str(data.get('alarm')), 'not every turn was judged')}"
+        case "agent":
+            return f"{agent}: the call failed"
+        case "webhook":
+            return f"{data.get('host')}: {data.get('reason')}"
+    return _LIMITED.get(str(data.get("limit")), "A limit is reached.")
+
+
 def quiet_time(mails: int) -> timedelta:
     """How long nothing is mailed after the newest of so many mails within a day: 15 min, 30 min, 1 h … 4 h."""
     if mails <= 0:

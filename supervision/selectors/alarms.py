@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
 from django.db import connection
 
-from supervision.models import Alarm, AlarmRecipient
+from supervision.models import Agent, Alarm, AlarmRecipient
 from tenants.models import Membership
 
 # A tenant with more members gives the rest their choice on their own pages.
@@ -43,6 +44,12 @@ def alarm_choice_list() -> list[AlarmChoice]:
 def alarm_list(*, limit: int) -> list[Alarm]:
     """The newest alarms, the newest first."""
     return list(Alarm.objects.order_by("-created_at", "-id")[:limit])
+
+
+def alarm_agents(alarms: Iterable[Alarm]) -> dict[str, str]:
+    """The names of the agents that alarms are about, by id."""
+    ids = {alarm.data["agent_id"] for alarm in alarms if "agent_id" in alarm.data}
+    return {str(agent_id): name for agent_id, name in Agent.objects.filter(id__in=ids).values_list("id", "name")}
 
 
 def alarm_tenants_waiting() -> list[UUID]:

@@ -13,8 +13,9 @@ from django.core import signing
 from django.core.mail import EmailMultiAlternatives
 from django.urls import reverse
 
-from supervision.alarms import REMEMBERED, quiet_time
-from supervision.models import Agent, Alarm, AlarmRecipient, WebhookEndpoint
+from supervision.alarms import REMEMBERED, alarm_text, quiet_time
+from supervision.models import Alarm, AlarmRecipient, WebhookEndpoint
+from supervision.selectors.alarms import alarm_agents
 from supervision.services.alarms import alarm_kinds_set
 from tenants.context import tenant_context, tenant_id_required
 from tenants.models import User
@@ -37,15 +38,6 @@ _ADVICE: Final = {
     "agent": "Look whether the agent runs and can be reached. “Check” on its page dials it.",
     "webhook": "When its receiver works again, switch the webhook on; what it missed is not sent later.",
     "limit": "The operator of this Mirror sets the limits. Until then the rest is refused.",
-}
-_COVERAGE: Final = {
-    "degraded": "three turns in a row were not judged",
-    "low": "less than 80 % of its turns are judged",
-    "ended": "the call has ended, and not every turn was judged",
-}
-_LIMITS: Final = {
-    "calls": "Calls are refused: as many run at the same time as may.",
-    "storage": "Calls are refused: their record takes all the space that it may.",
 }
 
 
@@ -173,10 +165,7 @@ def _groups(alarms: Iterable[Alarm]) -> list[AlarmGroup]:
     by_kind: dict[str, list[Alarm]] = {kind: [] for kind in _TITLES}
     for alarm in alarms:
         by_kind.setdefault(alarm.kind, []).append(alarm)
-    wanted = {
-        alarm.data["agent_id"] for found in by_kind.values() for alarm in found[:SHOWN] if "agent_id" in alarm.data
-    }
-    agents = {str(agent_id): name for agent_id, name in Agent.objects.filter(id__in=wanted).values_list("id", "name")}
+    agents = alarm_agents(alarm for found in by_kind.values() for alarm in found[:SHOWN])
     return [
         AlarmGroup(
             title=_TITLES[kind],
@@ -191,21 +180,23 @@ def _groups(alarms: Iterable[Alarm]) -> list[AlarmGroup]:
 
 def _line(alarm: Alarm, agents: dict[str, str]) -> AlarmLine:
     data: dict[str, Any] = dict(alarm.data)
-    text, path = "", reverse("webui:home")
-    match alarm.kind:
+    agent = agents.get(str(data.get("agent_id")), "An agent")
+    return AlarmLine(
+        at=alarm.occurred_at,
+        text=alarm_text(alarm.kind, data, agent=agent),
+        url=settings.MIRROR.public_url + _path(alarm.kind, data),
+    )
+
+
+def _path(kind: str, data: dict[str, Any]) -> str:
+    match kind:
         case "coverage" | "agent":
-            agent = agents.get(str(data.get("agent_id")), "An agent")
-            what = _COVERAGE.get(str(data.get("alarm")), "not every turn was judged")
-            text = f"{agent}: {what if alarm.kind == 'coverage' else 'the call failed'}"
-            path = reverse("webui:call", kwargs={"call_id": UUID(str(data["call_id"]))})
+            return reverse("webui:call", args=[data["call_id"]])
         case "webhook":
-            text = f"{data.get('host')}: {data.get('reason')}"
-            webhook_id = UUID(str(data["webhook_id"]))
-            known = WebhookEndpoint.objects.filter(id=webhook_id).exists()
-            path = reverse("webui:webhook", kwargs={"webhook_id": webhook_id}) if known else reverse("webui:webhooks")
-        case "limit":
-            text, path = _LIMITS.get(str(data.get("limit")), ""), reverse("webui:settings")
-    return AlarmLine(at=alarm.occurred_at, text=text, url=settings.MIRROR.public_url + path)
+            # A deleted one has no page.
+            known = WebhookEndpoint.objects.filter(id=data["webhook_id"]).exists()
+            return reverse("webui:webhook", args=[data["webhook_id"]]) if known else reverse("webui:webhooks")
+    return reverse("webui:settings")
 
 
 def _words(time: timedelta) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -53,7 +54,10 @@ def privacy_update(
         messages["redact"] = [f"{unknown[0]!r} is not known; use {', '.join(KINDS)}."]
     if phone_region not in REGIONS:
         messages["phone_region"] = ["Give a country as two capital letters, such as US or DE."]
-    if problems := _pattern_problems(patterns):
+    problems = [str(problem) for problem in pattern_problems(patterns[:MAX_PATTERNS])]
+    if len(patterns) > MAX_PATTERNS:
+        problems.insert(0, f"Give at most {MAX_PATTERNS} patterns.")
+    if problems:
         messages["patterns"] = problems
     if messages:
         raise ValidationError(messages)
@@ -73,25 +77,38 @@ def privacy_update(
         return row
 
 
-def _pattern_problems(patterns: Sequence[Mapping[str, str]]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class PatternProblem:
+    """What is wrong with a pattern of the tenant's own: the `number`-th, from 1, in its `name` or `pattern`."""
+
+    number: int
+    field: Literal["name", "pattern"]
+    what: str
+
+    def __str__(self) -> str:
+        return f"Pattern {self.number}: {self.what}."
+
+
+def pattern_problems(patterns: Sequence[Mapping[str, str]]) -> list[PatternProblem]:
+    """What is wrong with the tenant's own patterns, of which there are as many as may be."""
     problems = []
-    if len(patterns) > MAX_PATTERNS:
-        problems.append(f"Give at most {MAX_PATTERNS} patterns.")
     names = set()
-    for number, pattern in enumerate(patterns[:MAX_PATTERNS], start=1):
+    for number, pattern in enumerate(patterns, start=1):
         name, expression = pattern["name"], pattern["pattern"]
         if not name.strip() or len(name) > MAX_NAME_CHARS or not name.isprintable() or set(name) & set("[]"):
-            problems.append(f"Pattern {number}: its name needs 1 to {MAX_NAME_CHARS} characters, without brackets.")
+            what = f"its name needs 1 to {MAX_NAME_CHARS} characters, without brackets"
+            problems.append(PatternProblem(number, "name", what))
         elif name in names:
-            problems.append(f"Pattern {number}: there is another one called {name}.")
+            problems.append(PatternProblem(number, "name", f"there is another one called {name}"))
         names.add(name)
         if len(expression) > MAX_PATTERN_CHARS or "\x00" in expression:
-            problems.append(f"Pattern {number}: at most {MAX_PATTERN_CHARS} characters, without U+0000.")
+            what = f"at most {MAX_PATTERN_CHARS} characters, without U+0000"
+            problems.append(PatternProblem(number, "pattern", what))
             continue
         try:
             pattern_compile(expression)
         except PatternInvalid as problem:
-            problems.append(f"Pattern {number}: {problem}.")
+            problems.append(PatternProblem(number, "pattern", str(problem)))
     return problems
 
 
