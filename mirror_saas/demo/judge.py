@@ -223,7 +223,7 @@ async def main(port: int) -> None:
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        print(f"demo judge ready on http://127.0.0.1:{port}/v1; it answers from a script, no model judges", flush=True)
+        print(f"demo judge ready on http://127.0.0.1:{port}/v1; it answers from a script and is no model", flush=True)
         await stopped.wait()
     finally:
         await runner.cleanup()

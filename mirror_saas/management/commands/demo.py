@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from mirror_saas.demo.ports import free_port
+from mirror_saas.demo.ports import free_port, kept_ports
 from mirror_saas.embedded import write_private
 from mirror_saas.env import Environment
 from mirror_saas.local_model import QWEN, READY_WITHIN_S, LocalModelError, model_fetch, models_folder
@@ -19,6 +19,7 @@ from mirror_saas.processes import ProcessError, ProcessGroup, ProcessSpec
 from mirror_saas.stack import StackError, beat_spec, manage, migrate_spec, stack_run, web_spec, worker_spec
 
 DEMO_FILE = "demo.json"
+PORTS_FILE = "demo-ports.json"
 DEMO_FIELDS = ("console_url", "email", "password", "tenant", "api_key", "stream_url", "answer_url")
 CALL_SCRIPT = Path(__file__).resolve().parents[2] / "demo" / "call.yaml"
 
@@ -73,22 +74,25 @@ class Command(BaseCommand):
 
         async def body(group: ProcessGroup) -> None:
             await group.run(migrate_spec(env))
-            agent_port, judge_port = free_port(), free_port()
-            seed: dict[str, Any] = {"agent_url": f"ws://127.0.0.1:{agent_port}/", "judge_base_url": None}
+            ports = kept_ports(environment.home / PORTS_FILE, ("agent", "judge"))
+            agent_url, script_url = f"ws://127.0.0.1:{ports['agent']}/", f"http://127.0.0.1:{ports['judge']}/v1"
+            seed: dict[str, Any] = {"agent_url": agent_url, "judge_base_url": None}
+            # Whoever signs up tries Mirror with the script, whatever judges the demo's own tenant.
+            await group.start(_demo_spec("judge", ports["judge"], env))
             if local:
-                base_url = f"http://127.0.0.1:{judge_port}/v1"
-                await group.start(local_model_spec(judge_port, env))
+                model_port = free_port()
+                base_url = f"http://127.0.0.1:{model_port}/v1"
+                await group.start(local_model_spec(model_port, env))
                 warm = (sys.executable, "-m", "mirror_saas.demo.warm", "--base-url", base_url)
                 await group.run(ProcessSpec(name="warm", command=warm, env=env))
                 seed |= {"judge_base_url": base_url, "local": True}
             elif scripted:
                 self._write(SCRIPTED_JUDGE)
-                await group.start(_demo_spec("judge", judge_port, env))
-                seed["judge_base_url"] = f"http://127.0.0.1:{judge_port}/v1"
+                seed["judge_base_url"] = script_url
             await group.run(ProcessSpec(name="seed", command=manage("demo", "--seed", json.dumps(seed)), env=env))
             await group.start(
-                _demo_spec("agent", agent_port, env),
-                web_spec(environment, env),
+                _demo_spec("agent", ports["agent"], env),
+                web_spec(environment, {**env, "MIRROR_DEMO_AGENT_URL": agent_url, "MIRROR_DEMO_JUDGE_URL": script_url}),
                 worker_spec(env),
                 beat_spec(env),
             )
@@ -171,7 +175,7 @@ def demo_seed_and_write(
 def local_model_spec(port: int, env: dict[str, str]) -> ProcessSpec:
     """The local model's server; it checks the model and reads it before it is ready."""
     return ProcessSpec(
-        name="judge",
+        name="model",
         command=(sys.executable, "-m", "mirror_saas.local_model", "--port", str(port), "--with-parent"),
         env=env,
         ready_line="ready on",
