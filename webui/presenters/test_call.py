@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mirror_saas.demo.conversation import caller_lines
-from mirror_saas.demo.seed import AGENT_NAME
 from supervision.models import Agent
 
 # For an agent that nobody here knows anything about.
@@ -25,14 +24,14 @@ class Callee:
     lines: str
 
 
-def callees(agents: Sequence[Agent]) -> list[Callee]:
-    """Needs `policy` loaded."""
-    return [_callee(agent) for agent in agents]
+def callees(agents: Sequence[Agent], *, demo_url: str | None) -> list[Callee]:
+    """Needs `policy` loaded. `demo_url` is where the demo's agent listens, None where the operator runs none."""
+    return [_callee(agent, agent.upstream_url == demo_url) for agent in agents]
 
 
-def _callee(agent: Agent) -> Callee:
+def _callee(agent: Agent, is_demo: bool) -> Callee:
     # The demo's agent has no ears for words: it takes it that these lines are said.
-    lines = caller_lines() if agent.name == AGENT_NAME else LINES
+    lines = caller_lines() if is_demo else LINES
     hints = []
     if agent.policy is None:
         hints.append("It has no policy: the call is relayed and nothing is judged.")

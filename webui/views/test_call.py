@@ -8,6 +8,7 @@ from django.http import HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
+from mirror_saas.demo.offer import demo_offer
 from mirror_saas.headers import permissions_policy
 from mirror_saas.pages import MAX_LIMIT
 from supervision.selectors.agents import AgentNotFound, agent_get, agent_list
@@ -29,7 +30,8 @@ def test_call(request: MemberRequest) -> HttpResponse:
         except AgentNotFound:
             # Archived since the link was made, or somebody else's.
             chosen = None
-    offered = callees(agents)
+    offer = demo_offer()
+    offered = callees(agents, demo_url=offer.agent_url if offer is not None else None)
     response = render(
         request,
         "webui/test_call/page.html",
