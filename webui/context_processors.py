@@ -56,9 +56,12 @@ NAVIGATION = (
     NavItem("overview", "Overview", "webui:overview", "calls:read"),
     NavItem("usage", "Usage", "webui:usage", "calls:read", "set_up"),
     NavItem("agents", "Agents", "webui:agents", "policies:read", "set_up"),
+    NavItem("credentials", "Credentials", "webui:credentials", "policies:read", "set_up"),
     NavItem("members", "Members", "webui:members", "admin", "set_up"),
     NavItem("api_keys", "API keys", "webui:api_keys", "admin", "set_up"),
+    NavItem("webhooks", "Webhooks", "webui:webhooks", "admin", "set_up"),
     NavItem("audit", "Audit", "webui:audit", "admin", "set_up"),
+    NavItem("settings", "Settings", "webui:settings", "admin", "set_up"),
 )
 
 

@@ -46,7 +46,8 @@ from django.utils import timezone
 
 from mirror_saas.api import api as ninja_api
 from mirror_saas.ids import uuid7
-from supervision.models import Call, Intervention, ProviderCredential, StreamKey, ToolDecision, Turn
+from supervision.models import AlarmRecipient, Call, Intervention, ProviderCredential, StreamKey, ToolDecision, Turn
+from supervision.services.alarm_mails import alarms_off_url
 from supervision.services.alarms import alarm_kinds_set, alarm_raise, alarms_mail_make
 from supervision.services.credentials import credential_create
 from supervision.services.labels import turn_label
@@ -110,6 +111,12 @@ def call(tenancy: Tenancy) -> Made:
 
 def turn(tenancy: Tenancy) -> Made:
     return {"turn_id": Turn.objects.order_by("id")[0].id}
+
+
+def call_turn(tenancy: Tenancy) -> Made:
+    """A turn, and the call that it is of."""
+    first = Turn.objects.order_by("id")[0]
+    return {"call_id": first.call_id, "turn_id": first.id}
 
 
 def intervention(tenancy: Tenancy) -> Made:
@@ -206,6 +213,30 @@ def alarm_told(tenancy: Tenancy) -> tuple[str, str]:
     mails = alarms_mail_make(now=timezone.now())
     assert mails is not None
     return str(mails.recipient_ids[0]), str(mails.mail_id)
+
+
+def alarm_link(tenancy: Tenancy) -> Made:
+    """The secret of the link that stops a member's alarm mails."""
+    member = Membership.objects.order_by("created_at", "id")[0]
+    alarm_kinds_set(membership_id=member.id, kinds=["limit"])
+    url = alarms_off_url(AlarmRecipient.objects.get(membership=member))
+    return {"token": url.rpartition("/")[2]}
+
+
+def a_webhook(tenancy: Tenancy, made: Made) -> dict[str, Any]:
+    """What a webhook's form sends."""
+    return {"url": "http://127.0.0.1:1/new", "event_types": ["call.ended"]}
+
+
+def a_privacy(tenancy: Tenancy, made: Made) -> dict[str, Any]:
+    """What the form about privacy sends."""
+    rows = {"patterns-TOTAL_FORMS": 0, "patterns-INITIAL_FORMS": 0}
+    return {"redact": ["email"], "phone_region": "DE", "retention_days": "", "sample": "Hello.", **rows}
+
+
+def an_alarm_choice(tenancy: Tenancy, made: Made) -> dict[str, Any]:
+    """What the form about alarm mails sends."""
+    return {Membership.objects.order_by("created_at", "id")[0].id.hex: ["coverage"]}
 
 
 def session(tenancy: Tenancy) -> Made:
@@ -530,6 +561,58 @@ PAGES = [
     page("POST", "api-keys/<uuid:api_key_id>", "admin", api_key, body=lambda tenancy, made: {"name": "new"}),
     page("GET", "api-keys/<uuid:api_key_id>/revoke", "admin", api_key),
     page("POST", "api-keys/<uuid:api_key_id>/revoke", "admin", api_key),
+    page("GET", "credentials", "policies:read"),
+    page("GET", "credentials/new", "admin"),
+    page(
+        "POST",
+        "credentials/new",
+        "admin",
+        body=lambda tenancy, made: {
+            "kind": "llm",
+            "name": "new",
+            "base_url": "http://127.0.0.1:1/v1",
+            "model": "m",
+            "secret": "new",
+        },
+    ),
+    page("GET", "credentials/<uuid:credential_id>", "policies:read", credential),
+    page("GET", "credentials/<uuid:credential_id>/edit", "admin", credential),
+    page(
+        "POST",
+        "credentials/<uuid:credential_id>/edit",
+        "admin",
+        credential,
+        body=lambda tenancy, made: {"name": "new", "base_url": "http://127.0.0.1:1/v1", "model": "new"},
+    ),
+    page("GET", "credentials/<uuid:credential_id>/delete", "admin", credential),
+    page("POST", "credentials/<uuid:credential_id>/delete", "admin", credential),
+    page("GET", "webhooks", "admin"),
+    page("GET", "webhooks/new", "admin"),
+    page("POST", "webhooks/new", "admin", body=a_webhook),
+    page("GET", "webhooks/<uuid:webhook_id>", "admin", webhook),
+    page("GET", "webhooks/<uuid:webhook_id>/edit", "admin", webhook),
+    page("POST", "webhooks/<uuid:webhook_id>/edit", "admin", webhook, body=a_webhook),
+    page("GET", "webhooks/<uuid:webhook_id>/secret", "admin", webhook),
+    page("POST", "webhooks/<uuid:webhook_id>/secret", "admin", webhook, body=lambda tenancy, made: {"overlap": "24"}),
+    page("GET", "webhooks/<uuid:webhook_id>/delete", "admin", webhook),
+    page("POST", "webhooks/<uuid:webhook_id>/delete", "admin", webhook),
+    page("POST", "webhooks/<uuid:webhook_id>/test", "admin", webhook),
+    page("GET", "webhooks/<uuid:webhook_id>/deliveries/<uuid:delivery_id>", "admin", webhook),
+    page("POST", "webhooks/<uuid:webhook_id>/deliveries/<uuid:delivery_id>/redeliver", "admin", webhook),
+    page("GET", "settings", "admin"),
+    page("POST", "settings", "admin", body=lambda tenancy, made: {"name": "new"}),
+    page("GET", "settings/models", "admin"),
+    page("POST", "settings/models", "admin", body=lambda tenancy, made: {"llm_credential_id": tenancy.credential.id}),
+    page("GET", "settings/privacy", "admin"),
+    page("POST", "settings/privacy", "admin", body=a_privacy),
+    page("POST", "settings/privacy/try", "admin", body=a_privacy),
+    page("GET", "settings/alarms", "admin"),
+    page("POST", "settings/alarms", "admin", body=an_alarm_choice),
+    page("GET", "alarm-mails", "membership"),
+    page("POST", "alarm-mails", "membership", body=lambda tenancy, made: {"kinds": ["coverage"]}),
+    # As with an invitation's link: whoever has it is shown whose mails it stops.
+    page("GET", "alarm-mails/off/<str:token>", PUBLIC, alarm_link, answers=(200, 404), tells=True),
+    page("POST", "alarm-mails/off/<str:token>", PUBLIC, alarm_link, answers=(200, 404), tells=True),
     page("GET", "audit", "admin"),
     page("GET", "audit/verify", "admin"),
     page("GET", "welcome", "admin"),
@@ -558,7 +641,25 @@ PAGES = [
     page("GET", "agents/<uuid:agent_id>/signing-secret", "admin", agent),
     page("POST", "agents/<uuid:agent_id>/signing-secret", "admin", agent),
     page("GET", "calls", "calls:read"),
+    page("GET", "calls.csv", "calls:read"),
     page("GET", "calls/<uuid:call_id>", "calls:read", call),
+    page("GET", "calls/<uuid:call_id>/turns", "calls:read", call),
+    page("GET", "calls/<uuid:call_id>/turns/<uuid:turn_id>", "calls:read", call_turn),
+    page("GET", "calls/<uuid:call_id>/events", "calls:read", call),
+    page(
+        "POST",
+        "calls/<uuid:call_id>/label",
+        "labels:write",
+        call_turn,
+        body=lambda tenancy, made: {
+            "turn": made["turn_id"],
+            "about": "intervention",
+            "subject_id": intervention(tenancy)["intervention_id"],
+            "label": "unsure",
+        },
+    ),
+    page("GET", "calls/<uuid:call_id>/erase", "calls:write", call),
+    page("POST", "calls/<uuid:call_id>/erase", "calls:write", call),
     page("GET", "test-call", "calls:write"),
     page("GET", "live", "calls:read"),
     page("GET", "overview", "calls:read"),
