@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 
 from supervision.models import Call
 from supervision.selectors.calls import CallFilters
+from supervision.selectors.search import MAX_QUERY_CHARS
 
 
 class ErrorAwareMixin:
@@ -97,9 +98,33 @@ class LocalDateTimeInput(forms.DateTimeInput):
 class CallFilterForm(forms.Form):
     """Which calls the list shows. It reads the URL: a part that is wrong filters nothing and says why."""
 
+    text = forms.CharField(
+        required=False,
+        label="What was said",
+        max_length=MAX_QUERY_CHARS,
+        widget=forms.TextInput(
+            attrs={"type": "search", "placeholder": 'refund or "money back"', "autocomplete": "off"}
+        ),
+        error_messages={
+            "max_length": f"Search for at most {MAX_QUERY_CHARS} characters.",
+            "null_characters_not_allowed": "The character U+0000 cannot be searched for.",
+        },
+    )
     state = forms.ChoiceField(required=False, choices=[("", "Any state"), *Call.State.choices])
     outcome = forms.ChoiceField(
         required=False, choices=[("", "Any outcome"), ("completed", "Completed"), ("failed", "Failed")]
+    )
+    coverage = forms.ChoiceField(
+        required=False,
+        choices=[
+            ("", "Any coverage"),
+            ("full", "All judged"),
+            ("partial", "Partly judged"),
+            ("none", "Nothing judged"),
+        ],
+    )
+    interventions = forms.ChoiceField(
+        required=False, choices=[("", "With and without"), ("yes", "Mirror stepped in"), ("no", "Did not step in")]
     )
     agent = forms.TypedChoiceField(required=False, coerce=UUID, empty_value=None)
     after = forms.DateTimeField(
@@ -139,6 +164,9 @@ class CallFilterForm(forms.Form):
             agent_id=cleaned.get("agent"),
             state=cleaned.get("state") or None,
             outcome=cleaned.get("outcome") or None,
+            coverage=cleaned.get("coverage") or None,
+            interventions={"yes": True, "no": False}.get(cleaned.get("interventions", "")),
+            text=cleaned.get("text") or None,
             started_from=cleaned.get("after"),
             started_to=before + timedelta(minutes=1) if before else None,
         )

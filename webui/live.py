@@ -24,13 +24,14 @@ from django.utils import timezone
 
 from supervision.models import CallEvent
 from supervision.selectors.approvals import approvals_waiting
-from supervision.selectors.call_pages import agent_names, call_record, call_seq
-from supervision.selectors.calls import CallFilters, CallNotFound, call_list
+from supervision.selectors.call_pages import agent_names, call_changes, call_seq
+from supervision.selectors.calls import CallFilters, CallNotFound, call_get, call_list
 from tenants.context import tenant_context
 from tenants.middleware import session_tenant_id
 from tenants.models import User
 from tenants.roles import Scope
 from tenants.selectors.memberships import membership_get
+from webui.call_parts import highlights_in, timeline_news
 from webui.forms import CallFilterForm
 from webui.lists import call_rows, calls_shown
 from webui.presenters.approvals import approval_view
@@ -196,13 +197,14 @@ class CallTopic(Topic):
         if newest <= self.after:
             return None
         try:
-            record = call_record(call_id=self.call_id, after_seq=self.after, event_limit=EVENTS_PER_UPDATE)
+            call = call_get(call_id=self.call_id)
         except CallNotFound as error:
             raise TopicRefused from error
-        page = call_page(record, timezone.now())
-        changed = _changed(record.events)
+        now = timezone.now()
+        record = call_changes(call=call, after_seq=self.after, limit=EVENTS_PER_UPDATE)
+        page = call_page(record, now, highlights_in(call))
         parts = [*self._region("call-head", "webui/calls/head.html", {"head": page.head})]
-        context = {"highlights": page.highlights, "none_words": page.no_highlights}
+        context = {"highlights": page.highlights, "none_words": page.no_highlights, "call_id": call.id}
         parts += self._region("highlights", "webui/calls/highlights.html", context)
         for kind, into, items in (
             ("turn", "turns", page.turns),
@@ -211,18 +213,17 @@ class CallTopic(Topic):
             ("note", "notes", page.notes),
         ):
             parts += [
-                Part(item.dom_id, render_to_string(f"webui/calls/{kind}.html", {kind: item}), into)
-                for item in items
-                if changed.everything or str(item.id) in changed.ids
+                Part(item.dom_id, render_to_string(f"webui/calls/{kind}.html", {kind: item}), into) for item in items
             ]
         for tool in page.tools:
-            if changed.everything or str(tool.id) in changed.ids or str(tool.turn_id) in changed.ids:
-                html = render_to_string("webui/calls/loose_tool.html", {"tool": tool}) if tool.loose else None
-                parts.append(Part(tool.loose_dom_id, html, "turns"))
+            html = render_to_string("webui/calls/loose_tool.html", {"tool": tool}) if tool.loose else None
+            parts.append(Part(tool.loose_dom_id, html, "turns"))
         parts += [
             Part(event.dom_id, render_to_string("webui/calls/event.html", {"event": event}), "events")
             for event in page.events
         ]
+        news = {"news": timeline_news(record, after_seq=self.after, now=now)}
+        parts.append(Part("timeline-news", render_to_string("webui/calls/timeline_news.html", news)))
         self.after = record.seq
         return Update(tuple(parts), record.seq, tuple(_announcements(record.events, page)), record.more_events)
 
@@ -233,27 +234,6 @@ class CallTopic(Topic):
             return []
         self._regions[dom_id] = hash(html)
         return [Part(dom_id, html)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Changed:
-    """Ids of the rows that events touched. `everything`: the call ended, which shows on rows that had been open."""
-
-    ids: frozenset[str]
-    everything: bool
-
-
-_ID_FIELDS = ("turn_id", "decision_id", "intervention_id", "note_id")
-
-
-def _changed(events: Iterable[CallEvent]) -> _Changed:
-    ids: set[str] = set()
-    everything = False
-    for event in events:
-        everything = everything or event.kind == "call.ended"
-        data = event.data if isinstance(event.data, dict) else {}
-        ids.update(str(data[name]) for name in _ID_FIELDS if data.get(name))
-    return _Changed(frozenset(ids), everything)
 
 
 def _announcements(events: Iterable[CallEvent], page: CallPage) -> Iterable[str]:

@@ -168,7 +168,7 @@ def call_head(call: Call, now: datetime, judge_model: str = "") -> CallHead:
         Fact("Turns", str(call.turn_count), _turns_why(call)),
         _acted_fact("Interventions", call.intervention_count, "mirror", "mirror", live),
         _acted_fact("Tools blocked", call.tools_blocked_count, "bad", "ban", live),
-        Fact("Policy", _policy_words(call), _policy_why(call, judge_model)),
+        Fact("Policy", policy_version_words(call), policy_why(call, judge_model)),
         Fact("Agent leg", _agent_words(call), _agent_why(call), "bad" if call.agent_failure else "plain"),
     ]
     if call.dropped_media_ms:
@@ -206,13 +206,15 @@ def _turns_why(call: Call) -> str:
     return ", ".join(f"{count} {word}" for count, word in parts if count)
 
 
-def _policy_words(call: Call) -> str:
+def policy_version_words(call: Call) -> str:
+    """The policy that judged the call, with its version."""
     if call.policy is None:
         return "none"
     return f"{call.policy.name} v{call.policy_version}" if call.policy_version else call.policy.name
 
 
-def _policy_why(call: Call, judge_model: str) -> str:
+def policy_why(call: Call, judge_model: str) -> str:
+    """What the policy was to do, and who judged by it."""
     judge = f"judged by {judge_model}" if judge_model else ""
     if judge_model == SCRIPTED_JUDGE:
         judge = "answers from the demo's script"

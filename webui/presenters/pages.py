@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -27,6 +27,28 @@ class Highlight:
     title: str
     text: str
     outcome: Badge | None
+    turn_id: UUID | None = None
+    """The turn that shows it; None: the one during which it was."""
+
+    @property
+    def query(self) -> str:
+        """Where on the call's page it is shown."""
+        where = f"at={self.at_ms}" if self.turn_id is None else f"turn={self.turn_id}"
+        return f"{where}#{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Turns with their verdicts, tools and interventions, and all tools and interventions."""
+
+    turns: tuple[TurnView, ...]
+    interventions: tuple[InterventionView, ...]
+    tools: tuple[ToolView, ...]
+
+    @property
+    def story(self) -> list[TurnView | ToolView]:
+        """Turns, and the tools that belong to none of them, in the order in which they came."""
+        return story_of(self.turns, self.tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +67,28 @@ class CallPage:
     @property
     def story(self) -> list[TurnView | ToolView]:
         """Turns, and the tools that belong to none of them, in the order in which they came."""
-        loose = [tool for tool in self.tools if tool.loose]
-        return sorted([*self.turns, *loose], key=lambda item: item.order)
+        return story_of(self.turns, self.tools)
+
+    @property
+    def no_turns(self) -> str:
+        """What to say when there are none, and what to do about it."""
+        if self.head.live:
+            return (
+                "No turn yet. Turns appear as the agent reports them; an agent that does not use supervision.client "
+                "reports none."
+            )
+        if self.head.agent_failed:
+            return "The agent failed before it reported a turn."
+        return "The agent reported no turn in this call. Wrap its socket with supervision.client to have its turns judged."
 
 
-def call_page(record: CallRecord, now: datetime) -> CallPage:
-    """Everything that a call's page shows."""
+def story_of(turns: Iterable[TurnView], tools: Iterable[ToolView]) -> list[TurnView | ToolView]:
+    """Turns and loose tools, in the order in which they came."""
+    return sorted([*turns, *(tool for tool in tools if tool.loose)], key=lambda item: item.order)
+
+
+def pieces_of(record: CallRecord) -> Pieces:
+    """The rows of `record` as they are shown, each with what belongs to it."""
     live = record.call.state == Call.State.LIVE
     turn_of = {turn.id: turn for turn in record.turns}
     verdict_of = {verdict.id: verdict for verdict in record.verdicts}
@@ -79,14 +117,27 @@ def call_page(record: CallRecord, now: datetime) -> CallPage:
         if turn is not None:
             by_turn[turn.id].interventions.append(shown)
 
-    turns = tuple(turn_view(turn, by_turn[turn.id], live) for turn in record.turns)
-    return CallPage(
-        head=call_head(record.call, now, record.judge_model),
-        highlights=tuple(highlights_of(turns, interventions, tools)),
-        no_highlights=no_highlights_words(record.call, bool(turns or tools)),
-        turns=turns,
+    return Pieces(
+        turns=tuple(turn_view(turn, by_turn[turn.id], live) for turn in record.turns),
         interventions=tuple(interventions),
         tools=tuple(tools),
+    )
+
+
+def call_page(record: CallRecord, now: datetime, highlights: Sequence[Highlight] | None = None) -> CallPage:
+    """What a call's page shows of the rows of `record`. `highlights` are those of the whole call, where `record` is
+    only a part of it."""
+    pieces = pieces_of(record)
+    if highlights is None:
+        highlights = highlights_of(pieces.turns, pieces.interventions, pieces.tools)
+    supervised = bool(record.call.turn_count or pieces.turns or pieces.tools)
+    return CallPage(
+        head=call_head(record.call, now, record.judge_model),
+        highlights=tuple(highlights),
+        no_highlights=no_highlights_words(record.call, supervised),
+        turns=pieces.turns,
+        interventions=pieces.interventions,
+        tools=pieces.tools,
         notes=tuple(note_view(note) for note in record.notes),
         events=tuple(event_view(event, record.call.started_at) for event in record.events),
         seq=record.seq,
@@ -116,12 +167,19 @@ def highlights_of(
             shown.rule or "A rule was broken",
             f"“{shown.correction_text}”" if shown.correction_text else shown.plan,
             shown.badge,
+            shown.turn_id,
         )
         for shown in interventions
     ]
     found += [
         Highlight(
-            tool.dom_id, tool.at_ms, Badge("Tool blocked", "ban", "bad"), tool.name, tool.reason or tool.why, None
+            tool.dom_id,
+            tool.at_ms,
+            Badge("Tool blocked", "ban", "bad"),
+            tool.name,
+            tool.reason or tool.why,
+            None,
+            tool.turn_id,
         )
         for tool in tools
         if tool.blocked
@@ -138,6 +196,7 @@ def highlights_of(
                     verdict.rule or "A rule was broken",
                     text,
                     Badge("Late answer", "clock", "warn") if verdict.late else None,
+                    turn.id,
                 )
             )
     return sorted(found, key=lambda highlight: highlight.at_ms)

@@ -26,6 +26,7 @@ TOOL_CODES = {
 @dataclass(frozen=True, slots=True)
 class ToolView:
     id: UUID
+    call_id: UUID
     ref: str
     name: str
     args: Any
@@ -73,6 +74,7 @@ def tool_view(decision: ToolDecision, turn_number: int | None = None) -> ToolVie
         done = Badge("Ran", "check", "good") if decision.ok else Badge("Ran and failed", "cross", "warn")
     return ToolView(
         id=decision.id,
+        call_id=decision.call_id,
         ref=decision.ref,
         name=decision.name,
         args=decision.args,

@@ -122,6 +122,7 @@ def verdict_view(verdict: Verdict) -> VerdictView:
 @dataclass(frozen=True, slots=True)
 class TurnView:
     id: UUID
+    call_id: UUID
     number: int
     at_ms: int
     customer_text: str
@@ -161,6 +162,7 @@ def turn_view(turn: Turn, about: TurnRows, live: bool) -> TurnView:
     verdicts = sorted(about.verdicts, key=lambda verdict: (verdict.late, verdict.at_ms))
     return TurnView(
         id=turn.id,
+        call_id=turn.call_id,
         number=turn.index,
         at_ms=turn.at_ms,
         customer_text=turn.customer_text,

@@ -64,13 +64,18 @@ def steps_of(intervention: Intervention) -> list[dict[str, Any]]:
     return sorted(intervention.steps, key=lambda step: int(step["at_ms"]))
 
 
+def step_times(intervention: Intervention) -> dict[str, int]:
+    """When each step came first. One can come twice (a clear, and a second one when the caller cuts in): the first
+    opens the stretch."""
+    times: dict[str, int] = {}
+    for step in steps_of(intervention):
+        times.setdefault(str(step["step"]), int(step["at_ms"]))
+    return times
+
+
 def waterfall_of(intervention: Intervention, verdict: Verdict | None) -> Waterfall:
     """The intervention's stretches and moments on one axis, starting when the judge was asked."""
-    steps = steps_of(intervention)
-    times: dict[str, int] = {}
-    for step in steps:
-        # A step can come twice (a clear, and a second one when the caller cuts in): the first opens the stretch.
-        times.setdefault(str(step["step"]), int(step["at_ms"]))
+    times = step_times(intervention)
 
     def first(*names: str) -> int | None:
         known = [times[name] for name in names if name in times]

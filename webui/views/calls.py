@@ -1,25 +1,24 @@
-"""The calls list and one call's page."""
+"""The calls list, as a page and as a file."""
 
 from __future__ import annotations
 
 from urllib.parse import urlencode
-from uuid import UUID
 
-from django.http import Http404, HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
-from supervision.selectors.call_pages import agent_names, call_record
-from supervision.selectors.calls import CallNotFound
+from mirror_saas.exports import export_response
+from supervision.selectors.call_pages import agent_names
 from supervision.selectors.pages import BadCursor
 from webui.access import MemberRequest, member_view
+from webui.call_csv import CallCsvRow, call_csv_batches
 from webui.forms import CallFilterForm
 from webui.lists import calls_shown
 from webui.pager import list_url, pager_urls
 from webui.presenters.calls import SCRIPTED_BANNER
-from webui.presenters.pages import call_page
 from webui.views.approvals import approvals_pinned
 
 
@@ -48,6 +47,7 @@ def call_list(request: MemberRequest) -> HttpResponse:
             "first_page": cursor is None,
             "has_agents": bool(agents),
             "live_query": urlencode(query),
+            "csv_url": list_url(reverse("webui:calls_csv"), query),
             **pager_urls(url, query, cursor=cursor, older=shown.next),
             **(approvals_pinned(request) if cursor is None else {}),
             "scripted": SCRIPTED_BANNER if any(row.scripted for row in (*shown.live, *shown.ended)) else None,
@@ -57,10 +57,8 @@ def call_list(request: MemberRequest) -> HttpResponse:
 
 @require_safe
 @member_view(scope="calls:read")
-def call_detail(request: MemberRequest, call_id: UUID) -> HttpResponse:
-    """One call. Somebody else's and a missing one are the same 404."""
-    try:
-        record = call_record(call_id=call_id)
-    except CallNotFound as error:
-        raise Http404(str(error)) from error
-    return render(request, "webui/calls/call.html", {"section": "calls", "page": call_page(record, timezone.now())})
+def call_csv(request: MemberRequest) -> StreamingHttpResponse:
+    """All calls that the filters of the URL let through, as one file."""
+    filters = CallFilterForm(request.GET, agents=agent_names()).filters()
+    batches = call_csv_batches(tenant_id=request.membership.tenant.id, filters=filters)
+    return export_response(request, kind="csv", name="calls", columns=CallCsvRow, batches=batches)
