@@ -126,6 +126,11 @@ class CallFilterForm(forms.Form):
     interventions = forms.ChoiceField(
         required=False, choices=[("", "With and without"), ("yes", "Mirror stepped in"), ("no", "Did not step in")]
     )
+    test = forms.ChoiceField(
+        required=False,
+        label="Placed",
+        choices=[("", "From anywhere"), ("yes", "As a test, from here"), ("no", "By telephone")],
+    )
     agent = forms.TypedChoiceField(required=False, coerce=UUID, empty_value=None)
     after = forms.DateTimeField(
         required=False,
@@ -167,6 +172,7 @@ class CallFilterForm(forms.Form):
             coverage=cleaned.get("coverage") or None,
             interventions={"yes": True, "no": False}.get(cleaned.get("interventions", "")),
             text=cleaned.get("text") or None,
+            test={"yes": True, "no": False}.get(cleaned.get("test", "")),
             started_from=cleaned.get("after"),
             started_to=before + timedelta(minutes=1) if before else None,
         )

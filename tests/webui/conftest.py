@@ -42,6 +42,8 @@ CHROMIUM_FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--force-color-profile=srgb",
+    # A beep every second in place of a microphone, for pages that are allowed to use one.
+    "--use-fake-device-for-media-stream",
 )
 
 

@@ -91,6 +91,7 @@ class CallRow:
     tools_blocked: int
     shadow: bool
     scripted: bool
+    test: bool = False
 
     @property
     def dom_id(self) -> str:
@@ -122,6 +123,7 @@ def call_row(call: Call, now: datetime, judge_model: str = "") -> CallRow:
         tools_blocked=call.tools_blocked_count,
         shadow=call.mode == "shadow",
         scripted=judge_model == SCRIPTED_JUDGE,
+        test=call.test,
     )
 
 
@@ -154,6 +156,7 @@ class CallHead:
     outcome: Badge
     facts: tuple[Fact, ...]
     banners: tuple[Banner, ...]
+    test: bool = False
 
 
 def call_head(call: Call, now: datetime, judge_model: str = "") -> CallHead:
@@ -186,6 +189,7 @@ def call_head(call: Call, now: datetime, judge_model: str = "") -> CallHead:
         outcome=outcome,
         facts=tuple(facts),
         banners=tuple(banners_of(call, judge_model)),
+        test=call.test,
     )
 
 
