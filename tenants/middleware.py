@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import rotate_token
+from django.urls import Resolver404, resolve
 
 from tenants.actors import actor_context, actor_of_request
 from tenants.context import tenant_context, tenant_context_current
@@ -26,7 +28,7 @@ class TenantMiddleware:
     no tenant. The tenant is the one that the session keeps: first the person's oldest, later the one they switch to.
     When their membership of it has ended, reading goes on in their oldest one, and a request that writes has no tenant
     at all: what somebody wrote for one tenant is never done in another. Programs with an API key are not known here:
-    the API finds their tenant itself.
+    the API finds their tenant itself. A view whose `in_transaction` is False opens the context itself.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -40,7 +42,8 @@ class TenantMiddleware:
             return self.get_response(request)
         user: Any = request.user
         actor = actor_of_request(request, kind="user", actor_id=user.pk, label=user.email)
-        with actor_context(actor), tenant_context(membership.tenant.id):
+        context = tenant_context(membership.tenant.id) if _in_transaction(request) else nullcontext()
+        with actor_context(actor), context:
             return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
@@ -61,6 +64,14 @@ class TenantMiddleware:
             return None
         session_tenant_set(request, membership.tenant.id)
         return membership
+
+
+def _in_transaction(request: HttpRequest) -> bool:
+    try:
+        view = resolve(request.path_info).func
+    except Resolver404:
+        return True
+    return getattr(view, "in_transaction", True) is not False
 
 
 def session_tenant_id(session: SessionBase) -> UUID | None:

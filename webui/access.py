@@ -36,14 +36,15 @@ class PersonRequest(HttpRequest):
 
 
 def member_view(
-    *, scope: str
+    *, scope: str, in_transaction: bool = True
 ) -> Callable[
     [Callable[Concatenate[MemberRequest, P], HttpResponse]], Callable[Concatenate[HttpRequest, P], HttpResponse]
 ]:
     """Let a signed-in member see a view whose role has `scope`: a scope, or a capability that no scope covers.
 
     Without a session: to sign-in, and back after it. Member of no tenant: to the page that says so. A role without
-    it: 403.
+    it: 403. Without `in_transaction` the view opens its tenant's context itself, for the moments in which it needs the
+    database: it waits for somebody else's server in between.
     """
     capability_known(scope)
 
@@ -65,6 +66,7 @@ def member_view(
                 raise PermissionDenied(str(error)) from error
 
         wrapped.capability = scope  # type: ignore[attr-defined]
+        wrapped.in_transaction = in_transaction  # type: ignore[attr-defined]
         return cast(Callable[Concatenate[HttpRequest, P], HttpResponse], wrapped)
 
     return decorate

@@ -32,10 +32,17 @@ def shown_once_take(request: HttpRequest, *, kind: str, object_id: UUID) -> dict
 
     Only for a page that is read: HEAD shows nothing.
     """
+    found = shown_again(request, kind=kind, object_id=object_id)
+    if found:
+        del request.session[_PREFIX + kind]
+    return found
+
+
+def shown_again(request: HttpRequest, *, kind: str, object_id: UUID) -> dict[str, str]:
+    """The same, and it stays: for what is no secret of its own, until something else of the kind is kept."""
     kept = request.session.get(_PREFIX + kind)
     if request.method != "GET" or not isinstance(kept, dict) or kept.get("id") != str(object_id):
         return {}
-    del request.session[_PREFIX + kind]
     try:
         opened = unseal_text(
             base64.b64decode(str(kept.get("sealed"))),
@@ -43,6 +50,7 @@ def shown_once_take(request: HttpRequest, *, kind: str, object_id: UUID) -> dict
             field=_field(kind, object_id),
         )
     except SealBroken:
+        del request.session[_PREFIX + kind]
         messages.error(request, "What was to be shown once cannot be read any more. Make another.")
         return {}
     return {str(name): str(value) for name, value in json.loads(opened).items()}
