@@ -47,6 +47,7 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
     ("review-tool", "/review?kind=tool"),
     ("review-close-call", "/review?kind=near"),
     ("review-no-match", "/review?label=missed"),
+    ("test-call", "/test-call"),
     ("not-found", lambda scene: f"/calls/{scene.tenancy.id}"),
     ("api-keys", "/api-keys"),
     ("api-key-new", "/api-keys/new"),

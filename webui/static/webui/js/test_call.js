@@ -41,6 +41,13 @@ class TestCall extends HTMLElement {
     this.#on(".phone-pad", "click", (event) => {
       if (event.target.value) this.#send({ type: "press", digits: event.target.value });
     });
+    // Leaving the page hangs up; while a call runs, what is linked opens beside it.
+    this.#on(".phone-supervision", "click", (event) => {
+      const link = event.target.closest("a[href]");
+      if (!this.#socket || !link || link.getAttribute("href").startsWith("#")) return;
+      event.preventDefault();
+      open(link.href, "_blank", "noopener");
+    });
     this.#on("#phone-speaker", "change", (event) => this.#audio?.speakerChoose(event.target.value));
   }
 
