@@ -12,7 +12,7 @@ from typing import Any, Final
 # Of each kind, when it comes.
 KINDS: Final[dict[str, str]] = {
     "coverage": "Turns are not judged while a call runs, or a call has ended with some of them not judged.",
-    "agent": "A call failed, because its agent could not be reached or its connection broke.",
+    "call": "A call failed: its agent could not be reached or broke, or the process that carried it died.",
     "webhook": "Mirror switched a webhook off, because its receiver takes nothing any more.",
     "limit": "Calls were refused, or are not recorded any more, because a limit is reached.",
 }
@@ -32,7 +32,7 @@ def alarm_kind(event_type: str, data: Mapping[str, Any]) -> str | None:
     if event_type == "coverage.alarm":
         return "coverage"
     if event_type == "call.ended" and data.get("outcome") == "failed":
-        return "agent"
+        return "call"
     return None
 
 
@@ -52,7 +52,7 @@ def alarm_text(kind: str, data: Mapping[str, Any], *, agent: str) -> str:
     match kind:
         case "coverage":
             return f"{agent}: {_COVERAGE.get(str(data.get('alarm')), 'not every turn was judged')}"
-        case "agent":
+        case "call":
             return f"{agent}: the call failed"
         case "webhook":
             return f"{data.get('host')}: {data.get('reason')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import phonenumbers
@@ -35,7 +35,7 @@ KIND_WORDS = {
 }
 ALARM_NAMES = {
     "coverage": "Turns not judged",
-    "agent": "Calls that fail",
+    "call": "Calls that fail",
     "webhook": "Webhooks switched off",
     "limit": "Limits reached",
 }
@@ -164,7 +164,13 @@ class PatternForm(ErrorAwareMixin, forms.Form):
     )
 
 
-class _PatternForms(forms.BaseFormSet[PatternForm]):
+if TYPE_CHECKING:
+    _PatternFormsBase = forms.BaseFormSet[PatternForm]
+else:
+    _PatternFormsBase = forms.BaseFormSet
+
+
+class _PatternForms(_PatternFormsBase):
     """The patterns of the page, in order; those that were emptied are taken away."""
 
     def clean(self) -> None:

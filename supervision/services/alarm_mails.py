@@ -29,13 +29,13 @@ _SALT: Final = "supervision.alarm_mails.off"
 # What stands over the alarms of a kind, and what to do about them.
 _TITLES: Final = {
     "coverage": "Turns that were not judged",
-    "agent": "Calls that failed",
+    "call": "Calls that failed",
     "webhook": "Webhooks that were switched off",
     "limit": "Limits that are reached",
 }
 _ADVICE: Final = {
     "coverage": "Look whether the judge’s model answers, and in time. What was not judged was not stopped either.",
-    "agent": "Look whether the agent runs and can be reached. “Check” on its page dials it.",
+    "call": "Look whether the agent runs and can be reached. “Check” on its page dials it.",
     "webhook": "When its receiver works again, switch the webhook on; what it missed is not sent later.",
     "limit": "The operator of this Mirror sets the limits. Until then the rest is refused.",
 }
@@ -190,7 +190,7 @@ def _line(alarm: Alarm, agents: dict[str, str]) -> AlarmLine:
 
 def _path(kind: str, data: dict[str, Any]) -> str:
     match kind:
-        case "coverage" | "agent":
+        case "coverage" | "call":
             return reverse("webui:call", args=[data["call_id"]])
         case "webhook":
             # A deleted one has no page.
