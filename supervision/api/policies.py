@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 from mirror_saas.preconditions import IfMatch
 from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery, unset
-from supervision.engine.config import MAX_RULE_CHARS, MAX_RULES, MAX_STATEMENT_CHARS, PolicyConfig
+from supervision.engine.config import MAX_RULE_CHARS, MAX_RULE_TOOLS, MAX_RULES, MAX_STATEMENT_CHARS, PolicyConfig
 from supervision.models import Agent, Policy, PolicyVersion, Track
 from supervision.selectors.agents import agent_get
 from supervision.selectors.policies import (
@@ -98,6 +98,13 @@ class RuleIn(In):
         max_length=MAX_STATEMENT_CHARS,
         description="What is true of a turn that breaks the rule; `scoring: logprob` asks about it.",
     )
+    tools: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_RULE_TOOLS,
+        description="The tools that the rule is about: the judge is told so, and their calls are judged also where "
+        "`tool_gate_enabled` is false.",
+    )
+    enabled: bool = Field(True, description="False: the rule is kept in the version and nothing is judged by it.")
 
 
 class PolicyIn(In):

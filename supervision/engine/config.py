@@ -54,6 +54,8 @@ TurnClass = Literal[
 MAX_RULES = 500
 MAX_RULE_CHARS = 4_000
 MAX_STATEMENT_CHARS = 300
+MAX_RULE_TOOLS = 50
+MAX_TOOL_CHARS = 200
 MAX_PROMPT_CHARS = 100_000
 MAX_TENANT_CHARS = 200
 MAX_BUFFER_TEXT_CHARS = 80
@@ -66,11 +68,20 @@ Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Millis = Annotated[int, Field(strict=True)]
 
 
+if TYPE_CHECKING:
+    # What may be given; the validators make tuples of it.
+    Names = Sequence[str]
+else:
+    Names = tuple[str, ...]
+
+
 class Rule(BaseModel):
     """One rule of a policy, in plain language: `text`, and how bad it is to break it (`severity`).
 
     `statement` says what is true of a turn that breaks the rule ("The agent confirms a refund."); `scoring="logprob"`
-    asks about it. Without one, the engine makes one from `text`.
+    asks about it. Without one, the engine makes one from `text`. `tools` names the tools that the rule is about: the
+    judge is told so, and their calls are judged also where `tool_gate_enabled` is false. A rule that is not `enabled`
+    is kept and not judged by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -78,6 +89,8 @@ class Rule(BaseModel):
     text: str = Field(max_length=MAX_RULE_CHARS)
     severity: Severity = "medium"
     statement: str | None = Field(default=None, max_length=MAX_STATEMENT_CHARS)
+    tools: Names = Field(default=(), max_length=MAX_RULE_TOOLS)
+    enabled: bool = Field(default=True, strict=True)
 
     @field_validator("text")
     @classmethod
@@ -95,15 +108,30 @@ class Rule(BaseModel):
             )
         return statement and " ".join(statement.split())
 
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _tools_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError('give a list of tool names, for instance ["charge_card"]')
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _tools_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(name.strip() for name in value))
+        if not all(names):
+            raise ValueError("a tool name is blank; remove it")
+        if any(len(name) > MAX_TOOL_CHARS or not name.isprintable() for name in names):
+            raise ValueError(f"a tool name is one line of at most {MAX_TOOL_CHARS} characters")
+        return names
+
 
 if TYPE_CHECKING:
     # What may be given; `rules` and the validators make tuples of it.
     Rules = Sequence[Rule | str]
-    Names = Sequence[str]
     TurnClasses = Sequence[TurnClass]
 else:
     Rules = tuple[Rule, ...]
-    Names = tuple[str, ...]
     TurnClasses = tuple[TurnClass, ...]
 
 
@@ -122,8 +150,8 @@ class PolicyConfig(BaseModel):
     )
 
     policies: Rules = Field(default=(), max_length=MAX_RULES)
-    """The rules, as strings or `Rule`s (`rules` has them all as `Rule`s). At least one, unless there is a
-    `judging_prompt`."""
+    """The rules, as strings or `Rule`s (`rules` has those that are enabled). At least one enabled one, unless there is
+    a `judging_prompt`."""
     judging_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
     """A judging prompt of one's own instead of `policies`. `{customer_text}`, `{primary_response}`,
     `{tool_calls_json}` and `{history_summary}` become the names of the fields in which the judge finds them."""
@@ -134,7 +162,8 @@ class PolicyConfig(BaseModel):
     semantic_review_timeout_s: Seconds = Field(default=4.0, gt=0, le=60)
     """Seconds that judging a turn may take."""
     tool_gate_enabled: bool = Field(default=True, strict=True)
-    """Whether tools that are not irreversible are judged too. Irreversible ones always are."""
+    """Whether tools that are not irreversible are judged too. Irreversible ones, and those that a rule names, always
+    are."""
     irreversible_tools: Names = DEFAULT_IRREVERSIBLE_TOOLS
     """Names of tools that cannot be undone; compared without regard to case."""
     tool_gate_on_failure: Literal["block", "allow"] = "block"
@@ -192,8 +221,8 @@ class PolicyConfig(BaseModel):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The policy's rules, in order."""
-        return cast(tuple[Rule, ...], self.policies)
+        """The rules that are judged by, in order: those that are enabled."""
+        return tuple(rule for rule in cast(tuple[Rule, ...], self.policies) if rule.enabled)
 
     def buffer_text_for(self, language: str) -> str | None:
         """The policy's own buffer line in a call's language (a BCP 47 tag); None where the engine's own lines speak."""
@@ -266,6 +295,8 @@ class PolicyConfig(BaseModel):
             raise ValueError("policies and judging_prompt exclude each other; give one of them")
         if not self.policies and self.judging_prompt is None:
             raise ValueError("policies is empty: give at least one rule (or a judging_prompt), else nothing is judged")
+        if self.policies and not self.rules:
+            raise ValueError("every rule is switched off: switch at least one on, else nothing is judged")
         return self
 
 

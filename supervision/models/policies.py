@@ -47,7 +47,8 @@ class PolicyVersion(TenantModel):
     policy = tenant_key("supervision.Policy", related_name="versions")
     number = models.IntegerField()
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.DRAFT, db_default="draft")
-    # A list of {"text": str, "severity": "low" | "medium" | "high"}.
+    # A list of {"text": str, "severity": "low" | "medium" | "high"}, and where a rule has them {"statement": str},
+    # {"tools": [str]}, {"enabled": false}.
     rules: models.JSONField[Any, Any] = models.JSONField(default=list)
     # MirrorConfig's fields without `llm`, `policies`, secrets and `tenant_id`; {} means the engine's defaults.
     config: models.JSONField[Any, Any] = models.JSONField(default=dict, blank=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -37,6 +37,19 @@ class PolicyRow:
     shadow_number: int | None
     draft_numbers: tuple[int, ...]
     agent_count: int
+
+
+class VersionContent(Protocol):
+    """What a version says: a PolicyVersion has it, and so has one that somebody is about to store."""
+
+    @property
+    def rules(self) -> list[dict[str, Any]]: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def llm_credential_id(self) -> UUID | None: ...
+    @property
+    def fallback_credential_id(self) -> UUID | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +125,24 @@ def policy_version_get(*, policy_id: UUID, number: int) -> PolicyVersion:
     return version
 
 
-def policy_version_config(version: PolicyVersion) -> PolicyConfig:
+def policy_version_before(live: PolicyVersion) -> PolicyVersion | None:
+    """What a rollback returns to: the version that was live before `live` and was not taken back itself; None without
+    one."""
+    earlier = PolicyVersion.objects.filter(
+        policy_id=live.policy_id,
+        status=PolicyVersion.Status.RETIRED,
+        rolled_back_at=None,
+        published_at__lt=live.published_at,
+    )
+    return earlier.order_by("-published_at", "-number").first()
+
+
+def policy_version_config(version: VersionContent) -> PolicyConfig:
     """The version as the engine takes it, with the engine's defaults."""
     return PolicyConfig(**{**version.config, "policies": tuple(version.rules)})
 
 
-def policy_version_compiled(version: PolicyVersion) -> CompiledPolicy:
+def policy_version_compiled(version: VersionContent) -> CompiledPolicy:
     """The prompts that a judge gets under this version."""
     return compile_policy(policy_version_config(version))
 
@@ -125,7 +150,11 @@ def policy_version_compiled(version: PolicyVersion) -> CompiledPolicy:
 def policy_version_diff(*, policy_id: UUID, number: int, other: int) -> VersionDiff:
     """What version `other` changes in version `number`. Raises PolicyNotFound."""
     before = policy_version_get(policy_id=policy_id, number=number)
-    after = policy_version_get(policy_id=policy_id, number=other)
+    return policy_content_diff(before=before, after=policy_version_get(policy_id=policy_id, number=other))
+
+
+def policy_content_diff(*, before: VersionContent, after: VersionContent) -> VersionDiff:
+    """What `after`, a version or what is to become one, changes in `before`."""
     old, new = (
         policy_version_config(version).model_dump(mode="json", exclude={"policies"}) for version in (before, after)
     )

@@ -21,7 +21,7 @@ from mirror_saas.preconditions import IfMatch
 from supervision.engine.config import PolicyConfig
 from supervision.engine.policy.rule_lines import rule_lines
 from supervision.models import Agent, Policy, PolicyVersion, ProviderCredential, Track
-from supervision.selectors.policies import policy_etag, policy_version_etag
+from supervision.selectors.policies import policy_etag, policy_version_before, policy_version_etag
 from supervision.services.credentials import credential_of_kind
 from tenants.services.audit import Snapshot, auditevent_record, changes, snapshot
 
@@ -127,7 +127,7 @@ def policy_version_create(
     rules. `fallback_credential` is asked when `llm_credential` does not answer. Raises Policy.DoesNotExist, or
     ValidationError naming the field that cannot be used.
     """
-    stored_rules, stored_config = _checked(rules, config or {})
+    stored_rules, stored_config = policy_content_checked(rules=rules, config=config or {})
     _check_fallback(llm_credential, fallback_credential)
     with transaction.atomic():
         policy = _locked(policy_id)
@@ -182,8 +182,8 @@ def policy_version_update(
             )
         was = snapshot(version)
         if "rules" in fields or "config" in fields:
-            version.rules, version.config = _checked(
-                fields.get("rules", version.rules), fields.get("config", version.config)
+            version.rules, version.config = policy_content_checked(
+                rules=fields.get("rules", version.rules), config=fields.get("config", version.config)
             )
         if "llm_credential_id" in fields:
             version.llm_credential = llm_credential_get(fields["llm_credential_id"])
@@ -268,10 +268,7 @@ def policy_rollback(*, policy_id: UUID, number: int | None = None, if_match: IfM
         if live is None:
             raise Conflict("No version of this policy is live, so there is nothing to take back.")
         if number is None:
-            earlier = versions.filter(
-                status=PolicyVersion.Status.RETIRED, rolled_back_at=None, published_at__lt=live.published_at
-            )
-            target = earlier.order_by("-published_at", "-number").first()
+            target = policy_version_before(live)
             if target is None:
                 raise Conflict(f"No version was live before version {live.number}; name the version to return to.")
         else:
@@ -349,7 +346,7 @@ def overrides_checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
         message = f"An agent can override {', '.join(sorted(OVERRIDABLE))}, nothing else."
         raise ValidationError(dict.fromkeys((f"policy_overrides.{name}" for name in unknown), message))
     try:
-        _, stored = _checked(["-"], overrides)
+        _, stored = policy_content_checked(rules=["-"], config=overrides)
     except ValidationError as error:
         messages = {f"policy_overrides.{name}": texts for name, texts in error.message_dict.items()}
         raise ValidationError(messages) from error
@@ -439,10 +436,11 @@ def rules_parse(text: str) -> list[str]:
     return [line for _, line in rule_lines(text)]
 
 
-def _checked(
-    rules: Sequence[str | Mapping[str, Any]], config: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rules and config as they are stored: what the engine accepts, in its own form, without its defaults."""
+def policy_content_checked(*, rules: Rules, config: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rules and config as they are stored: what the engine accepts, in its own form, without its defaults.
+
+    Raises ValidationError naming the field: `rules`, or a field of the engine's PolicyConfig.
+    """
     if "policies" in config:
         raise ValidationError({"config": "The rules have a field of their own; leave `policies` out of the config."})
     if not rules and "judging_prompt" not in config:
@@ -460,9 +458,13 @@ def _checked(
                 messages.setdefault(str(field), []).append(problem["msg"])
         raise ValidationError(messages) from error
     stored = checked.model_dump(mode="json", include={"policies", *config})
-    stored_rules = [
-        {name: value for name, value in rule.items() if value is not None} for rule in stored.pop("policies")
-    ]
-    if any("\x00" in rule["text"] for rule in stored_rules):
+    stored_rules = [_stored(rule) for rule in stored.pop("policies")]
+    if any("\x00" in rule["text"] + rule.get("statement", "") for rule in stored_rules):
         raise ValidationError({"rules": "A rule contains the character U+0000, which PostgreSQL cannot store."})
     return stored_rules, stored
+
+
+def _stored(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule without what goes without saying."""
+    unsaid = {"statement": None, "tools": [], "enabled": True}
+    return {name: value for name, value in rule.items() if name not in unsaid or value != unsaid[name]}

@@ -68,6 +68,10 @@ not by single words that also occur in a rule. It makes no difference in which l
 - The texts are transcripts of speech: make nothing of spelling, punctuation and small slips of recognition.
 """
 
+_ABOUT_TOOLS = """\
+A rule that ends in square brackets is about the tools named there: about calls of them, and about what is said of them.
+"""
+
 _TURN_TASK = """\
 # Your task: judge the turn
 
@@ -216,8 +220,10 @@ def compile_policy(config: PolicyConfig) -> CompiledPolicy:
     if config.judging_prompt is None:
         # On one line each, so that a rule cannot be taken for a heading or for another rule.
         lines = [f"0. {BUILT_IN_RULE}"]
-        lines += [f"{number}. {' '.join(rule.text.split())}" for number, rule in enumerate(config.rules, 1)]
+        lines += [f"{number}. {_line(rule)}" for number, rule in enumerate(config.rules, 1)]
         rules = "\n".join(lines)
+        if any(rule.tools for rule in config.rules):
+            rules = f"{_ABOUT_TOOLS}\n{rules}"
     else:
         rules = config.judging_prompt
         for slot, name in SLOTS.items():
@@ -229,8 +235,16 @@ def compile_policy(config: PolicyConfig) -> CompiledPolicy:
         tools_prompt=f"{stable}\n{_TOOLS_TASK}",
         correction_prompt=f"{stable}\n{_CORRECTION_TASK}",
         rules=config.rules,
-        _by_text={_folded(text): text for text in [*(rule.text for rule in config.rules), BUILT_IN_RULE]},
+        _by_text={
+            **{_folded(_line(rule)): rule.text for rule in config.rules},
+            **{_folded(text): text for text in [*(rule.text for rule in config.rules), BUILT_IN_RULE]},
+        },
     )
+
+
+def _line(rule: Rule) -> str:
+    text = " ".join(rule.text.split())
+    return f"{text} [{', '.join(rule.tools)}]" if rule.tools else text
 
 
 def turn_message(payload: TurnPayload, irreversible: Iterable[bool], *, history_first: bool = False) -> str:

@@ -261,6 +261,7 @@ class ToolGate:
         self._policy = policy
         self._config = config
         self._irreversible = irreversible
+        self._named = frozenset(name.casefold() for rule in config.rules for name in rule.tools)
         self.ledger = Ledger()
         self._decisions: dict[str, _Decision] = {}
         self._serial = 0
@@ -346,7 +347,7 @@ class ToolGate:
             if known is not None and known.answers(decision):
                 echoes[index] = known
                 continue
-            if not irreversible and not self._config.tool_gate_enabled:
+            if not irreversible and not self._config.tool_gate_enabled and key[0] not in self._named:
                 settle(index, self._allowed(decision, JudgingState.SKIPPED, None, scene, ToolCode.OK))
                 self._remember(decision, verdicts[index])
                 continue
