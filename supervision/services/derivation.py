@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -32,6 +32,17 @@ class Derivation:
     derived: DerivedPolicy
 
 
+@dataclass(frozen=True, slots=True)
+class Derivable:
+    """A question to a model that can be asked: what `derivation_prepare` found to be in order."""
+
+    agent_prompt: str = field(repr=False)
+    credential: ProviderCredential
+    api_key: str = field(repr=False)
+    policy_id: UUID | None
+    name: str | None
+
+
 def policy_derive(
     *, agent_prompt: str, llm_credential_id: UUID | None = None, policy_id: UUID | None = None, name: str | None = None
 ) -> Derivation:
@@ -41,6 +52,16 @@ def policy_derive(
     Nothing is stored unless rules were found. Raises InvalidInput and ValidationError naming the field,
     Policy.DoesNotExist, and UpstreamFailed when the model gives no usable answer.
     """
+    asked = derivation_prepare(
+        agent_prompt=agent_prompt, llm_credential_id=llm_credential_id, policy_id=policy_id, name=name
+    )
+    return derivation_store(asked=asked, derived=derivation_ask(asked))
+
+
+def derivation_prepare(
+    *, agent_prompt: str, llm_credential_id: UUID | None, policy_id: UUID | None, name: str | None
+) -> Derivable:
+    """The first step of `policy_derive`, for whoever waits for the model outside of a transaction. Raises likewise."""
     if (policy_id is None) == (name is None):
         raise InvalidInput("policy_id", "Give policy_id for a draft of a policy that exists, or name for a new one.")
     if policy_id is not None:
@@ -56,10 +77,15 @@ def policy_derive(
     credential = ProviderCredential.objects.filter(id=llm_credential_id, kind=ProviderCredential.Kind.LLM).first()
     if credential is None:
         raise ValidationError({"llm_credential_id": "There is no such credential of the kind `llm`."})
+    return Derivable(agent_prompt, credential, credential_secret(credential), policy_id, name)
+
+
+def derivation_ask(asked: Derivable) -> DerivedPolicy:
+    """The second step: the model reads, for up to 90 seconds. Needs no database. Raises InvalidInput and
+    UpstreamFailed."""
+    credential = asked.credential
     try:
-        derived = asyncio.run(
-            _derived(agent_prompt, credential.base_url, credential.model, credential_secret(credential))
-        )
+        derived = asyncio.run(_derived(asked.agent_prompt, credential.base_url, credential.model, asked.api_key))
     except ValueError as error:
         raise InvalidInput("agent_prompt", f"{error}.") from error
     except DerivationFailed as error:
@@ -68,12 +94,18 @@ def policy_derive(
         raise UpstreamFailed(f"{credential.name} did not answer within {DERIVE_S:.0f} s.") from error
     if not derived.rules:
         raise InvalidInput("agent_prompt", "It demands nothing of the agent that a supervisor could check.")
+    return derived
+
+
+def derivation_store(*, asked: Derivable, derived: DerivedPolicy) -> Derivation:
+    """The last step: the draft. Raises Policy.DoesNotExist, and ValidationError naming the field."""
+    policy_id = asked.policy_id
     if policy_id is None:
-        policy_id = policy_create(name=name or "").id
+        policy_id = policy_create(name=asked.name or "").id
     version = policy_version_create(
         policy_id=policy_id,
         rules=[rule.model_dump(exclude_none=True) for rule in derived.policies],
-        llm_credential=llm_credential_get(llm_credential_id),
+        llm_credential=llm_credential_get(asked.credential.id),
         note="Derived from an agent's system prompt.",
     )
     return Derivation(version=version, derived=derived)

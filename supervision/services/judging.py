@@ -30,10 +30,16 @@ from supervision.engine.context import (
 from supervision.engine.llm.limiter import Risk, asking
 from supervision.engine.llm.openai import OpenAIPool
 from supervision.engine.supervisor import CallSupervisor
+from supervision.models import ProviderCredential
+from supervision.selectors.credentials import credential_secret
+from supervision.selectors.policies import VersionContent
 from supervision.selectors.usage import UsageFigures
+from supervision.services.credentials import credential_of_kind
 from supervision.services.usage import usage_add
-from supervision.stream.directory import AgentBinding, agent_binding
+from supervision.stream.directory import AgentBinding, ProviderSettings, agent_binding
 from supervision.stream.supervisors import Supervisors, scoring_pool
+from tenants.limits import LIMITS
+from tenants.sealing import SealBroken
 from tenants.selectors.tenants import TenantRef
 
 logger = logging.getLogger(__name__)
@@ -53,13 +59,14 @@ class AgentNotFound(NotFound):
 
 
 class NothingJudges(Conflict):
-    """The agent has no policy that could judge."""
+    """The agent has no policy that could judge, or the version has no model that could."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "This agent has no published policy with a language model that can be used; publish a version that names a"
-            " credential, and let the agent use the policy."
-        )
+    def __init__(
+        self,
+        why: str = "This agent has no published policy with a language model that can be used; publish a version that"
+        " names a credential, and let the agent use the policy.",
+    ) -> None:
+        super().__init__(why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ class Judge:
     """What judges an agent's turns now."""
 
     binding: AgentBinding
+    kept: bool = True
+    """Whether its engine waits for the next question. One of a version that can still change is made for each."""
 
     @property
     def mode(self) -> str:
@@ -84,6 +93,55 @@ def judge_of_agent(*, tenant: TenantRef, agent_id: UUID) -> Judge:
     # The engine's mode is the policy's; an agent in shadow mode, or one that follows a shadow version, only watches.
     overrides = {**binding.overrides, "mode": binding.mode}
     return Judge(replace(binding, overrides=overrides, config={**binding.config, "mode": binding.mode}))
+
+
+def judge_of_content(*, tenant: TenantRef, policy_id: UUID, number: int, content: VersionContent) -> Judge:
+    """Who would judge by `content`, which is or is to become version `number` of a policy; runs in the tenant's
+    context. It judges as a call's turns are judged that overrides nothing. Raises NothingJudges, and ValidationError
+    naming a credential that there is not."""
+    first = credential_of_kind(content.llm_credential_id, ProviderCredential.Kind.LLM)
+    second = credential_of_kind(
+        content.fallback_credential_id, ProviderCredential.Kind.LLM, field="fallback_credential_id"
+    )
+    llm = _provider(first)
+    if llm is None:
+        raise NothingJudges("This version has no language model that can be used: choose one that judges.")
+    binding = AgentBinding(
+        tenant_id=tenant.id,
+        tenant_slug=tenant.slug,
+        # It is nobody's call.
+        agent_id=_NOBODY,
+        stream_key_id=_NOBODY,
+        agent_name="",
+        upstream_url="",
+        signing_secret="",
+        mode=str(content.config.get("mode", "live")),
+        language="en",
+        voice="",
+        policy_id=policy_id,
+        policy_version_id=_NOBODY,
+        policy_version=number,
+        rules=tuple(content.rules),
+        config=content.config,
+        llm=llm,
+        fallback_llm=_provider(second),
+        limits=LIMITS.get(tenant.id),
+    )
+    return Judge(binding, kept=False)
+
+
+_NOBODY: Final = UUID(int=0)
+
+
+def _provider(credential: ProviderCredential | None) -> ProviderSettings | None:
+    if credential is None:
+        return None
+    try:
+        return ProviderSettings(credential.base_url, credential.model, credential_secret(credential))
+    except SealBroken as error:
+        # As a call's judge that cannot be used.
+        logger.error("%s", error)
+        return None
 
 
 def turn_review(judge: Judge, payload: TurnPayload) -> Verdict:
@@ -168,7 +226,7 @@ class JudgingLoop:
     async def ask(self, judge: Judge, question: Callable[[CallSupervisor], Coroutine[Any, Any, T]]) -> T:
         """The answer of a call that has just begun and ends with it."""
         binding = judge.binding
-        supervisor = self._supervisors.get(binding)
+        supervisor = self._supervisors.get(binding) if judge.kept else self._supervisors.fresh(binding)
         if supervisor is None:
             raise NothingJudges
         context = SupervisorContext(

@@ -125,7 +125,7 @@ async def call_from_record(
         ),
         tools=tuple(_tool(tool, refs) for tool in tools),
         notes=(*(_note(note, refs) for note in notes), *_unsaid(interventions, turns)),
-        memory=_memory(turns, tools, interventions, now["ms"]),
+        memory=memory_of_rows(turns, tools, interventions, now["ms"]),
     )
 
 
@@ -218,7 +218,10 @@ def _unsaid(interventions: Sequence[Row], turns: Sequence[Row]) -> list[dict[str
     return notes
 
 
-def _memory(turns: Sequence[Row], tools: Sequence[Row], interventions: Sequence[Row], now_ms: int) -> CarriedMemory:
+def memory_of_rows(
+    turns: Sequence[Row], tools: Sequence[Row], interventions: Sequence[Row], now_ms: int
+) -> CarriedMemory:
+    """What a call remembers of these rows of its record, `now_ms` after it began."""
     acted = [row for row in interventions if row["plan"] != "note_only"]
     replaced = {row["turn_id"]: row for row in acted}
     entries: list[tuple[int, int, str, HistoryEntry]] = []
