@@ -53,6 +53,7 @@ NAVIGATION = (
     NavItem("calls", "Calls", "webui:calls", "calls:read"),
     NavItem("test_call", "Test call", "webui:test_call", "calls:write"),
     NavItem("review", "Review", "webui:review", "labels:write"),
+    NavItem("policies", "Policies", "webui:policies", "policies:read"),
     NavItem("overview", "Overview", "webui:overview", "calls:read"),
     NavItem("usage", "Usage", "webui:usage", "calls:read", "set_up"),
     NavItem("agents", "Agents", "webui:agents", "policies:read", "set_up"),

@@ -155,6 +155,17 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
+# Nothing of it can end the element that it stands in, or begin another.
+_NO_MARKUP = {ord(char): f"\\u{ord(char):04X}" for char in "<>&"}
+
+
+@register.simple_tag
+def json_data(value: Any, dom_id: str) -> SafeString:
+    """`value` as JSON for a script, in an element that is not shown. No inline script: the policy allows none."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).translate(_NO_MARKUP)
+    return format_html('<data id="{}" hidden>{}</data>', dom_id, mark_safe(text))
+
+
 @register.simple_tag
 def meter(value: float | None, threshold: float | None) -> SafeString:
     """A score against its threshold, drawn to scale; the figures stand beside it as text."""
