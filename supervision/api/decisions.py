@@ -24,6 +24,7 @@ from supervision.selectors.decisions import (
     intervention_labels,
     intervention_list,
     interventions_found,
+    tool_decision_labels,
     tool_decision_list,
     tool_decisions_found,
     verdict_list,
@@ -77,6 +78,7 @@ class ToolDecisionsQuery(MadeQuery):
     code: Text | None = Field(None, max_length=16, description="For example `policy` or `duplicate`.")
     state: JudgingStateName | None = None
     irreversible: bool | None = None
+    label: LabelName | Literal["none"] | None = Field(None, description="What a reviewer said; `none`: nothing yet.")
 
 
 class InterventionsQuery(MadeQuery):
@@ -139,14 +141,13 @@ def verdicts(request: HttpRequest, query: Query[VerdictsQuery]) -> PageOut[Verdi
 def tool_decisions(
     request: HttpRequest, query: Query[ToolDecisionsQuery]
 ) -> PageOut[ToolDecisionRowOut] | StreamingHttpResponse:
-    """Tool decisions, newest first."""
+    """Tool decisions with their labels, newest first."""
     filters = ToolDecisionFilters(**_filters(query))
     if (kind := export_format(request, query.format)) != "json":
         found = lambda: tool_decisions_found(filters)  # noqa: E731
-        made = lambda rows: map(ToolDecisionRowOut.of, rows)  # noqa: E731
-        return _export(request, kind, "tool-decisions", ToolDecisionRowOut, found, made)
+        return _export(request, kind, "tool-decisions", ToolDecisionRowOut, found, _tool_decisions_out)
     page = tool_decision_list(cursor=query.cursor, limit=query.limit, filters=filters)
-    return PageOut[ToolDecisionRowOut](items=[ToolDecisionRowOut.of(row) for row in page.items], next=page.next)
+    return PageOut[ToolDecisionRowOut](items=list(_tool_decisions_out(page.items)), next=page.next)
 
 
 @router.get(
@@ -238,6 +239,11 @@ _NO_FILTERS = {"cursor", "limit", "format"}
 
 def _filters(query: MadeQuery) -> dict[str, Any]:
     return query.model_dump(exclude=_NO_FILTERS)
+
+
+def _tool_decisions_out(rows: Sequence[ToolDecision]) -> Iterator[ToolDecisionRowOut]:
+    labels = tool_decision_labels(decisions=rows)
+    return (ToolDecisionRowOut.of_row(row, labels.get(row.id)) for row in rows)
 
 
 def _interventions_out(rows: Sequence[Intervention]) -> Iterator[InterventionRowOut]:

@@ -329,10 +329,15 @@ class ToolDecisionRowOut(ToolDecisionOut):
     call_id: UUID
     agent_id: UUID
     at: datetime
+    label: LabelOut | None = None
 
     @classmethod
-    def of(cls, decision: ToolDecision) -> ToolDecisionRowOut:
-        return cls(**_row_fields(cls, decision, "at"), at=uuid7_time(decision.id))
+    def of_row(cls, decision: ToolDecision, label: Label | None) -> ToolDecisionRowOut:
+        return cls(
+            **_row_fields(cls, decision, "at", "label"),
+            label=LabelOut.of(label) if label is not None else None,
+            at=uuid7_time(decision.id),
+        )
 
 
 class InterventionRowOut(InterventionOut):

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db.models import Exists, F, OuterRef, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from mirror_saas.ids import uuid7_floor
 from supervision.models import Intervention, Label, ToolDecision, Verdict
@@ -48,13 +48,14 @@ class VerdictFilters(MadeFilters):
 
 @dataclass(frozen=True, slots=True)
 class ToolDecisionFilters(MadeFilters):
-    """Which tool decisions."""
+    """Which tool decisions. `label` is a label's value, or `none` for those without one."""
 
     name: str | None = None
     allow: bool | None = None
     code: str | None = None
     state: str | None = None
     irreversible: bool | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,8 @@ def tool_decisions_found(filters: ToolDecisionFilters) -> QuerySet[ToolDecision]
         found = found.filter(state=filters.state)
     if filters.irreversible is not None:
         found = found.filter(irreversible=filters.irreversible)
+    if filters.label is not None:
+        found = found.filter(_labelled(Label.objects.filter(tool_decision_id=OuterRef("pk")), filters.label))
     return found
 
 
@@ -134,13 +137,12 @@ def interventions_found(filters: InterventionFilters) -> QuerySet[Intervention]:
     if filters.rule is not None:
         found = found.filter(rule=filters.rule)
     if filters.label is not None:
-        labels = Label.objects.filter(intervention_id=OuterRef("pk"))
-        found = (
-            found.filter(~Exists(labels))
-            if filters.label == "none"
-            else found.filter(Exists(labels.filter(value=filters.label)))
-        )
+        found = found.filter(_labelled(Label.objects.filter(intervention_id=OuterRef("pk")), filters.label))
     return found
+
+
+def _labelled(labels: QuerySet[Label], value: str) -> Q:
+    return ~Q(Exists(labels)) if value == "none" else Q(Exists(labels.filter(value=value)))
 
 
 def batch_before(found: QuerySet[Row], last: UUID | None, limit: int = BATCH) -> list[Row]:
@@ -153,6 +155,13 @@ def intervention_labels(*, interventions: Iterable[Intervention]) -> dict[UUID, 
     ids = [intervention.id for intervention in interventions]
     labels = Label.objects.filter(intervention_id__in=ids) if ids else ()
     return {label.intervention_id: label for label in labels if label.intervention_id is not None}
+
+
+def tool_decision_labels(*, decisions: Iterable[ToolDecision]) -> dict[UUID, Label]:
+    """What reviewers said of these tool decisions, by the decision's id."""
+    ids = [decision.id for decision in decisions]
+    labels = Label.objects.filter(tool_decision_id__in=ids) if ids else ()
+    return {label.tool_decision_id: label for label in labels if label.tool_decision_id is not None}
 
 
 def _made(rows: QuerySet[Row], filters: MadeFilters) -> QuerySet[Row]:

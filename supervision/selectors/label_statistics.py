@@ -45,7 +45,8 @@ def proportion(part: int, of: int) -> Proportion | None:
     shrunk = 1 + _Z**2 / of
     middle = (share + _Z**2 / (2 * of)) / shrunk
     reach = _Z / shrunk * math.sqrt(share * (1 - share) / of + _Z**2 / (4 * of**2))
-    return Proportion(share, max(0.0, middle - reach) if part else 0.0, min(1.0, middle + reach), of)
+    # At the ends rounding would leave the share just outside of its interval.
+    return Proportion(share, middle - reach if part else 0.0, middle + reach if part < of else 1.0, of)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Labels of turns and interventions through the real URLs, and two reviewers at once."""
+"""Labels of turns, interventions and tool decisions through the real URLs, and two reviewers at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db import connection
 from django.test import Client
 
 from mirror_saas.ids import uuid7
-from supervision.models import Intervention, Label, Turn
+from supervision.models import Intervention, Label, ToolDecision, Turn
 from supervision.services.labels import turn_label
 from tenants.models import AuditEvent
 from tests.contract.test_api_calls import assert_problem, get
@@ -57,6 +57,20 @@ def test_an_intervention_is_labelled_and_found_by_it(called: Tenancy) -> None:
     assert get(called, "/interventions", label="confirmed").json()["items"] == []
 
 
+def test_a_tool_decision_is_labelled_and_found_by_it(called: Tenancy) -> None:
+    with called.context():
+        decision_id = ToolDecision.objects.get().id
+    assert [row["label"] for row in get(called, "/tool-decisions", label="none").json()["items"]] == [None]
+    made = put(called, f"/tool-decisions/{decision_id}/label", {"label": "false_alarm"}).json()
+    assert (made["tool_decision_id"], made["turn_id"], made["intervention_id"]) == (str(decision_id), None, None)
+    assert get(called, "/tool-decisions", label="none").json()["items"] == []
+    [row] = get(called, "/tool-decisions", label="false_alarm").json()["items"]
+    assert row["label"] == made
+    assert get(called, "/tool-decisions", label="confirmed").json()["items"] == []
+    body = assert_problem(put(called, f"/tool-decisions/{decision_id}/label", {"label": "missed"}), 422)
+    assert list(body["errors"]) == ["label"]
+
+
 def test_a_second_word_replaces_the_first_and_the_log_has_both_without_the_note(called: Tenancy) -> None:
     turn_id, _ = ids(called)
     first = put(called, f"/turns/{turn_id}/label", {"label": "unsure", "note": "He says 4711."}).json()
@@ -83,9 +97,11 @@ def test_a_reviewer_may_and_a_viewer_may_not(called: Tenancy) -> None:
     assert "labels:write" in assert_problem(response, 403)["detail"]
 
 
-@pytest.mark.parametrize("kind", ["turns", "interventions"])
+@pytest.mark.parametrize("kind", ["turns", "interventions", "tool-decisions"])
 def test_a_strangers_and_a_missing_one_are_alike(called: Tenancy, stranger: Tenancy, kind: str) -> None:
-    foreign = ids(stranger)[kind == "interventions"]
+    with stranger.context():
+        decision_id = ToolDecision.objects.get().id
+    foreign = dict(zip(("turns", "interventions", "tool-decisions"), (*ids(stranger), decision_id), strict=True))[kind]
     answers = [
         assert_problem(put(called, f"/{kind}/{object_id}/label", {"label": "confirmed"}), 404)
         for object_id in (foreign, uuid7())
