@@ -23,6 +23,7 @@ from supervision.models import (
     ModelDefaults,
     Policy,
     PrivacySettings,
+    ReviewReservation,
     StreamKey,
     Turn,
     UsageDay,
@@ -55,6 +56,9 @@ def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: T
             idempotency_store(key="k", actor_id=tenancy.id, fingerprint=bytes(32), answer=answer)
             turn = Turn.objects.all()[0]
             Label.objects.create(call_id=turn.call_id, turn=turn, value="unsure", labelled_by="tests")
+            ReviewReservation.objects.create(
+                item_id=turn.id, call_id=turn.call_id, reviewer_id=uuid7(), reviewer="tests", expires_at=CALL_START
+            )
             PrivacySettings.objects.create()
             ModelDefaults.objects.create()
             called = {"call_id": turn.call_id, "ref": "t1", "tool": "charge_card"}
