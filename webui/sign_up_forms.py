@@ -77,7 +77,7 @@ class AccountForm(ServiceErrorsMixin, forms.Form):
     def __init__(self, *args: Any, email: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.email = email
-        self.fields["password"].help_text = "12 characters or more, not a common one, nothing like your name or email."
+        self.fields["password"].help_text = "12 characters or more, not a common one, nothing like your email."
 
     def clean_password(self) -> str:
         password = str(self.cleaned_data["password"])

@@ -269,3 +269,24 @@ def test_mails_are_from_one_address(sender: str) -> None:
 def test_a_mail_server_needs_to_know_who_mails_are_from() -> None:
     assert problems({"MIRROR_EMAIL_URL": "smtp://mail.example.com"}).keys() == {"MIRROR_EMAIL_FROM"}
     assert "hidden-word" not in repr(parse({"MIRROR_EMAIL_URL": "smtp://me:hidden-word@mail", **FROM}))
+
+
+def test_sign_up_is_open_where_one_tries_things_out_and_else_needs_a_mail_server() -> None:
+    mails = {"MIRROR_EMAIL_URL": "smtp://mail.example.com", "MIRROR_EMAIL_FROM": "mirror@example.com"}
+    assert parse({}).sign_up == "closed"
+    assert parse({"MIRROR_ENV": "development"}).sign_up == "open"
+    assert parse({"MIRROR_ENV": "development", "MIRROR_SIGN_UP": "closed"}).sign_up == "closed"
+    assert parse({"MIRROR_SIGN_UP": "open", **mails}).sign_up == "open"
+    assert "MIRROR_EMAIL_URL" in problems({"MIRROR_SIGN_UP": "open"})["MIRROR_SIGN_UP"]
+    assert set(problems({"MIRROR_SIGN_UP": "open", "MIRROR_EMAIL_URL": "mail"})) == {"MIRROR_EMAIL_URL"}
+    assert "open, closed" in problems({"MIRROR_SIGN_UP": "yes"})["MIRROR_SIGN_UP"]
+
+
+def test_the_demos_agent_and_its_judge_are_named_together() -> None:
+    both = {"MIRROR_DEMO_AGENT_URL": "ws://127.0.0.1:9001/", "MIRROR_DEMO_JUDGE_URL": "http://127.0.0.1:9002/v1"}
+    env = parse(both)
+    assert (env.demo_agent_url, env.demo_judge_url) == tuple(both.values())
+    assert parse({}).demo_agent_url is None
+    assert set(problems({"MIRROR_DEMO_AGENT_URL": both["MIRROR_DEMO_AGENT_URL"]})) == {"MIRROR_DEMO_JUDGE_URL"}
+    assert set(problems({"MIRROR_DEMO_JUDGE_URL": both["MIRROR_DEMO_JUDGE_URL"]})) == {"MIRROR_DEMO_AGENT_URL"}
+    assert set(problems({**both, "MIRROR_DEMO_AGENT_URL": "http://x"})) == {"MIRROR_DEMO_AGENT_URL"}

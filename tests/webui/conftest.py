@@ -56,10 +56,18 @@ def recorded(database_urls: DatabaseUrls, redis_url: str, tmp_path: Path) -> Ite
 
 
 class Console:
-    """A running console: `url`, and ways to take it away and bring it back."""
+    """A running console: `url`, and ways to take it away and bring it back. It offers the demo's agent, which tests
+    start on `agent_port` and its judge on `judge_port`."""
 
     def __init__(self, environment: dict[str, str], port: int) -> None:
-        self.environment = {**environment, "PORT": str(port), "MIRROR_PUBLIC_URL": f"http://127.0.0.1:{port}"}
+        self.agent_port, self.judge_port = free_port(), free_port()
+        self.environment = {
+            **environment,
+            "PORT": str(port),
+            "MIRROR_PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "MIRROR_DEMO_AGENT_URL": f"ws://127.0.0.1:{self.agent_port}/",
+            "MIRROR_DEMO_JUDGE_URL": f"http://127.0.0.1:{self.judge_port}/v1",
+        }
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.process: subprocess.Popen[bytes] | None = None
