@@ -16,7 +16,7 @@ ENGINE_TESTS := tests/engine $(wildcard tests/audio/test_tts_*.py) \
 ENGINE_COVERAGE := 95
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fmt lock openapi fuzz-api bench bench-engine bench-judge bench-relay bench-calls bench-agent-leg bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder soak screenshots frontend clean preflight
+.PHONY: help run test coverage check fmt lock openapi fuzz-api bench bench-engine bench-judge bench-relay bench-calls bench-agent-leg bench-pool bench-replay bench-pregate bench-api bench-delivery bench-recorder bench-console soak screenshots frontend clean preflight
 
 help:
 	@echo "make run          start Mirror with a demo tenant, agent and call (PORT=… for another port; Ctrl-C stops it)"
@@ -41,6 +41,7 @@ help:
 	@echo "make bench-api    the API's lists, filters and search over 1,000,000 turns of 20 tenants (TURNS=… for fewer)"
 	@echo "make bench-delivery what is heard of bad turns in each delivery mode, on labelled calls (DATA=their folder), and its price"
 	@echo "make bench-recorder events a second that are acknowledged on disk, and what becomes of them"
+	@echo "make bench-console the console's pages over 1,000,000 turns (TURNS=… for fewer), and 200 running calls on its live page"
 	@echo "make soak         break everything around running calls, full size; writes docs/reliability.md (FAULTS=… for some)"
 	@echo "make screenshots  write pictures of every page of the console to build/screenshots"
 	@echo "make clean        remove .venv, what was fetched, and caches; the data in .mirror stays"
@@ -115,6 +116,9 @@ bench-delivery: $(VENV)/.dev
 
 bench-recorder: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.bench_recorder
+
+bench-console: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.bench_console $(if $(TURNS),--turns $(TURNS))
 
 # Only a run of all faults writes the table.
 soak: $(VENV)/.dev

@@ -45,6 +45,7 @@ BENCHMARKS = (
     Benchmark("audio"),
     Benchmark("replay"),
     Benchmark("api", ("--turns", "50000", "--each", "20")),
+    Benchmark("console", ("--turns", "50000", "--each", "20", "--seconds", "20")),
     Benchmark("pregate", ("--data", "{data}")),
     Benchmark("judge", ("--data", "{data}", "--minutes", "5"), needs_model=True),
 )

@@ -13,29 +13,20 @@ import argparse
 import asyncio
 import os
 import random
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import aiohttp
 import psycopg
 
-from mirror_saas import embedded
-from mirror_saas.databases import database_url_for
-from tenants.services.roles import APP, OWNER, roles_create
+from benchmarks.own_mirror import own_mirror
 
-ROOT: Final = Path(__file__).resolve().parents[1]
 BAR_MS: Final = 100.0
 TENANTS: Final = 20
 TURNS_A_CALL: Final = 20
@@ -236,17 +227,6 @@ def show(times: dict[str, list[float]]) -> bool:
     return good
 
 
-def _database(url: str, name: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc, f"/{name}", parts.query, ""))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def measure(base: str, loaded: list[Loaded], rate: float, each: int) -> bool:
     """Wait for the server, ask, and print; whether every kind is within the bar."""
     async with aiohttp.ClientSession() as session, asyncio.timeout(60):
@@ -266,50 +246,15 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
     parser.add_argument("--each", type=int, default=60, help="requests of each kind")
     options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="mirror-bench-"))
-    server: subprocess.Popen[bytes] | None = None
-    try:
-        servers = embedded.start(home / "servers")
-        admin_url = servers.database_admin_url
-        roles_create(admin_url=admin_url)
-        port = free_port()
-        os.environ.update(
-            {
-                "MIRROR_ENV": "development",
-                "MIRROR_HOME": str(home / "home"),
-                "DJANGO_SETTINGS_MODULE": "mirror_saas.settings",
-                "DATABASE_URL": database_url_for(admin_url, user=APP, database="mirror"),
-                "DATABASE_OWNER_URL": database_url_for(admin_url, user=OWNER, database="mirror"),
-                "REDIS_URL": servers.redis_url,
-                "PORT": str(port),
-            }
-        )
-        subprocess.run(
-            [sys.executable, "manage.py", "migrate", "--skip-checks", "--verbosity", "0"],
-            cwd=ROOT,
-            env={**os.environ, "MIRROR_DATABASE_ROLE": "owner"},
-            check=True,
-        )
+    with own_mirror() as mirror:
         began = time.monotonic()
         loaded = prepare(options.turns)
-        with psycopg.connect(_database(admin_url, "mirror"), autocommit=True) as admin:
-            # As autovacuum would have done by and by.
-            admin.execute("VACUUM ANALYZE")
-            size = admin.execute("SELECT pg_size_pretty(pg_database_size('mirror'))").fetchone()
-        print(f"{options.turns:,} turns of {TENANTS} tenants in {time.monotonic() - began:.0f} s, {size and size[0]}")
-        log = (home / "server.log").open("wb")
-        server = subprocess.Popen(
-            [sys.executable, "manage.py", "serve"], cwd=ROOT, env=dict(os.environ), stdout=log, stderr=log
-        )
-        good = asyncio.run(measure(f"http://127.0.0.1:{port}", loaded, options.rate, options.each))
+        size = mirror.vacuum()
+        print(f"{options.turns:,} turns of {TENANTS} tenants in {time.monotonic() - began:.0f} s, {size}")
+        mirror.serve()
+        good = asyncio.run(measure(mirror.url, loaded, options.rate, options.each))
         print(f"{options.rate:g} requests/s, {options.each} of each kind, load {os.getloadavg()[0]:.1f}")
         return 0 if good else 1
-    finally:
-        if server is not None:
-            server.terminate()
-            server.wait(30)
-        embedded.stop(home / "servers")
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":

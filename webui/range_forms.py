@@ -25,6 +25,23 @@ class Preset:
     chosen: bool
 
 
+class DayInput(forms.DateInput):
+    """The browser's field for a day. What no such field could hold is not written into it."""
+
+    input_type = "date"
+
+    def __init__(self) -> None:
+        super().__init__(format="%Y-%m-%d")
+
+    def format_value(self, value: Any) -> str | None:
+        text = super().format_value(value)
+        try:
+            date.fromisoformat(text or "")
+        except ValueError:
+            return None
+        return text
+
+
 class DayField(forms.DateField):
     """A day, in the browser's own field."""
 
@@ -32,7 +49,7 @@ class DayField(forms.DateField):
         super().__init__(
             required=False,
             label=label,
-            widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+            widget=DayInput(),
             input_formats=["%Y-%m-%d"],
             error_messages={"invalid": "Give a date."},
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.db import connection
 
@@ -65,7 +65,7 @@ def latencies_counted(*, first: date, last: date) -> dict[date, dict[int, int]]:
     """The counts by day, from the calls that began on these UTC days. Answers that came too late are answers."""
     if last < first:
         return {}
-    parameters = {
+    parameters: dict[str, Any] = {
         "tenant": tenant_id_required("Latencies"),
         "begins": datetime.combine(first, time(), UTC),
         "ends": datetime.combine(last + timedelta(days=1), time(), UTC),

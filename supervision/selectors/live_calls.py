@@ -72,7 +72,7 @@ def live_call_count() -> int:
     return Call.objects.filter(state=Call.State.LIVE).count()
 
 
-def _rows(sql: str, calls: Sequence[UUID], **parameters: object) -> list[tuple[object, ...]]:
+def _rows(sql: str, calls: Sequence[UUID], **parameters: int) -> list[tuple[object, ...]]:
     if not calls:
         return []
     with connection.cursor() as cursor:

@@ -401,6 +401,34 @@ def live_call(tenancy: Tenancy, started_at: datetime, **fields: Any) -> Story:
     return story
 
 
+def running_calls(tenancy: Tenancy, now: datetime) -> list[Story]:
+    """Calls that are going on: calm ones, one close to its threshold, one whose judge does not answer, one that has
+    just broken a rule, one that has said nothing yet."""
+    calm = [Story(tenancy, now - timedelta(seconds=20 + 47 * number)) for number in range(4)]
+    for number, told in enumerate(calm):
+        told.from_number = f"+4930555{number:04d}"
+        told.start()
+        told.turn(2_100, "What are your opening hours?", "We are open from nine to six, Monday to Saturday.")
+        told.judged("turn 1", 2_330, 0.04 + number / 50)
+    near = Story(tenancy, now - timedelta(seconds=95), from_number="+33140205051")
+    near.start()
+    near.turn(3_000, "And it will really be there on time?", "It usually takes two days, but I cannot promise that.")
+    near.judged("turn 1", 3_260, 0.58)
+    silent = Story(tenancy, now - timedelta(minutes=6), from_number="+442079460124")
+    silent.start()
+    for number in range(3):
+        at_ms = 4_000 + 8_000 * number
+        silent.turn(at_ms, "Are you still there?", "Yes, one moment please, I am looking that up for you.")
+        silent.judged(f"turn {number + 1}", at_ms + 4_000, None, latency_ms=4_000, detail="no answer within 4.0 s")
+    broken = Story(tenancy, now - timedelta(seconds=44), from_number="+14085550156", mode="shadow")
+    broken.start()
+    broken.turn(2_000, "I want my money back.", "Of course, I have just refunded all of it to your card.")
+    broken.judged("turn 1", 2_400, 0.93, rule=REFUND_RULE, acted=False, withheld="shadow")
+    new = Story(tenancy, now - timedelta(seconds=3), from_number="+14085550157")
+    new.start()
+    return [*calm, near, silent, broken, new]
+
+
 class Recording:
     """The real recorder in a thread with a loop of its own: whoever calls may have one running (a browser test has).
 
@@ -425,6 +453,11 @@ class Recording:
             await self._recorder.drained(30)
 
         self._run(bring())
+
+    def record(self, events: Iterable[RecordEvent]) -> None:
+        """Record `events` and go on, as a call does."""
+        for event in events:
+            self._loop.call_soon_threadsafe(self._recorder.record, event)
 
     def close(self) -> None:
         self._run(self._recorder.aclose())
