@@ -45,8 +45,8 @@ class HashedStorage(CompressedManifestStaticFilesStorage):
     def load_manifest(self) -> tuple[dict[str, str], str]:
         try:
             loaded: tuple[dict[str, str], str] = super().load_manifest()
-        except ValueError:
-            # Half written, by a process that was killed: the next start collects anew.
+        except (ValueError, OSError):
+            # Half written by a process that was killed, and collected anew by the next start; or not to be had at all.
             return {}, ""
         return loaded
 

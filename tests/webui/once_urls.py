@@ -30,9 +30,9 @@ def make(request: MemberRequest) -> HttpResponse:
         case "confirm":
             return to_confirm(reverse("made", args=["x"]))
         case "break":
-            api_key_create(name="half", scopes=["judge"])
+            api_key_create(name="half", scopes=["judge"], held=["judge"])
             raise ValueError
-    made = api_key_create(name=request.POST.get("name", "?"), scopes=["judge"]).api_key
+    made = api_key_create(name=request.POST.get("name", "?"), scopes=["judge"], held=["judge"]).api_key
     request.session["newest"] = str(made.id)
     entered.set()
     assert go_on.wait(20)

@@ -111,6 +111,8 @@ def held() -> Iterator[None]:
 def twice(tenancy: Tenancy, sent: dict[str, Any]) -> tuple[Future[Any], Future[Any], ThreadPoolExecutor]:
     """The form is sent, and sent again while the first sending is being worked on."""
     clients = [signed_in(tenancy)]
+    # The page that the form stands on.
+    assert clients[0].get("/account").status_code == 200
     other = Client()
     other.cookies = clients[0].cookies
     clients.append(other)
