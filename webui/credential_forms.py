@@ -140,7 +140,7 @@ class CredentialForm(ServiceErrorsMixin, forms.Form):
         super().mark_errors()
         if self.errors and self.data.get("secret") and "secret" not in self.errors:
             # What was typed is kept, but for this.
-            self.fields["secret"].help_text = "Type it again: a secret is not sent back to a page."
+            self["secret"].help_text = "Type it again: a secret is not sent back to a page."
 
     def given(self) -> dict[str, Any]:
         """What is to be stored, by the names of the service."""
