@@ -191,10 +191,11 @@ def panel_sent(data: QueryDict) -> tuple[Panel, TurnPayload | None]:
     return panel, payload
 
 
-def panel_took(panel: Panel, verdict: Verdict, payload: TurnPayload, content: VersionContent) -> None:
-    """Show what the judge said."""
+def panel_took(panel: Panel, verdict: Verdict, payload: TurnPayload, content: VersionContent, *, model: str) -> None:
+    """Show what the judge said; `model` was asked."""
     config = PolicyConfig(**{**content.config, "policies": tuple(content.rules)})
-    price: Price | None = model_prices(models=[verdict.model]).get(verdict.model) if verdict.model else None
+    model = verdict.model or model
+    price: Price | None = model_prices(models=[model]).get(model)
     result = tried(verdict, payload, config, price)
     if panel.scene is None:
         panel.result = result

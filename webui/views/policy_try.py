@@ -75,7 +75,8 @@ def version_try(request: MemberRequest, policy_id: UUID, number: int) -> HttpRes
     with tenant_context(tenant.id):
         if verdict is not None and judge is not None and payload is not None and content is not None:
             review_count(judge=judge, verdict=verdict, tools=verdict.tools, now=timezone.now())
-            panel_took(panel, verdict, payload, content)
+            model = judge.binding.llm.model if judge.binding.llm is not None else ""
+            panel_took(panel, verdict, payload, content, model=model)
         return _answer(request, policy_id, number, editor=editor, panel=panel, content=content, status=status)
 
 
