@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from django import forms
@@ -14,7 +14,7 @@ from supervision.models import Agent, Mode, OnFailure, Track
 from supervision.services.agents import AUDIO_FORMATS, MAX_HEADER_BYTES, MAX_REDIALS, SECRET_CHARS, AgentFields
 from webui.forms import ServiceErrorsMixin
 
-# An agent's own settings may say nothing of these: they stand in its policy.
+# Values of a list with the words that stand for them.
 Choices = Sequence[tuple[str, str]]
 
 FORMAT_WORDS: Final = dict(
@@ -253,11 +253,11 @@ class AgentForm(ServiceErrorsMixin, forms.Form):
 
     def _fields(self, names: set[str]) -> AgentFields:
         words = {"mode": Mode, "policy_track": Track, "on_failure": OnFailure}
-        given: Any = {name: self.cleaned_data[name] for name in names}
+        given = {name: self.cleaned_data[name] for name in names}
         for name, kind in words.items():
             if name in given:
                 given[name] = kind(given[name])
-        return given
+        return cast(AgentFields, given)
 
 
 def _initial(agent: Agent | None) -> dict[str, Any]:

@@ -109,8 +109,9 @@ def sign_up_mail(*, email: str) -> None:
         mail_make(to=email, template="tenants/mail/sign_up_known", told=told).send()
         return
     path = reverse("webui:sign_up_link", kwargs={"token": sign_up_token(email=email, proven=True)})
-    told = {"email": email, "link": settings.MIRROR.public_url + path, "hours": VALID_FOR // timedelta(hours=1)}
-    mail_make(to=email, template="tenants/mail/sign_up", told=told).send()
+    link = settings.MIRROR.public_url + path
+    invited: dict[str, str | int] = {"email": email, "link": link, "hours": VALID_FOR // timedelta(hours=1)}
+    mail_make(to=email, template="tenants/mail/sign_up", told=invited).send()
 
 
 @transaction.atomic

@@ -49,6 +49,16 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
     ("review-no-match", "/review?label=missed"),
     ("test-call", "/test-call"),
     ("not-found", lambda scene: f"/calls/{scene.tenancy.id}"),
+    ("agents", "/agents"),
+    ("agents-no-match", "/agents?name=nobody"),
+    ("agent", lambda scene: f"/agents/{scene.tenancy.agent.id}"),
+    ("agent-new", "/agents/new"),
+    ("agent-edit", lambda scene: f"/agents/{scene.tenancy.agent.id}/edit"),
+    ("agent-stream-key", lambda scene: f"/agents/{scene.tenancy.agent.id}/stream-key"),
+    ("agent-signing-secret", lambda scene: f"/agents/{scene.tenancy.agent.id}/signing-secret"),
+    ("agent-archive", lambda scene: f"/agents/{scene.tenancy.agent.id}/archive"),
+    ("welcome-agent", lambda scene: f"/welcome/{scene.tenancy.agent.id}"),
+    ("sign-up-tenant", "/sign-up"),
     ("api-keys", "/api-keys"),
     ("api-key-new", "/api-keys/new"),
     ("credentials", "/credentials"),
@@ -75,6 +85,7 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
 # Those that erin sees, whose tenant is new.
 EMPTY_PAGES: list[tuple[str, str]] = [
     ("calls-empty", "/calls"),
+    ("welcome", "/welcome"),
     ("review-empty", "/review"),
 ]
 
