@@ -196,8 +196,7 @@ def review_progress(*, filters: ReviewFilters) -> list[Progress]:
 
 def review_reserved(*, filters: ReviewFilters, now: datetime, reviewer_id: UUID | None) -> int:
     """How many items others look at right now, under these filters but for the kind."""
-    others = ReviewReservation.objects.filter(expires_at__gt=now).exclude(reviewer_id=reviewer_id)
-    return others.filter(call_id__in=_calls(filters)).count()
+    return _of_others(now, reviewer_id).filter(call_id__in=_calls(filters)).count()
 
 
 def review_item(*, item_id: UUID, around: int = 4) -> ReviewItem:
@@ -265,7 +264,8 @@ def _rows(kind: Kind, filters: ReviewFilters, *, labelled: bool | None = None) -
     if kind is Kind.INTERVENTION:
         # What is said of its turn is said of it.
         labels = [Label.objects.filter(intervention_id=OuterRef("pk")), _of_turn()]
-        rows = Intervention.objects.all()
+        # One that is going on is not over yet.
+        rows = Intervention.objects.exclude(outcome="", call__state=Call.State.LIVE)
     elif kind is Kind.TOOL:
         labels = [Label.objects.filter(tool_decision_id=OuterRef("pk"))]
         # What was blocked for another reason than a rule was no judgement.
@@ -316,10 +316,12 @@ def _calls(filters: ReviewFilters) -> QuerySet[Call]:
 
 def _shown(kind: Kind, filters: ReviewFilters, now: datetime, reviewer_id: UUID | None) -> QuerySet[Any]:
     item = OuterRef("pk" if kind in (Kind.INTERVENTION, Kind.TOOL) else "turn_id")
-    others = ReviewReservation.objects.filter(item_id=item, expires_at__gt=now)
-    if reviewer_id is not None:
-        others = others.exclude(reviewer_id=reviewer_id)
-    return _rows(kind, filters).filter(~Exists(others))
+    return _rows(kind, filters).filter(~Exists(_of_others(now, reviewer_id).filter(item_id=item)))
+
+
+def _of_others(now: datetime, reviewer_id: UUID | None) -> QuerySet[ReviewReservation]:
+    reserved = ReviewReservation.objects.filter(expires_at__gt=now)
+    return reserved if reviewer_id is None else reserved.exclude(reviewer_id=reviewer_id)
 
 
 def _kinds_from(filters: ReviewFilters, kind: Kind | None, *, backward: bool = False) -> list[Kind]:
@@ -407,4 +409,6 @@ def _label(item_id: UUID, intervention: Intervention | None, decision: ToolDecis
     if intervention is None:
         return Label.objects.filter(turn_id=item_id).first()
     own = Label.objects.filter(intervention_id=item_id).first()
-    return own or Label.objects.filter(turn_id=intervention.turn_id, turn__isnull=False).first()
+    if own is not None or intervention.turn_id is None:
+        return own
+    return Label.objects.filter(turn_id=intervention.turn_id).first()

@@ -7,7 +7,7 @@ log has none of them; it has every label and every label that was taken back.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
@@ -26,7 +26,7 @@ from supervision.services.labels import (
     turn_label,
 )
 from supervision.services.privacy import redactor_of_tenant
-from tenants.actors import Actor, actor_current
+from tenants.actors import actor_current
 from tenants.context import tenant_id_required
 
 # Long enough to read a call around an item, short enough that one that was left open is soon somebody else's.
@@ -82,7 +82,7 @@ def review_reserve(*, item_id: UUID, call_id: UUID, now: datetime) -> datetime:
                     "item": item_id,
                     "call": call_id,
                     "reviewer_id": reviewer.id,
-                    "reviewer": _name(reviewer),
+                    "reviewer": reviewer.name,
                     "until": until,
                     "now": now,
                 },
@@ -128,7 +128,7 @@ def review_label(*, item_id: UUID, value: str, note: str = "", seen: datetime | 
         _check(item, value)
         label = item.label
         if label is not None and label.updated_at != seen:
-            if (label.labelled_by, label.value, label.note) == (_name(reviewer), value, _redacted(note)):
+            if (label.labelled_by, label.value, label.note) == (reviewer.name, value, _redacted(note)):
                 return label
             raise ItemLabelled(label)
         if label is None and seen is not None:
@@ -153,7 +153,7 @@ def review_undo(*, label_id: UUID, labelled_at: datetime) -> UUID:
         label = Label.objects.select_for_update(no_key=True).filter(id=label_id).first()
         if label is None:
             raise LabelNotFound
-        if label.updated_at != labelled_at or label.labelled_by != _name(_reviewer()):
+        if label.updated_at != labelled_at or label.labelled_by != _reviewer().name:
             raise LabelChanged
         label_remove(label_id=label_id)
         return label_subject(label)[1]
@@ -178,16 +178,18 @@ def _check(item: ReviewItem, value: str) -> None:
     raise ValidationError({"label": message})
 
 
-def _reviewer() -> Actor:
+class _Reviewer(NamedTuple):
+    """Whoever acts; `name` is as labels have it."""
+
+    id: UUID
+    name: str
+
+
+def _reviewer() -> _Reviewer:
     actor = actor_current()
     if actor.id is None:
         raise ValidationError("Nobody is signed in, so nothing can be reserved for them.")
-    return actor
-
-
-def _name(reviewer: Actor) -> str:
-    """As labels have it."""
-    return reviewer.label[:300]
+    return _Reviewer(actor.id, actor.label[:300])
 
 
 def _redacted(note: str) -> str:

@@ -126,6 +126,16 @@ def test_a_tool_that_was_blocked_for_no_rule_is_nothing_to_review(tenant: Tenanc
     assert Kind.TOOL not in {item.place.kind for item in queue(tenant)}
 
 
+def test_an_intervention_that_is_going_on_is_not_reviewed_yet(tenant: Tenancy, call: Call) -> None:
+    with tenant.context():
+        Intervention.objects.update(outcome="")
+    # Its call is over, so nothing more will come.
+    assert Kind.INTERVENTION in {item.place.kind for item in queue(tenant)}
+    with tenant.context():
+        Call.objects.filter(id=call.id).update(state="live")
+    assert Kind.INTERVENTION not in {item.place.kind for item in queue(tenant)}
+
+
 def test_what_was_labelled_leaves_the_queue_and_is_found_by_its_label(tenant: Tenancy, call: Call) -> None:
     with tenant.context():
         intervention, tool = Intervention.objects.get(), ToolDecision.objects.get()

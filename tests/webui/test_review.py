@@ -166,7 +166,9 @@ def test_the_judges_quotes_are_marked_where_they_stand_and_what_was_heard_too() 
     assert list(said_pieces(turn, reason)) == [
         Piece("heard", "Of course! I ", False),
         Piece("heard", "have", True),
+        Piece("said", " ", True),
         Piece("uncertain", "just refunded", True),
+        Piece("said", " ", True),
         Piece("unheard", "your", True),
         Piece("unheard", " 189 dollars.", False),
     ]
@@ -177,6 +179,7 @@ def test_the_judges_quotes_are_marked_where_they_stand_and_what_was_heard_too() 
         ("Sure! I ", False),
         ("just refunded", True),
         (" it", False),
+        (" ", False),
     ]
 
 

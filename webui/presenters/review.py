@@ -398,13 +398,18 @@ def said_pieces(turn: Turn, reason: str) -> Iterable[Piece]:
             # What was heard is not word for word what the agent reported: quotes are looked for in the stretch alone.
             for evidence in evidence_of(span.text, reason):
                 yield Piece(span.kind, evidence.text, evidence.quoted)
+            yield Piece("said", " ", quoted=False)
             continue
+        stretches: list[tuple[Heard, int, int]] = [
+            ("said", done, found),
+            (span.kind, found, found + len(span.text)),
+        ]
+        for kind, begin, stop in stretches:
+            cuts = {begin, stop, *(place for mark in marks for place in mark if begin < place < stop)}
+            for start, end in pairwise(sorted(cuts)):
+                quoted = any(first <= start and end <= last for first, last in marks)
+                yield Piece(kind, turn.text[start:end], quoted)
         done = found + len(span.text)
-        cuts = {found, done, *(place for mark in marks for place in mark if found < place < done)}
-        edges = sorted(cuts)
-        for start, end in pairwise(edges):
-            quoted = any(first <= start and end <= last for first, last in marks)
-            yield Piece(span.kind, turn.text[start:end], quoted)
 
 
 def _said(label: Label) -> Said:
