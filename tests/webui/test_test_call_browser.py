@@ -119,7 +119,7 @@ def test_a_test_call_is_placed_supervised_and_spoken(
         expect(page.locator("#turns")).to_contain_text("refunded the whole amount", timeout=20_000)
         expect(page.locator("#interventions")).to_contain_text(CORRECTION, timeout=20_000)
         page.get_by_text("Plivo’s wire", exact=True).click()
-        expect(page.get_by_label("Plivo’s wire")).to_contain_text("clearAudio")
+        expect(page.get_by_label("Plivo’s wire")).to_contain_text("Mirror’s correction")
         page.set_viewport_size({"width": 390, "height": 844})
         assert overflow_of(page) == []
         assert barriers_of(page) == []

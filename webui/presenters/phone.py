@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from supervision.plivo.simulator import CallRecord, Event
@@ -9,6 +10,8 @@ from supervision.plivo.simulator import CallRecord, Event
 # What Plivo's wire carries beside audio, as a developer of an agent looks for it.
 _WIRE = frozenset({"start", "dtmf", "playedStream", "clearedAudio", "checkpoint", "clearAudio", "sendDTMF", "ignored"})
 _DETAIL_CHARS = 120
+# Mirror's own checkpoints have a prefix that nobody else is to know.
+_OWN = re.compile(r"^__mirror_[0-9a-f]+_([a-z]+)_\d+$")
 
 
 def event_message(event: Event) -> dict[str, Any] | None:
@@ -34,7 +37,7 @@ def _detail(event: Event) -> str:
             media = data["start"]["mediaFormat"]
             words = f"{media['encoding']}, {media['sampleRate']} Hz"
         case "checkpoint" | "playedStream":
-            words = str(data["name"])
+            words = _OWN.sub(r"Mirror’s \1", str(data["name"]))
         case "clearAudio":
             words = f"{data['bytes']} bytes dropped"
         case "dtmf":
