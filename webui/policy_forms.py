@@ -15,7 +15,7 @@ from supervision.services.derivation import MAX_PROMPT_CHARS
 from supervision.services.policies import MAX_NOTE_CHARS
 from webui.forms import ServiceErrorsMixin
 from webui.plain import plain_errors
-from webui.policy_settings import GROUPS, SETTINGS, Setting
+from webui.policy_settings import GROUPS, RANGE, SETTINGS, Setting
 from webui.rule_rows import names_of
 
 NAME_CHARS: Final = 200
@@ -308,7 +308,7 @@ class _NumberField(forms.CharField):
         if not text:
             return None
         least, greatest = self.setting.bounds
-        unit = f" {self.setting.unit}" if self.setting.unit and self.setting.unit != "of 1" else ""
+        unit = f" {self.setting.unit}" if self.setting.unit and self.setting.unit != RANGE else ""
         whole = "whole number" if self.setting.kind == "whole" else "number"
         span = f"Give a {whole} from {least:g} to {greatest:g}{unit}."
         try:

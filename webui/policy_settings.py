@@ -13,6 +13,9 @@ import annotated_types
 
 from supervision.engine.config import DEFAULT_BUFFER_TEXT, PolicyConfig
 
+# A unit that only says what the figures go from and to.
+RANGE: Final = "0 to 1"
+
 Kind = Literal["number", "whole", "choice", "switch", "names", "classes", "line", "url", "prompt"]
 
 
@@ -64,12 +67,12 @@ class Setting:
         if self.kind == "switch":
             return "on" if value else "off"
         if self.kind in ("names", "classes"):
-            named = dict(self.choices)
-            return ", ".join(named.get(name, name) for name in value) or "none"
+            return ", ".join(value) or "none"
         if self.kind == "choice":
             return dict(self.choices).get(value, str(value))
         if self.kind in ("number", "whole"):
-            return f"{value:g} {self.unit}".rstrip() if isinstance(value, int | float) else str(value)
+            unit = "" if self.unit == RANGE else self.unit
+            return f"{value:g} {unit}".rstrip() if isinstance(value, int | float) else str(value)
         return str(value)
 
 
@@ -108,7 +111,7 @@ GROUPS: Final = (
                 "Threshold",
                 "number",
                 "A score at or above it calls for an intervention. Lower finds more, and is wrong more often.",
-                unit="of 1",
+                unit=RANGE,
             ),
             Setting(
                 "semantic_review_timeout_s",
@@ -152,7 +155,7 @@ GROUPS: Final = (
                 "Judge while the turn is spoken",
                 "switch",
                 "At clause boundaries, for agents that stream their text. Earlier verdicts, more questions.",
-                unset="on for agents that send mirror.delta",
+                unset="when the agent streams",
             ),
         ),
     ),

@@ -38,6 +38,8 @@ class RuleDiff:
     words: tuple[Words, ...]
     facts: tuple[tuple[str, str, str], ...]
     """What else differs: its name, before, after."""
+    marks: str
+    """What else a rule has that is only in one of the versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,17 @@ def _rule(change: RuleChange) -> RuleDiff:
         badge=CHANGES[change.change],
         words=words_diff(before.get("text", ""), after.get("text", "")),
         facts=tuple(facts),
+        marks="" if change.change == "changed" else _marks(after or before),
     )
+
+
+def _marks(rule: Mapping[str, Any]) -> str:
+    marks = [f"{_severity(rule)} severity"]
+    if rule.get("tools"):
+        marks.append(f"about {_tools(rule)}")
+    if not rule.get("enabled", True):
+        marks.append("off")
+    return ", ".join(marks)
 
 
 def words_diff(before: str, after: str) -> tuple[Words, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from supervision.engine.config import PolicyConfig
@@ -17,6 +18,8 @@ from webui.formats import count_of, duration, score
 from webui.presenters.pieces import Badge
 from webui.presenters.tools import TOOL_CODES
 from webui.presenters.turns import VERDICT_BADGES
+
+VIOLATION: Final = Badge("Violation", "alert", "bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class PastRow:
     then_score: str
     now: Tried | None
     flips: bool
+    """Whether one of the two verdicts is a violation, and the other is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +133,13 @@ def past_row(past: PastTurn, now: Tried | None = None) -> PastRow:
         then=_recorded(then),
         then_score=score(then.score) if then is not None and then.score is not None else "",
         now=now,
-        flips=now is not None and then is not None and now.badge.text != _recorded(then).text,
+        flips=now is not None and (now.badge == VIOLATION) != (_recorded(then) == VIOLATION),
     )
 
 
 def _badge(verdict: Verdict) -> Badge:
     if verdict.violates:
-        return Badge("Violation", "alert", "bad")
+        return VIOLATION
     if verdict.state == "judged":
         return Badge("Clean", "check", "good")
     return VERDICT_BADGES[verdict.state.value]
@@ -147,7 +151,7 @@ def _recorded(verdict: RecordedVerdict | None) -> Badge:
     if verdict.state != "judged":
         return VERDICT_BADGES.get(verdict.state, Badge("Not judged"))
     over = verdict.score is not None and verdict.threshold is not None and verdict.score >= verdict.threshold
-    return Badge("Violation", "alert", "bad") if over else Badge("Clean", "check", "good")
+    return VIOLATION if over else Badge("Clean", "check", "good")
 
 
 def _tool(tool: ToolVerdict) -> TriedTool:
