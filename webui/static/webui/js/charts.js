@@ -137,7 +137,10 @@ class DayChart extends HTMLElement {
   }
 
   #byKeyboard(figure, days) {
-    const go = (place) => this.#plot.setCursor({ left: this.#plot.valToPos(place, "x"), top: 1 });
+    // All charts go together, as they do with the pointer.
+    const go = (place) => {
+      for (const plot of uPlot.sync("days").plots) plot.setCursor({ left: plot.valToPos(place, "x"), top: 1 });
+    };
     figure.addEventListener("keydown", (event) => {
       const at = this.#plot.cursor.idx ?? days;
       const place = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: days - 1 }[event.key];
@@ -145,7 +148,9 @@ class DayChart extends HTMLElement {
       event.preventDefault();
       go(Math.max(0, Math.min(days - 1, place)));
     });
-    figure.addEventListener("blur", () => this.#plot?.setCursor({ left: -10, top: -10 }));
+    figure.addEventListener("blur", () => {
+      for (const plot of uPlot.sync("days").plots) plot.setCursor({ left: -10, top: -10 });
+    });
   }
 }
 
