@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from supervision.models import Agent, Mode, Track
+from supervision.models import Agent, Mode, OnFailure, Track
 from supervision.selectors.agents import AgentStanding, url_without_values
 from supervision.selectors.stream_keys import StreamKeyRef
 from supervision.stream.check import AgentCheck
 from webui.formats import count_of, duration
+from webui.policy_settings import SETTINGS
 from webui.presenters.pieces import Badge, Tone
 
 
@@ -86,6 +87,31 @@ def _reach(standing: AgentStanding) -> Badge:
         return Badge("No stream key", "alert", "warn", "No call can reach it: make a stream key.")
     works = "works" if standing.stream_keys == 1 else "work"
     return Badge("Ready", "check", "good", f"{count_of(standing.stream_keys, 'stream key')} {works}")
+
+
+def own_settings(agent: Agent) -> tuple[tuple[str, str], ...]:
+    """What is otherwise for this agent than in its policy: each setting's name and value, in the order of the page."""
+    return tuple(
+        (setting.label, setting.words(agent.policy_overrides[name]))
+        for name, setting in SETTINGS.items()
+        if name in agent.policy_overrides
+    )
+
+
+def failure_words(agent: Agent) -> str:
+    """What happens when the agent fails."""
+    again = (
+        f"It is dialled again, {count_of(agent.redials, 'time')} at most"
+        if agent.redials
+        else "It is not dialled again"
+    )
+    heard = f"then the caller hears “{agent.failure_message}”, and" if agent.failure_message else "then"
+    ends = {
+        OnFailure.CLOSE: "the stream is closed: Plivo goes on with the XML behind it",
+        OnFailure.HANGUP: "the call is hung up",
+        OnFailure.TRANSFER: "the call goes on with other XML",
+    }
+    return f"{again}; {heard} {ends[OnFailure(agent.on_failure)]}."
 
 
 def key_rows(keys: Iterable[StreamKeyRef]) -> tuple[KeyRow, ...]:

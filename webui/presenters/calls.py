@@ -139,8 +139,8 @@ SCRIPTED_BANNER = Banner(
     "note",
     "info",
     "No model is judging: the demo’s script answers.",
-    "Its scores and reasons come from a file. To have a model judge, set OPENAI_API_KEY (and OPENAI_BASE_URL, "
-    "OPENAI_MODEL if need be) and start Mirror again.",
+    "Its scores and reasons come from a file. To have a model judge, store access to one under Credentials and choose "
+    "it in the policy. The tenant of make run gets one when Mirror starts with OPENAI_API_KEY.",
 )
 
 

@@ -38,7 +38,7 @@ from webui.agent_forms import (
 )
 from webui.once import once
 from webui.pager import list_url, pager_urls
-from webui.presenters.agents import agent_row, agent_rows, check_view, key_rows
+from webui.presenters.agents import agent_row, agent_rows, check_view, failure_words, key_rows, own_settings
 from webui.shown_once import shown_once_keep, shown_once_take
 
 PAGE_ROWS = 50
@@ -255,7 +255,8 @@ def _page(request: MemberRequest, found: Agent, *, policy_form: AgentPolicyForm 
         "section": "agents",
         "agent": found,
         "row": agent_row(found, standing, whole=may_change),
-        "overrides": sorted(found.policy_overrides.items()),
+        "own_settings": own_settings(found),
+        "when_it_fails": failure_words(found),
         "may_change": may_change,
         "may_call": Scope.CALLS_WRITE.value in capabilities,
         "policy_form": None,
