@@ -261,7 +261,7 @@ def test_an_editor_chooses_the_policy_and_nothing_else_and_the_agents_own_settin
         )
     path = f"/agents/{tenant.agent.id}"
     page = page_of(editor, path)
-    assert "<dt>Threshold</dt><dd>0.9 of 1</dd>" in page
+    assert "<dt>Threshold</dt><dd>0.9" in page
     assert f'href="/policies/{tenant.policy.id}/agents/{tenant.agent.id}"' in page
     assert f"{path}/edit" not in page
     answer = editor.post(f"{path}/policy", {"policy_id": str(other.id), "policy_track": "shadow"})
