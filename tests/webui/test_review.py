@@ -286,7 +286,7 @@ def test_a_label_is_taken_back_from_wherever_one_is(client: Client, tenant: Tena
     intervention, _ = ids(tenant)
     client.post(f"/review/{intervention}", {"label": "false_alarm"})
     page = page_of(client, "/review")
-    form = dict(re.findall(r'<input type="hidden" name="(label|at)" value="([^"]+)"', page))
+    form = dict(re.findall(r'<input type="hidden" name="(label|at|once)" value="([^"]+)"', page))
     for wrong in ({}, {"label": "x", "at": form["at"]}, {"label": form["label"]}):
         assert client.post("/review/undo", wrong).status_code == 404
     other, _ = signed_in(tenant, Role.REVIEWER)
@@ -294,7 +294,9 @@ def test_a_label_is_taken_back_from_wherever_one_is(client: Client, tenant: Tena
     answer = client.post("/review/undo?kind=intervention", form)
     assert answer["Location"] == f"/review/{intervention}?kind=intervention"
     assert "Your label was taken back." in page_of(client, answer["Location"])
-    assert "gone already" in unescape(client.post("/review/undo", form, follow=True).content.decode())
+    again = client.post("/review/undo?kind=intervention", form, follow=True)
+    assert "It was done once." in again.content.decode()
+    assert client.post("/review/undo", {**form, "once": ""}).status_code == 404
     with tenant.context():
         assert not Label.objects.exists()
 

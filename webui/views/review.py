@@ -40,6 +40,7 @@ from supervision.services.reviews import (
     review_undo,
 )
 from webui.access import MemberRequest, member_view
+from webui.once import once
 from webui.pager import Query, list_url
 from webui.presenters.review import item_page, item_url, last_view, progress_view, queue_rows, rates_of
 from webui.review_forms import LabelForm, ReviewFilterForm, UndoForm
@@ -121,6 +122,7 @@ def item(request: MemberRequest, item_id: UUID) -> HttpResponse:
 
 @require_POST
 @member_view(scope="labels:write")
+@once
 def undo(request: MemberRequest) -> HttpResponse:
     """Take back the label that the viewer gave last, and back to its item."""
     query = _filter_form(request).query()
@@ -129,10 +131,8 @@ def undo(request: MemberRequest) -> HttpResponse:
         raise Http404("There is no such label.")
     try:
         item_id = review_undo(label_id=form.cleaned_data["label"], labelled_at=form.cleaned_data["at"])
-    except LabelNotFound:
-        # Sent twice, or its call was erased.
-        messages.info(request, "That label is gone already.")
-        return redirect(list_url(reverse("webui:review"), query))
+    except LabelNotFound as error:
+        raise Http404(str(error)) from error
     except LabelChanged as error:
         messages.error(request, str(error))
         return redirect(list_url(reverse("webui:review"), query))
