@@ -20,6 +20,7 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from tests.factories import Tenancy
+    from tests.webui.set_up import SetUp
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,17 @@ class Scene:
     live: UUID
     silent: UUID
     failed: UUID
+    set_up: SetUp
 
 
 # The pages that alice, an owner, sees: a picture's name, and its path or what makes it of the scene. A row each.
 PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
+    ("live", "/live"),
+    ("live-no-match", "/live?risk=high&agent=none"),
+    ("approvals", "/approvals"),
+    ("overview", "/overview"),
+    ("overview-wrong-range", "/overview?first=2020-01-01"),
+    ("usage", "/usage"),
     ("calls", "/calls"),
     ("calls-filtered", "/calls?state=ended&outcome=failed"),
     ("calls-no-match", "/calls?state=live&outcome=failed"),
@@ -68,6 +76,9 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
     ("credential-edit", lambda scene: f"/credentials/{scene.tenancy.credential.id}/edit"),
     ("webhooks", "/webhooks"),
     ("webhook-new", "/webhooks/new"),
+    ("webhook", lambda scene: f"/webhooks/{scene.set_up.webhook}"),
+    ("webhook-secret", lambda scene: f"/webhooks/{scene.set_up.webhook}/secret"),
+    ("webhook-delivery", lambda scene: f"/webhooks/{scene.set_up.webhook}/deliveries/{scene.set_up.delivery}"),
     ("settings", "/settings"),
     ("settings-privacy", "/settings/privacy"),
     ("settings-models", "/settings/models"),
@@ -84,6 +95,9 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
 
 # Those that erin sees, whose tenant is new.
 EMPTY_PAGES: list[tuple[str, str]] = [
+    ("live-empty", "/live"),
+    ("approvals-empty", "/approvals"),
+    ("overview-empty", "/overview"),
     ("calls-empty", "/calls"),
     ("welcome", "/welcome"),
     ("review-empty", "/review"),
@@ -107,12 +121,13 @@ def main(folder: Path, names: frozenset[str]) -> None:
     from playwright.sync_api import Page, sync_playwright
 
     from mirror_saas.databases import database_settings
-    from tests.factories import PASSWORD, tenancy_create
+    from tests.factories import PASSWORD, approval_create, tenancy_create
     from tests.support import servers as support
     from tests.support.ports import free_port
     from tests.support.totp import totp
     from tests.webui import story
     from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, let_sign_in
+    from tests.webui.set_up import set_up
 
     servers = support.servers_start()
     urls = support.database_create(servers)
@@ -158,7 +173,18 @@ def main(folder: Path, names: frozenset[str]) -> None:
             )
             for number in range(1, 9)
         ]
-        scene = Scene(tenancy, empty, main_call.call_id, live.call_id, quiet.call_id, failed.call_id)
+        made = set_up(tenancy, now)
+        stories += story.running_calls(tenancy, now)
+        story.days_gone_by(tenancy, now.date())
+        approval_create(
+            tenancy, call_id=live.call_id, within=timedelta(minutes=30), args={"order": "4417", "amount": 189}
+        )
+        approval_create(tenancy, call_id=quiet.call_id, tool="send_sms", state="approved", irreversible=False,
+                        requested_at=now - timedelta(minutes=40), decided_at=now - timedelta(minutes=39, seconds=48),
+                        decided_by=tenancy.users["alice"].email, note="The number was confirmed.")  # fmt: skip
+        approval_create(tenancy, call_id=failed.call_id, state="expired", requested_at=now - timedelta(hours=2),
+                        decided_at=now - timedelta(hours=2) + timedelta(seconds=45))  # fmt: skip
+        scene = Scene(tenancy, empty, main_call.call_id, live.call_id, quiet.call_id, failed.call_id, made)
         events = [event for each in stories for event in each.events]
         recording = story.Recording(dsn=urls.app, journal_dir=Path(home.name) / "journal-of-screenshots")
         recording(events)
