@@ -254,12 +254,13 @@ class CallView extends HTMLElement {
 
   async #more(link) {
     const place = link.closest(".more");
-    const list = place.parentElement.querySelector(":scope > ol");
+    const around = place.parentElement;
+    const list = around.querySelector(":scope > ol");
     link.setAttribute("aria-busy", "true");
     try {
       const found = html(await fetched(link.dataset.more));
       insertMore(list, place, found);
-      if (list.id === "turns-part" && !place.parentElement.querySelector(".more:last-child")) await this.#catchUp(list);
+      if (list.id === "turns-part" && !around.querySelector(":scope > ol ~ .more")) await this.#catchUp(list);
     } catch {
       // Without a script's help it leads to the page that shows them.
       location.href = link.href;
