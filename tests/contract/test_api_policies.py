@@ -165,6 +165,22 @@ def test_a_draft_is_made_changed_and_read(tenant: Tenancy) -> None:
     assert shown.headers["ETag"] == changed.headers["ETag"] == after["etag"] != version["etag"]
 
 
+def test_a_rule_names_tools_and_can_be_off(tenant: Tenancy) -> None:
+    rules = [
+        {"text": "Be kind.", "tools": ["charge_card"], "enabled": True},
+        {"text": "Never lie.", "tools": [], "enabled": False},
+    ]
+    made = draft(tenant, rules=rules)
+    # What goes without saying is not stored.
+    assert made["rules"] == [
+        {"text": "Be kind.", "severity": "medium", "tools": ["charge_card"]},
+        {"text": "Never lie.", "severity": "medium", "enabled": False},
+    ]
+    prompt = ask(tenant, "GET", f"/policies/{tenant.policy.id}/versions/{made['number']}/prompt").json()["turn_prompt"]
+    assert "1. Be kind. [charge_card]" in prompt
+    assert "Never lie." not in prompt
+
+
 def test_a_draft_can_begin_with_what_a_version_has(tenant: Tenancy) -> None:
     made = ask(tenant, "POST", f"/policies/{tenant.policy.id}/versions", {"from_number": 1, "note": "less"}).json()
     assert made["rules"] == read(tenant, 1)["rules"]

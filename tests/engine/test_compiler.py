@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervision.engine import HistoryEntry, MirrorConfig, ToolCallIntent, TurnPayload
+from supervision.engine import HistoryEntry, MirrorConfig, Rule, ToolCallIntent, TurnPayload
 from supervision.engine.policy.compiler import (
     BUILT_IN_RULE,
     MAX_ARGS_CHARS,
@@ -39,6 +39,24 @@ def test_rules_are_numbered_in_every_prompt_with_the_built_in_one_as_number_0() 
     policy = compiled("Never confirm a refund.", "Do not promise delivery times.")
     for prompt in prompts(policy):
         assert f"\n0. {BUILT_IN_RULE}\n1. Never confirm a refund.\n2. Do not promise delivery times.\n" in prompt
+
+
+def test_a_rules_tools_stand_behind_it_and_a_rule_that_is_off_has_no_number() -> None:
+    rules = [
+        Rule(text="Be kind.", enabled=False, tools=["lookup"]),
+        Rule(text="Never charge twice.", tools=["charge_card", "refund"], severity="high"),
+        Rule(text="Never lie."),
+    ]
+    policy = compile_policy(MirrorConfig(llm=ScriptedLLM(), policies=rules))
+    for prompt in prompts(policy):
+        assert "\n1. Never charge twice. [charge_card, refund]\n2. Never lie.\n" in prompt
+        assert "ends in square brackets" in prompt
+        assert "Be kind." not in prompt
+    # However a judge names it, the rule is its text.
+    for named in ("1", "Never charge twice. [charge_card, refund]", "never charge twice."):
+        assert policy.rule_text(named) == "Never charge twice."
+    assert policy.severity("Never charge twice.") == "high"
+    assert "square brackets" not in compiled("Never lie.").turn_prompt
 
 
 def test_the_prompts_of_a_policy_begin_alike_so_that_a_prompt_cache_serves_all_three() -> None:

@@ -48,9 +48,24 @@ def test_rules_are_strings_or_have_a_severity() -> None:
     )
 
 
+def test_a_rule_that_is_off_is_kept_and_not_judged_by() -> None:
+    made = config(policies=["Be kind.", Rule(text="Never lie.", enabled=False, tools=[" charge_card ", "charge_card"])])
+    assert [rule.text for rule in made.rules] == ["Be kind."]
+    assert [rule.text for rule in made.policies] == ["Be kind.", "Never lie."]
+    assert made.policies[1].tools == ("charge_card",)
+    with pytest.raises(ValidationError, match="every rule is switched off"):
+        config(policies=[Rule(text="Be kind.", enabled=False)])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("policies", [{"text": "x", "tools": "charge_card"}]),
+        ("policies", [{"text": "x", "tools": [" "]}]),
+        ("policies", [{"text": "x", "tools": ["a\nb"]}]),
+        ("policies", [{"text": "x", "tools": ["x" * 201]}]),
+        ("policies", [{"text": "x", "tools": ["x"] * 51}]),
+        ("policies", [{"text": "x", "enabled": "no"}]),
         ("llm", "gpt-4o-mini"),
         ("llm", None),
         ("llm", ScriptedLLM),

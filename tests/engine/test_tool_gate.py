@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from supervision.engine import JudgingState, ToolCallIntent, ToolCode, ToolDenied, ToolVerdict, TurnPayload, Usage
+from supervision.engine import JudgingState, Rule, ToolCallIntent, ToolCode, ToolDenied, ToolVerdict, TurnPayload, Usage
 from supervision.engine.llm.protocol import LLMUnreachable
 from supervision.engine.scorer.tool_gate import ALLOW_VALID_MS, MAX_LEDGER_ENTRIES, MAX_TOOLS_AT_ONCE
 from supervision.engine.supervisor import CallSupervisor
@@ -77,6 +77,17 @@ async def test_with_the_gate_switched_off_only_irreversible_calls_are_judged() -
     assert [tool["id"] for tool in llm.asked[0].user["tool_calls"]] == ["t1"]
     await gate(call, look_up("l2"))
     assert len(llm.asked) == 1
+
+
+@virtual_time
+async def test_with_the_gate_switched_off_tools_that_a_rule_names_are_judged_unless_it_is_off() -> None:
+    llm = ScriptedLLM()
+    rules = [Rule(text="Look up nothing twice.", tools=["Get_Order"]), Rule(text="x", tools=["other"], enabled=False)]
+    call = make_call(llm, tool_gate_enabled=False, policies=rules)
+    named, other = await gate(call, look_up(), ToolCallIntent("o1", "other", {}))
+    assert named.state is JudgingState.JUDGED
+    assert other.state is JudgingState.SKIPPED
+    assert [tool["id"] for tool in llm.asked[0].user["tool_calls"]] == ["l1"]
 
 
 @virtual_time

@@ -392,7 +392,7 @@ def test_a_draft_goes_live_after_a_look_at_what_it_changes_and_one_click_takes_i
     version = draft_of(tenant, ["Never confirm a refund."], config={"intervention_threshold": 0.9})
     look = page_of(alice, url_of(version, "/publish"))
     assert "Removed" in look
-    assert "<del>0.7 of 1</del>" in look
+    assert "<del>0.7</del>" in look
     assert "alice's agent" in look
     stale = alice.post(url_of(version, "/publish"), {"etag": '"1.0"'})
     assert stale.status_code == 409
