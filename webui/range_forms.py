@@ -62,8 +62,11 @@ class RangeForm(ErrorAwareMixin, forms.Form):
     last = DayField("To")
 
     def __init__(self, data: Mapping[str, Any], *, today: date) -> None:
-        super().__init__(data)
         self.today = today
+        self.given = data
+        super().__init__(
+            {**_default_days(data.get("last"), today), **{name: data[name] for name in data if data[name]}}
+        )
 
     def clean_last(self) -> date | None:
         last: date | None = self.cleaned_data["last"]
@@ -74,7 +77,7 @@ class RangeForm(ErrorAwareMixin, forms.Form):
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
         if not self.errors:
-            first, last = self._range(cleaned)
+            first, last = cleaned["first"], cleaned["last"]
             if last < first:
                 self.add_error("first", "Give a day before “To”.")
             elif (last - first).days >= MAX_DAYS:
@@ -83,12 +86,9 @@ class RangeForm(ErrorAwareMixin, forms.Form):
 
     def days(self) -> tuple[date, date]:
         """The first and the last day to show."""
-        return self._range(self.cleaned_data if self.is_valid() else {})
-
-    def _range(self, cleaned: Mapping[str, Any]) -> tuple[date, date]:
-        last: date = cleaned.get("last") or self.today
-        first: date | None = cleaned.get("first")
-        return first or _before(last, DEFAULT_DAYS - 1), last
+        if self.is_valid():
+            return self.cleaned_data["first"], self.cleaned_data["last"]
+        return _before(self.today, DEFAULT_DAYS - 1), self.today
 
     def presets(self) -> list[Preset]:
         """Ranges that end today."""
@@ -102,11 +102,20 @@ class RangeForm(ErrorAwareMixin, forms.Form):
 
     def query(self) -> list[tuple[str, str]]:
         """The range as it stands in the URL."""
-        return [(name, self.data[name]) for name in self.fields if self.data.get(name)]
+        return [(name, self.given[name]) for name in self.fields if self.given.get(name)]
 
     @property
     def active(self) -> bool:
         return bool(self.query())
+
+
+def _default_days(last: str | None, today: date) -> dict[str, str]:
+    """What the fields say where the URL says nothing; `last` is what it says of that day, right or wrong."""
+    try:
+        end = date.fromisoformat(last or "")
+    except ValueError:
+        end = today
+    return {"first": _before(end, DEFAULT_DAYS - 1).isoformat(), "last": today.isoformat()}
 
 
 def _before(day: date, days: int) -> date:

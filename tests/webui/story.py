@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from mirror_saas.ids import uuid7
+from supervision.models import JudgeLatencyDay, UsageDay
 from supervision.recorder.announce import announce_to_channel_layer
 from supervision.recorder.events import (
     AgentConnected,
@@ -427,6 +429,37 @@ def running_calls(tenancy: Tenancy, now: datetime) -> list[Story]:
     new = Story(tenancy, now - timedelta(seconds=3), from_number="+14085550157")
     new.start()
     return [*calm, near, silent, broken, new]
+
+
+def days_gone_by(tenancy: Tenancy, today: date, days: int = 27) -> None:
+    """What the tenant's calls came to on days that are over and stored: busier on weekdays, one day of trouble."""
+    chosen = random.Random(3)
+    with tenancy.context():
+        for back in range(3, days + 3):
+            day = today - timedelta(days=back)
+            calls = chosen.randint(60, 90) if day.weekday() < 5 else chosen.randint(12, 25)
+            turns = calls * chosen.randint(9, 12)
+            skipped = round(turns * chosen.uniform(0.45, 0.6))
+            missed = round(turns * (0.11 if back == 12 else chosen.uniform(0, 0.01)))
+            judged = turns - skipped - missed
+            UsageDay.objects.create(
+                day=day,
+                model=tenancy.credential.model,
+                calls=calls,
+                call_ms=calls * 171_000,
+                turns=turns,
+                judged=judged,
+                skipped=skipped,
+                timed_out=missed,
+                tool_decisions=calls // 2,
+                tools_blocked=calls // 30,
+                interventions=calls // chosen.randint(7, 14),
+                prompt_tokens=judged * 640,
+                completion_tokens=judged * 40,
+            )
+            slow = 8 if back == 12 else 0
+            counts = {62 + slow: judged // 2, 66 + slow: judged // 3, 76 + slow: judged // 10, 90 + slow: 3}
+            JudgeLatencyDay.objects.create(day=day, counts=counts)
 
 
 class Recording:

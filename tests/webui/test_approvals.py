@@ -235,7 +235,7 @@ def test_the_page_lists_what_became_of_them(alice: Client, tenant: Tenancy, stra
     assert TOOL.findall(listed) == ["withdrawn_tool", "silent_tool", "approved_tool"]
     assert "waiting_tool" in page
     assert "strangers_tool" not in page
-    for words in ("Approved", "Withdrawn", "Nobody decided", "nobody: it did not run", "after 7.0 s",
+    for words in ("Approved", "Withdrawn", "Nobody decided", "It did not run.", "after 7.0 s",
                   "Confirmed &lt;by&gt; phone."):  # fmt: skip
         assert words in listed
     assert TOOL.findall(_listed(alice, "?state=expired")) == ["silent_tool"]

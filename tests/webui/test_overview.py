@@ -176,7 +176,7 @@ def test_usage_is_told_by_model_and_by_day(tenant: Tenancy, stranger: Tenancy) -
     assert page.count("judge-1</span>") == 3
     assert "No price is known for judge-1." in page
     assert "strangers-model" not in page
-    assert page.count('class="day-head"') == 2
+    assert page.count('scope="rowgroup" rowspan="1"') == 2
     with tenant.context():
         type(tenant.credential).objects.update(prompt_price=Decimal(1), completion_price=Decimal(2))
     priced = page_of(tenant, "/usage")
@@ -214,6 +214,9 @@ def test_a_range_is_what_the_url_says(data: dict[str, str], first: date, last: d
     form = RangeForm(data, today=TODAY)
     assert form.days() == (first, last)
     assert not form.errors
+    # The fields say what is shown, and the URL what was asked for.
+    assert (form["first"].value(), form["last"].value()) == (first.isoformat(), last.isoformat())
+    assert form.query() == list(data.items())
 
 
 @pytest.mark.parametrize(
@@ -235,6 +238,7 @@ def test_a_wrong_range_says_why_at_its_field_and_shows_the_newest_days(
     assert form.errors[field] == [words]
     assert form.fields[field].widget.attrs["aria-invalid"] == "true"
     assert form[field].value() == data[field]
+    assert form.query() == list(data.items())
 
 
 def test_a_range_that_one_click_shows_is_marked() -> None:

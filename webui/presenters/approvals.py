@@ -71,6 +71,9 @@ class DecidedView:
     irreversible: bool
     badge: Badge
     by: str
+    """Who decided; empty when nobody did."""
+    silence: str
+    """What that meant."""
     waited_ms: int | None
     note: str
 
@@ -78,9 +81,6 @@ class DecidedView:
 def decided_view(approval: Approval) -> DecidedView:
     """`approval` with its agent's name, and what became of it."""
     state = "expired" if approval.state == Approval.State.WAITING else approval.state
-    by = approval.decided_by
-    if not by and state == "expired":
-        by = "nobody: it ran" if _allowed(approval) else "nobody: it did not run"
     decided_at = approval.decided_at or (approval.expires_at if state == "expired" else None)
     waited = None if decided_at is None else max(0, (decided_at - approval.requested_at) // timedelta(milliseconds=1))
     return DecidedView(
@@ -92,7 +92,8 @@ def decided_view(approval: Approval) -> DecidedView:
         args=approval.args,
         irreversible=approval.irreversible,
         badge=STATES[state],
-        by=by,
+        by=approval.decided_by,
+        silence="" if state != "expired" else "It ran." if _allowed(approval) else "It did not run.",
         waited_ms=waited,
         note=approval.note,
     )

@@ -83,6 +83,7 @@ class DayChart extends HTMLElement {
           {
             ...axis,
             grid: { show: false },
+            size: 30,
             incrs: [1, 2, 7, 14, 30, 60, 90],
             space: 56,
             values: (_plot, places) => places.map((place) => (rows[place] ? dayName(rows[place].dataset.day) : "")),
