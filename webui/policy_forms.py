@@ -164,6 +164,8 @@ class AssignForm(ServiceErrorsMixin, forms.Form):
 class SettingsForm(ServiceErrorsMixin, forms.Form):
     """Fields for settings of the engine. One that is left empty says nothing: the default counts, or the policy."""
 
+    unset_words = "all as the default"
+
     def __init__(self, *args: Any, names: Collection[str], unset: str = "Default", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.names = tuple(name for name in SETTINGS if name in names)
@@ -200,6 +202,7 @@ class SettingsForm(ServiceErrorsMixin, forms.Form):
                     {
                         "group": group,
                         "fields": fields,
+                        "unset": self.unset_words,
                         "given": sum(one["given"] for one in fields),
                         "wrong": sum(bool(one["field"].errors) for one in fields),
                     }
@@ -265,6 +268,8 @@ class VersionForm(SettingsForm):
 
 class AgentSettingsForm(SettingsForm):
     """Which version an agent's calls get, and what is otherwise for them than in the policy."""
+
+    unset_words = "as in the policy"
 
     track = forms.ChoiceField(label="Its new calls get", choices=TRACK_WORDS, error_messages=_CHOOSE)
 

@@ -62,6 +62,8 @@ class Setting:
 
     def words(self, value: Any) -> str:
         """A value as a person reads it, with its unit."""
+        if value is None and self.kind == "switch":
+            return self.default_words
         if value is None:
             return "Mirror’s own lines" if self.kind == "line" else "none"
         if self.kind == "switch":

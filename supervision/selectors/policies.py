@@ -156,7 +156,8 @@ def policy_version_diff(*, policy_id: UUID, number: int, other: int) -> VersionD
 def policy_content_diff(*, before: VersionContent, after: VersionContent) -> VersionDiff:
     """What `after`, a version or what is to become one, changes in `before`."""
     old, new = (
-        policy_version_config(version).model_dump(mode="json", exclude={"policies"}) for version in (before, after)
+        {**policy_version_config(version).model_dump(mode="json", exclude={"policies"}), **_unsaid(version)}
+        for version in (before, after)
     )
     return VersionDiff(
         rules=_rule_changes(before.rules, after.rules),
@@ -164,6 +165,11 @@ def policy_content_diff(*, before: VersionContent, after: VersionContent) -> Ver
         llm_credential=_change(before.llm_credential_id, after.llm_credential_id),
         fallback_credential=_change(before.fallback_credential_id, after.fallback_credential_id),
     )
+
+
+def _unsaid(version: VersionContent) -> dict[str, None]:
+    """Streamed turns are judged at clause boundaries where nothing is said of it, and not where it is off."""
+    return {} if "streaming_mode" in version.config else {"streaming_mode": None}
 
 
 def _change(before: UUID | None, after: UUID | None) -> tuple[UUID | None, UUID | None] | None:

@@ -429,10 +429,17 @@ def test_a_draft_runs_in_shadow(alice: Client, tenant: Tenancy) -> None:
 
 def test_two_versions_are_compared_by_the_url(alice: Client, tenant: Tenancy) -> None:
     rules = [{"text": "Never confirm a refund.", "severity": "low", "tools": ["refund"], "enabled": False}, "Be kind."]
-    version = draft_of(tenant, rules)
+    version = draft_of(tenant, rules, config={"streaming_mode": False})
     page = page_of(alice, f"/policies/{version.policy_id}/diff?before=1&after={version.number}")
-    for words in ("Severity: <del>High</del>", "<ins>refund</ins>", "<ins>off</ins>", "<ins>Be kind.</ins>"):
+    for words in (
+        "Severity: <del>High</del>",
+        "<ins>refund</ins>",
+        "<ins>off</ins>",
+        "<ins>Be kind.</ins>",
+        "<ins>off</ins>",
+    ):
         assert words in page
+    assert "<del>when the agent streams</del>" in page
     for wrong in ("before=99", "after=x", "before=" + "9" * 30):
         assert alice.get(f"/policies/{version.policy_id}/diff?{wrong}").status_code == 404
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -93,10 +94,11 @@ def policies(request: MemberRequest) -> HttpResponse:
 @once
 def policy_new(request: MemberRequest) -> HttpResponse:
     """A policy and its first draft, which comes next."""
+    credentials = llm_credentials()
     form = PolicyNewForm(
         request.POST if request.method == "POST" else None,
-        credentials=llm_credentials(),
-        initial={"llm": default_llm_credential_id()},
+        credentials=credentials,
+        initial={"llm": llm_first(credentials)},
     )
     if request.method == "POST" and form.is_valid():
         rules = rules_parse(form.cleaned_data["rules"])
@@ -393,6 +395,11 @@ def row_get(policy_id: UUID) -> PolicyRow:
 def llm_credentials() -> list[ProviderCredential]:
     """What can be chosen as a judge."""
     return list(credential_list(kind=ProviderCredential.Kind.LLM, limit=MAX_LIMIT).items)
+
+
+def llm_first(credentials: Sequence[ProviderCredential]) -> UUID | None:
+    """The judge that a form offers first: the tenant's default, or the only one."""
+    return default_llm_credential_id() or (credentials[0].id if len(credentials) == 1 else None)
 
 
 def credentials_by_id() -> dict[UUID, ProviderCredential]:

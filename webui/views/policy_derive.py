@@ -19,7 +19,6 @@ from mirror_saas.pages import MAX_LIMIT
 from supervision.engine.policy.derive import DerivedPolicy
 from supervision.models import Policy
 from supervision.selectors.policies import policy_list
-from supervision.services.defaults import default_llm_credential_id
 from supervision.services.derivation import Derivable, derivation_ask, derivation_prepare, derivation_store
 from tenants.api.limits import RateLimited, request_count
 from tenants.context import tenant_context
@@ -29,7 +28,7 @@ from webui.once import once
 from webui.plain import plain, plain_errors
 from webui.policy_forms import DeriveForm
 from webui.shown_once import shown_once_keep
-from webui.views.policies import MAY_WRITE, llm_credentials, to_version
+from webui.views.policies import MAY_WRITE, llm_credentials, llm_first, to_version
 from webui.views.policy_versions import DERIVED
 
 
@@ -42,11 +41,12 @@ def policy_derive(request: MemberRequest) -> HttpResponse:
     tenant_id = request.membership.tenant.id
     asked: Derivable | None = None
     with tenant_context(tenant_id):
+        credentials = llm_credentials()
         form = DeriveForm(
             request.POST if request.method == "POST" else None,
             policies=[(row.policy.id, row.policy.name) for row in policy_list(limit=MAX_LIMIT).items],
-            credentials=llm_credentials(),
-            initial={"llm": default_llm_credential_id(), "policy": request.GET.get("policy", "")},
+            credentials=credentials,
+            initial={"llm": llm_first(credentials), "policy": request.GET.get("policy", "")},
         )
         if request.method == "POST" and form.is_valid():
             policy_id = form.cleaned_data["policy"]
