@@ -26,7 +26,8 @@ class Callee:
 
 def callees(agents: Sequence[Agent], *, demo_url: str | None) -> list[Callee]:
     """Needs `policy` loaded. `demo_url` is where the demo's agent listens, None where the operator runs none."""
-    return [_callee(agent, agent.upstream_url == demo_url) for agent in agents]
+    demo = None if demo_url is None else demo_url.rstrip("/")
+    return [_callee(agent, agent.upstream_url.rstrip("/") == demo) for agent in agents]
 
 
 def _callee(agent: Agent, is_demo: bool) -> Callee:

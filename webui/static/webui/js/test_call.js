@@ -141,7 +141,7 @@ class TestCall extends HTMLElement {
         this.#supervision(message.id);
         break;
       case "caller":
-        this.#line(message.at_ms, "Caller", message.text || "speaks", message.ms);
+        this.#line(message.at_ms, message.text, message.ms);
         break;
       case "agent":
         this.toggleAttribute("agent-speaks", message.speaks);
@@ -277,10 +277,11 @@ class TestCall extends HTMLElement {
 
   // -- words
 
-  #line(at, who, text, ms) {
+  #line(at, text, ms) {
     const item = document.createElement("li");
-    item.append(word("span", "at figure", duration(at)), word("span", "who", who), word("span", "", text));
-    if (ms) item.append(word("span", "quiet small figure", duration(ms)));
+    const said = word("span", "", `${text} `);
+    said.append(word("span", "quiet small figure", duration(ms)));
+    item.append(word("span", "at figure", duration(at)), said);
     this.querySelector(".phone-lines").append(item);
   }
 
@@ -289,7 +290,10 @@ class TestCall extends HTMLElement {
     const item = document.createElement("li");
     const arrow = from === "plivo" ? "Plivo → Mirror" : "Mirror → Plivo";
     item.append(word("span", "at figure", duration(at)), word("span", "quiet", arrow), word("code", "", event), word("span", "", detail));
+    // Whoever has scrolled back to read goes on reading.
+    const atEnd = list.scrollTop + list.clientHeight >= list.scrollHeight - 4;
     list.append(item);
+    if (atEnd) list.scrollTop = list.scrollHeight;
     while (list.childElementCount > MOST_EVENTS) list.firstElementChild.remove();
   }
 
