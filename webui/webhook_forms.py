@@ -13,6 +13,7 @@ from supervision.models import WebhookDelivery, WebhookEndpoint
 from supervision.services.webhooks import MAX_DESCRIPTION_CHARS, MAX_URL_CHARS
 from supervision.webhooks import EVENT_TYPES, TEST_TYPE
 from webui.forms import ErrorAwareMixin, ServiceErrorsMixin
+from webui.presenters.webhooks import event_words
 
 _OVERLAPS = {
     "24": "for a day more, beside the new one",
@@ -46,7 +47,7 @@ class WebhookForm(ServiceErrorsMixin, forms.Form):
     )
     event_types = forms.MultipleChoiceField(
         label="What to send",
-        choices=list(EVENT_TYPES.items()),
+        choices=[(name, event_words(name)) for name in EVENT_TYPES],
         widget=forms.CheckboxSelectMultiple,
         error_messages={
             "required": "Choose at least one.",

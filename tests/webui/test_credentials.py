@@ -69,7 +69,7 @@ def test_each_kind_is_stored_by_its_form_and_its_secret_never_shown(
     assert stored(tenant, kind="forge").base_url == "https://gitlab.com/api/v4"
     assert stored(tenant, kind="plivo").name == f"Plivo {AUTH_ID}"
     listed = page_of(alice, "/credentials?kind=llm")
-    assert "$0.15 in, $0.6 out" in listed
+    assert "$0.15 in, $0.60 out" in listed
     assert "Fixes" not in listed
     assert "Judge" in listed
     charlie = Client()

@@ -47,6 +47,8 @@ class CredentialRow:
     base_url: str
     prices: str
     uses: tuple[UseLink, ...]
+    is_account: bool
+    """A Plivo account, which no version or agent names."""
     unpriced: bool
     """A model that is used and has no price: what calls cost is not known."""
     created_at: datetime
@@ -78,6 +80,7 @@ def _row(credential: ProviderCredential, uses: Sequence[CredentialUse], capabili
         base_url=credential.base_url,
         prices=prices,
         uses=tuple(_use(use, capabilities) for use in uses),
+        is_account=kind == Kind.PLIVO,
         unpriced=kind == Kind.LLM and bool(uses) and not prices,
         created_at=credential.created_at,
         updated_at=credential.updated_at,
@@ -96,4 +99,10 @@ def _use(use: CredentialUse, capabilities: frozenset[str]) -> UseLink:
 def _prices(prompt: Decimal | None, completion: Decimal | None) -> str:
     if prompt is None or completion is None:
         return ""
-    return f"${prompt.normalize():f} in, ${completion.normalize():f} out"
+    return f"${_plain(prompt)} in, ${_plain(completion)} out"
+
+
+def _plain(price: Decimal) -> str:
+    """With two places, and more only when there are some: 0.60, 0.125."""
+    plain = price.normalize()
+    return f"{plain:.{max(2, -int(plain.as_tuple().exponent))}f}"

@@ -61,6 +61,11 @@ class AttemptRow:
     excerpt: str
 
 
+def event_words(event_type: str) -> str:
+    """When an event comes, in words of a page, which shows names of fields as they are."""
+    return EVENT_TYPES.get(event_type, "").replace("`", "")
+
+
 def webhook_rows(endpoints: Iterable[WebhookEndpoint], *, now: datetime) -> tuple[WebhookRow, ...]:
     return tuple(webhook_row(endpoint, now=now) for endpoint in endpoints)
 
@@ -75,7 +80,7 @@ def webhook_row(endpoint: WebhookEndpoint, *, now: datetime) -> WebhookRow:
         host=parts.netloc,
         url=endpoint.url,
         description=endpoint.description,
-        events=tuple((name, EVENT_TYPES.get(name, "")) for name in endpoint.event_types),
+        events=tuple((name, event_words(name)) for name in endpoint.event_types),
         enabled=endpoint.enabled,
         state=state,
         why=why,

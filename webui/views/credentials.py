@@ -101,7 +101,6 @@ def credential(request: MemberRequest, credential_id: UUID) -> HttpResponse:
         {
             "section": "credentials",
             "row": row,
-            "is_plivo": found.kind == Kind.PLIVO,
             "is_model": found.kind == Kind.LLM,
             "may": "admin" in request.membership.capabilities,
         },

@@ -7,6 +7,11 @@ class PatternRows extends HTMLElement {
     this.total = document.getElementById("id_patterns-TOTAL_FORMS");
     this.querySelector("[data-plain]").hidden = true;
     for (const row of this.list.children) this.equip(row);
+    // The empty row is for those who cannot add one.
+    const last = this.list.lastElementChild;
+    if (last && !last.querySelector(".field-error") && [...last.querySelectorAll("input")].every((field) => !field.value)) {
+      last.hidden = true;
+    }
     this.adder.addEventListener("click", () => this.add());
     this.show();
   }
