@@ -158,10 +158,10 @@ def label_statistics(*, first: date, last: date, agent_id: UUID | None = None) -
         cursor.execute(_COUNTED, parameters)
         rows = cursor.fetchall()
     counts: dict[tuple[date, str], dict[str, int]] = {}
-    for day, about, sampled, value, count in rows:
-        for group in (about, "sampled") if sampled and about == "passed" else (about,):
-            found = counts.setdefault((day, group), {})
-            found[value] = found.get(value, 0) + count
+    for day, about, value, count, sampled in rows:
+        counts.setdefault((day, about), {})[value] = count
+        if sampled:
+            counts.setdefault((day, "sampled"), {})[value] = sampled
     days = sorted({day for day, _ in counts})
     return LabelStatistics(
         tuple(LabelDay(day, *(LabelCounts(**counts.get((day, group), {})) for group in _GROUPS)) for day in days)
@@ -193,13 +193,15 @@ placed AS (
                               WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id AND v.state = 'judged'
                                 AND v.score >= v.threshold)
                 THEN 'violations' ELSE 'passed' END AS about,
-           EXISTS (SELECT FROM supervision_verdict AS v
-                    WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id AND NOT v.late
-                      AND get_byte(uuid_send(v.id), 15) < 5) AS sampled
+           s.turn_id
       FROM said AS s
      WHERE s.turn_id IS NULL OR NOT EXISTS (
            SELECT FROM supervision_intervention AS i
              JOIN supervision_label AS o ON o.tenant_id = i.tenant_id AND o.intervention_id = i.id
             WHERE i.tenant_id = %(tenant)s AND i.turn_id = s.turn_id))
-SELECT day, about, sampled, value, count(*) FROM placed GROUP BY day, about, sampled, value
+SELECT day, about, value, count(*), count(*) FILTER (WHERE about = 'passed' AND EXISTS (
+           SELECT FROM supervision_verdict AS v
+            WHERE v.tenant_id = %(tenant)s AND v.turn_id = placed.turn_id AND NOT v.late
+              AND get_byte(uuid_send(v.id), 15) < 5))
+  FROM placed GROUP BY day, about, value
 """

@@ -40,8 +40,9 @@ NEAR: Final = 0.2
 # are random and known to nobody before, so neither the judge nor the agent can tell; the index verdict_tenant_sampled
 # and supervision.selectors.label_statistics have the same rule.
 SAMPLED_BELOW: Final = 5
-# Nobody counts further than this.
-COUNTED: Final = 1_000
+# Further than this nobody counts what is left, or what was done on a day.
+COUNTED: Final = 200
+COUNTED_OF_A_DAY: Final = 1_000
 _TEXT_CHARS: Final = 240
 
 
@@ -238,9 +239,9 @@ def review_label_newest(*, labelled_by: str, since: datetime) -> Label | None:
 
 
 def review_labels_since(*, since: datetime, labelled_by: str) -> tuple[int, int]:
-    """How many items were labelled since then: by this person, and by everybody; each COUNTED at most."""
+    """How many items were labelled since then: by this person, and by everybody; each COUNTED_OF_A_DAY at most."""
     newest = Label.objects.filter(updated_at__gte=since)
-    return _count(newest.filter(labelled_by=labelled_by)), _count(newest)
+    return _count(newest.filter(labelled_by=labelled_by), COUNTED_OF_A_DAY), _count(newest, COUNTED_OF_A_DAY)
 
 
 # -- what is in the queue ------------------------------------------------------------------------------------------
@@ -261,19 +262,29 @@ _CLOSE: Final = Q(state="judged", score__gte=F("threshold") - NEAR)
 def _rows(kind: Kind, filters: ReviewFilters, *, labelled: bool | None = None) -> QuerySet[Any]:
     """The rows that bring items of a kind into the queue. `labelled` None is by the filters' own label."""
     rows: QuerySet[Any]
+    value = None if labelled is not None else filters.label
+    wanted = value is not None if labelled is None else labelled
     if kind is Kind.INTERVENTION:
-        # What is said of its turn is said of it.
-        labels = [Label.objects.filter(intervention_id=OuterRef("pk")), _of_turn()]
         # One that is going on is not over yet.
         rows = Intervention.objects.exclude(outcome="", call__state=Call.State.LIVE)
+        # What is said of its turn is said of it. Labels are few, interventions many, so those that have one are looked
+        # up by theirs: an OR would ask every intervention.
+        own = _of(value).filter(intervention_id__isnull=False).values("intervention_id")
+        by_turn = Intervention.objects.filter(turn_id__in=_of(value).filter(turn_id__isnull=False).values("turn_id"))
+        rows = (
+            rows.filter(id__in=own.union(by_turn.values("id")))
+            if wanted
+            else rows.filter(
+                ~Exists(Label.objects.filter(intervention_id=OuterRef("pk"))),
+                ~Exists(Label.objects.filter(turn_id=OuterRef("turn_id"))),
+            )
+        )
     elif kind is Kind.TOOL:
-        labels = [Label.objects.filter(tool_decision_id=OuterRef("pk"))]
         # What was blocked for another reason than a rule was no judgement.
         rows = ToolDecision.objects.filter(allow=False, code="policy")
+        rows = rows.filter(_has(_of(value).filter(tool_decision_id=OuterRef("pk")), wanted))
     else:
-        labels = [_of_turn()]
-        rows = _verdicts(kind)
-    rows = rows.filter(_labelled(labels, filters, labelled))
+        rows = _verdicts(kind).filter(_has(_of(value).filter(turn_id=OuterRef("turn_id")), wanted))
     if filters.made_from is not None:
         rows = rows.filter(id__gte=uuid7_floor(filters.made_from))
     if filters.made_to is not None:
@@ -294,19 +305,13 @@ def _verdicts(kind: Kind) -> QuerySet[Verdict]:
     return first.alias(byte=_LastByte("id"), close=close).filter(byte__lt=SAMPLED_BELOW, close=False)
 
 
-def _of_turn() -> QuerySet[Label]:
-    return Label.objects.filter(turn_id=OuterRef("turn_id"))
+def _of(value: str | None) -> QuerySet[Label]:
+    """Labels that say `value`, or anything."""
+    return Label.objects.all() if value is None else Label.objects.filter(value=value)
 
 
-def _labelled(labels: Iterable[QuerySet[Label]], filters: ReviewFilters, labelled: bool | None) -> Q:
-    condition = Q()
-    if labelled is None and filters.label is not None:
-        for each in labels:
-            condition |= Q(Exists(each.filter(value=filters.label)))
-        return condition
-    for each in labels:
-        condition = condition | Q(Exists(each)) if labelled else condition & ~Q(Exists(each))
-    return condition
+def _has(labels: QuerySet[Label], wanted: bool) -> Q:
+    return Q(Exists(labels)) if wanted else ~Q(Exists(labels))
 
 
 def _calls(filters: ReviewFilters) -> QuerySet[Call]:
@@ -352,8 +357,8 @@ def _items(kind: Kind, rows: QuerySet[Any]) -> list[QueueItem]:
     ]
 
 
-def _count(rows: QuerySet[Any]) -> int:
-    return rows.order_by()[:COUNTED].count()
+def _count(rows: QuerySet[Any], most: int = COUNTED) -> int:
+    return rows.order_by()[:most].count()
 
 
 # -- one item ------------------------------------------------------------------------------------------------------

@@ -62,12 +62,14 @@ def review(request: MemberRequest) -> HttpResponse:
     item_id = review_next(filters=filters, now=now)
     if item_id is not None:
         return redirect(item_url(item_id, query))
+    today = now.date()
     return render(
         request,
         "webui/review/done.html",
         {
             **_around(request, form, filters, now),
             "reserved": review_reserved(filters=filters, now=now, reviewer_id=request.user.id),
+            "rates": rates_of(label_statistics(first=today - timedelta(days=STATISTICS_DAYS - 1), last=today)),
         },
     )
 
@@ -172,7 +174,6 @@ def _around(
         place = current.place
         before = review_queue_before(filters=filters, now=now, reviewer_id=reviewer_id, before=place, limit=BEFORE)
         after = review_queue(filters=filters, now=now, reviewer_id=reviewer_id, after=place, limit=AFTER)
-    utc_day = now.date()
     return {
         "section": "review",
         "filter_form": form,
@@ -183,5 +184,4 @@ def _around(
         "last": last_view(last, query) if last is not None else None,
         "before": queue_rows(before, current=None, query=query),
         "after": queue_rows(after, current=None, query=query),
-        "rates": rates_of(label_statistics(first=utc_day - timedelta(days=STATISTICS_DAYS - 1), last=utc_day)),
     }
