@@ -59,6 +59,7 @@ from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.api_keys import api_key_create
 from tenants.services.invitations import invitation_create, invitation_mark
 from tenants.services.memberships import membership_create
+from tenants.services.sign_up import sign_up_token
 from tenants.services.tenants import user_create
 from tests.factories import Tenancy, approval_create, call_create, tenancy_create
 
@@ -237,6 +238,11 @@ def a_privacy(tenancy: Tenancy, made: Made) -> dict[str, Any]:
 def an_alarm_choice(tenancy: Tenancy, made: Made) -> dict[str, Any]:
     """What the form about alarm mails sends."""
     return {Membership.objects.order_by("created_at", "id")[0].id.hex: ["coverage"]}
+
+
+def sign_up_link(tenancy: Tenancy) -> Made:
+    """The token of a link that goes on with signing up, for somebody new."""
+    return {"token": sign_up_token(email=f"{secrets.token_hex(6)}@{tenancy.slug}.example", proven=True)}
 
 
 def session(tenancy: Tenancy) -> Made:
@@ -525,7 +531,7 @@ PAGES = [
     page("GET", "sign-up/sent", PUBLIC),
     page("GET", "sign-up/new", PUBLIC, answers=(200, 302, 404)),
     page("POST", "sign-up/new", PUBLIC, answers=(200, 302, 404)),
-    page("GET", "sign-up/<str:token>", PUBLIC, lambda tenancy: {"token": "none"}),
+    page("GET", "sign-up/<str:token>", PUBLIC, sign_up_link),
     page("GET", "account", PERSON),
     page("GET", "account/confirm", PERSON),
     page("POST", "account/confirm", PERSON),
