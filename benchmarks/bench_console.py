@@ -65,7 +65,7 @@ def prepare(turns: int) -> Shop:
     from django.test import Client
     from django.utils import timezone
 
-    from supervision.models import Call
+    from supervision.models import Call, Intervention
     from supervision.services.agents import agent_create
     from supervision.services.usage import latency_days_close, usage_days_close
     from tests.factories import client_sign_in, tenancy_create
@@ -85,6 +85,8 @@ def prepare(turns: int) -> Shop:
         usage_days_close(now=timezone.now())
         latency_days_close(now=timezone.now())
         call_id = Call.objects.order_by("started_at").values_list("id", flat=True)[1]
+        # The queue itself leads to its first item.
+        item_id = Intervention.objects.order_by("-id").values_list("id", flat=True)[0]
     client = Client()
     client_sign_in(client, tenancy.users["bench"])
     asked = {door.path for door in PAGES if door.method == "GET" and door.needs != PUBLIC and not door.parameters}
@@ -93,6 +95,8 @@ def prepare(turns: int) -> Shop:
         f"/calls?agent={agents[1]}",
         "/overview?first=" + f"{timezone.now() - timedelta(days=89):%Y-%m-%d}",
         f"/calls/{call_id}",
+        f"/review/{item_id}",
+        "/review?label=missed",
     ]
     return Shop(tenancy, str(client.session.session_key), paths)
 
