@@ -35,8 +35,8 @@ from webui.presenters.pages import CallPage, Highlight, call_page, highlights_of
 from webui.presenters.tools import ToolView
 from webui.presenters.turns import TurnView
 
-TURNS_SHOWN: Final = 80
-EVENTS_SHOWN: Final = 200
+TURNS_SHOWN: Final = 60
+EVENTS_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,11 @@ def call_shown(
     events, older = call_events_before(call_id=call_id, before_seq=events_before_seq, limit=EVENTS_SHOWN)
     record = call_part(call=call, marks=window_marks, begins_ms=begins_ms, ends_ms=ends_ms)
     page = call_page(replace(record, events=events, seq=seq), now, highlights)
+    found = call_turn(call=call, turn_id=marks[place].id if marks else None, judge_model=record.judge_model)
     return CallShown(
         page=page,
         window=_window(page.story, marks, first, len(window_marks)),
-        chosen=chosen_turn(call_turn(call=call, turn_id=marks[place].id if marks else None), refused=refused),
+        chosen=chosen_turn(found, refused=refused),
         chosen_here=named is not None,
         events_earlier_seq=events[0].seq if older else None,
         timeline=_timeline(call, outline, now),

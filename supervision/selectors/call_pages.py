@@ -188,14 +188,26 @@ def call_highlights(*, call: Call) -> CallRecord:
         verdicts=verdicts,
         tool_decisions=tools,
         interventions=interventions,
+        # Nothing that stands out says who judged.
+        judge_model="",
     )
 
 
 # -- parts of a call ----------------------------------------------------------------------------------------------
 
 
-def call_part(*, call: Call, marks: Sequence[TurnMark], begins_ms: int | None, ends_ms: int | None) -> CallRecord:
-    """These turns in full, and what names no turn and came from `begins_ms` until before `ends_ms` (None: no bound)."""
+def call_part(
+    *,
+    call: Call,
+    marks: Sequence[TurnMark],
+    begins_ms: int | None,
+    ends_ms: int | None,
+    judge_model: str | None = None,
+) -> CallRecord:
+    """These turns in full, and what names no turn and came from `begins_ms` until before `ends_ms` (None: no bound).
+
+    `judge_model` is the model that judges the call, for whoever knows it already.
+    """
     ids = [mark.id for mark in marks]
     about = Q(turn_id__in=ids) | _of_no_turn(begins_ms, ends_ms)
     return _bag(
@@ -205,16 +217,17 @@ def call_part(*, call: Call, marks: Sequence[TurnMark], begins_ms: int | None, e
         tool_decisions=ToolDecision.objects.filter(about, call=call).order_by("at_ms", "id"),
         interventions=Intervention.objects.filter(about, call=call).order_by("at_ms", "id"),
         notes=AgentNote.objects.filter(about, call=call).order_by("at_ms", "id"),
+        judge_model=judge_model,
     )
 
 
-def call_turn(*, call: Call, turn_id: UUID | None) -> TurnRecord:
+def call_turn(*, call: Call, turn_id: UUID | None, judge_model: str | None = None) -> TurnRecord:
     """One turn, and what came until the next one without naming a turn; for the first one, also what came before it.
 
     None: what names no turn at all, of a call without turns. Raises CallTurnNotFound.
     """
     if turn_id is None:
-        record = call_part(call=call, marks=[], begins_ms=None, ends_ms=None)
+        record = call_part(call=call, marks=[], begins_ms=None, ends_ms=None, judge_model=judge_model)
         return TurnRecord(record, None, None, None, _labels_of(record))
     turns = Turn.objects.filter(call=call)
     mark = turns.filter(id=turn_id).values_list("at_ms", flat=True).first()
@@ -230,6 +243,7 @@ def call_turn(*, call: Call, turn_id: UUID | None) -> TurnRecord:
         marks=[chosen],
         begins_ms=None if before is None else mark,
         ends_ms=None if after is None else after[1],
+        judge_model=judge_model,
     )
     held = (
         CallEvent.objects.filter(call=call, kind="turn.held", data__turn_id=str(turn_id))
@@ -366,11 +380,13 @@ def _bag(
     events: Iterable[CallEvent] = (),
     seq: int = 0,
     more_events: bool = False,
+    judge_model: str | None = None,
 ) -> CallRecord:
-    models = judge_models(version_ids=[call.pinned_version_id])
+    if judge_model is None:
+        judge_model = judge_models(version_ids=[call.pinned_version_id]).get(call.pinned_version_id, "")
     return CallRecord(
         call=call,
-        judge_model=models.get(call.pinned_version_id, ""),
+        judge_model=judge_model,
         turns=list(turns),
         verdicts=list(verdicts),
         tool_decisions=list(tool_decisions),

@@ -17,6 +17,7 @@ from tests.webui import story
 from tests.webui.browser import OpenPage
 from tests.webui.conftest import in_thread
 from tests.webui.test_call_page import long_call, rows_of
+from webui.call_parts import TURNS_SHOWN
 
 # As test_browser.py: what a test needs in the database is done in a thread and committed.
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
@@ -219,10 +220,10 @@ def test_a_call_of_hours_is_walked_from_end_to_end(
     assert 0 < len(drawn(page, "clean")) < 40
     expect(page.locator("[data-overview]")).to_be_visible()
     listed = page.locator("#turn-list li.turn")
-    expect(listed).to_have_count(80)
-    page.get_by_role("link", name="620 later turns").click()
-    expect(listed).to_have_count(160)
-    expect(page.get_by_role("link", name="540 later turns")).to_be_visible()
+    expect(listed).to_have_count(TURNS_SHOWN)
+    page.get_by_role("link", name=f"{700 - TURNS_SHOWN} later turns").click()
+    expect(listed).to_have_count(2 * TURNS_SHOWN)
+    expect(page.get_by_role("link", name=f"{700 - 2 * TURNS_SHOWN} later turns")).to_be_visible()
 
     slider = page.get_by_role("slider", name="Playhead of the call")
     slider.focus()

@@ -165,7 +165,7 @@ def test_the_timeline_has_every_turn_and_nothing_that_was_said(alice: Client, te
     call = long_call(tenant, TURNS_SHOWN + 40)
     timeline = timeline_of(text_of(alice, f"/calls/{call.id}"))
     assert (timeline["live"], timeline["ms"]) == (False, 30_000)
-    assert [item["n"] for item in timeline["items"] if item["n"] is not None] == list(range(1, TURNS_SHOWN + 41))
+    assert [item["n"] for item in timeline["items"] if "n" in item] == list(range(1, TURNS_SHOWN + 41))
     assert "Answer" not in json.dumps(timeline)
 
 

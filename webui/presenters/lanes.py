@@ -50,14 +50,14 @@ class Item:
     number: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As js/timeline.js takes it."""
-        return {
-            "id": self.id,
-            "turn": None if self.turn_id is None else str(self.turn_id),
-            "n": self.number,
-            "at": self.at_ms,
-            "marks": [[mark.lane, mark.kind, mark.from_ms, mark.to_ms] for mark in self.marks],
-        }
+        """As js/timeline.js takes it; what is None is left out, and the turn of a turn, since there are thousands."""
+        found: dict[str, Any] = {"id": self.id, "at": self.at_ms}
+        if self.number is not None:
+            found["n"] = self.number
+        elif self.turn_id is not None:
+            found["turn"] = str(self.turn_id)
+        found["marks"] = [[mark.lane, mark.kind, mark.from_ms, mark.to_ms] for mark in self.marks]
+        return found
 
 
 def items_of(outline: CallOutline) -> tuple[Item, ...]:
@@ -70,7 +70,7 @@ def items_of(outline: CallOutline) -> tuple[Item, ...]:
         interventions.setdefault(intervention.turn_id, []).append(intervention)
     items = [
         Item(
-            turn.id.hex,
+            str(turn.id),
             turn.id,
             turn.at_ms,
             (

@@ -79,7 +79,9 @@ class CallPage:
             )
         if self.head.agent_failed:
             return "The agent failed before it reported a turn."
-        return "The agent reported no turn in this call. Wrap its socket with supervision.client to have its turns judged."
+        return (
+            "The agent reported no turn in this call. Wrap its socket with supervision.client to have its turns judged."
+        )
 
 
 def story_of(turns: Iterable[TurnView], tools: Iterable[ToolView]) -> list[TurnView | ToolView]:

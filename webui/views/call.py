@@ -41,6 +41,8 @@ def call_detail(request: MemberRequest, call_id: UUID) -> HttpResponse:
 @member_view(scope="calls:read")
 def call_turn(request: MemberRequest, call_id: UUID, turn_id: UUID) -> HttpResponse:
     """The panel of one turn, for a page that shows it in place."""
+    if _is_opened(request):
+        return redirect(_url_of(call_id, turn_id))
     try:
         return _panel(request, turn_shown(call_id=call_id, turn_id=turn_id))
     except (CallNotFound, CallTurnNotFound) as error:
@@ -53,6 +55,8 @@ def call_turns(request: MemberRequest, call_id: UUID) -> HttpResponse:
     """Other turns: more of the list, before the turn `before` or after the turn `after`; else the list around `around`,
     from the first turn on without it."""
     around, before, after = (_uuid(request.GET.get(name)) for name in ("around", "before", "after"))
+    if _is_opened(request):
+        return redirect(_url_of(call_id, around or before or after))
     more = before is not None or after is not None
     try:
         if more:
@@ -69,6 +73,8 @@ def call_turns(request: MemberRequest, call_id: UUID) -> HttpResponse:
 @member_view(scope="calls:read")
 def call_events(request: MemberRequest, call_id: UUID) -> HttpResponse:
     """The end of the log, or what was before the event `before`."""
+    if _is_opened(request):
+        return redirect(_url_of(call_id, None))
     try:
         window = events_before(call_id=call_id, before_seq=_ms(request.GET.get("before")))
     except CallNotFound as error:
@@ -173,6 +179,11 @@ def _label(about: str, subject_id: UUID, value: str, note: str) -> None:
         intervention_label(intervention_id=subject_id, value=value, note=note)
     else:
         tool_decision_label(decision_id=subject_id, value=value, note=note)
+
+
+def _is_opened(request: MemberRequest) -> bool:
+    """Whether a browser opens it as a page, of which it is only a part."""
+    return request.headers.get("Sec-Fetch-Mode") == "navigate"
 
 
 def _url_of(call_id: UUID, turn_id: UUID | None) -> str:

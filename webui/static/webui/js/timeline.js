@@ -141,9 +141,10 @@ export class CallTimeline extends HTMLElement {
     this.#live = data.live;
     this.#ms = data.ms;
     this.#since = performance.now();
-    for (const item of data.items) this.#items.set(item.id, item);
+    const items = data.items.map((item) => ({ n: null, turn: item.n === undefined ? null : item.id, ...item }));
+    for (const item of items) this.#items.set(item.id, item);
     this.#turns = this.#sorted = null;
-    return data.items;
+    return items;
   }
 
   #hear() {
