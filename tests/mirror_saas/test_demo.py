@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import signal
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mirror_saas.demo.ports import kept_ports
 from mirror_saas.management.commands.demo import DEMO_FIELDS
 from tests.mirror_saas.running import Command, ended
 from tests.support.ports import free_port
@@ -69,6 +71,11 @@ def test_the_demo_supervises_a_call_and_a_second_start_goes_on_where_the_first_e
         decided = [*outside_turns, *(decision for turn in turns for decision in turn["tool_decisions"])]
         assert {decision["allow"] for decision in decided} == {True, False}
 
+        # Whoever signs up is offered the demo's agent, at an address that the next start keeps.
+        ports = json.loads((home / "demo-ports.json").read_text())
+        web = first.children()["--only all"].environ()
+        assert web["MIRROR_DEMO_AGENT_URL"] == f"ws://127.0.0.1:{ports['agent']}/"
+        assert web["MIRROR_DEMO_JUDGE_URL"] == f"http://127.0.0.1:{ports['judge']}/v1"
         running = list(first.children().values())
         assert set(first.children()) >= {"--only all", "worker", "beat", "demo.agent", "demo.judge"}
         assert first.end(signal.SIGINT) == 0
@@ -77,8 +84,25 @@ def test_the_demo_supervises_a_call_and_a_second_start_goes_on_where_the_first_e
     with Command("demo", "--no-call", env=env) as second:
         second.until("Ctrl-C stops everything")
         assert json.loads(file.read_text()) == demo
+        assert json.loads((home / "demo-ports.json").read_text()) == ports
         assert [earlier["id"] for earlier in api(demo, "/calls")["items"]] == [call["id"]]
         assert second.end(signal.SIGTERM) == 0
+
+
+def test_ports_are_kept_while_nobody_else_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "ports.json"
+    first = kept_ports(file, ("agent", "judge"))
+    assert kept_ports(file, ("agent", "judge")) == first
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first["agent"]))
+        other.listen()
+        moved = kept_ports(file, ("agent", "judge"))
+    assert moved["judge"] == first["judge"]
+    assert moved["agent"] != first["agent"]
+    assert kept_ports(file, ("agent", "judge")) == moved
+    for wrong in ("", "[]", '{"agent": "80"}', '{"agent": 99999999}'):
+        file.write_text(wrong)
+        assert all(0 < port < 65536 for port in kept_ports(file, ("agent", "judge")).values())
 
 
 def test_the_demo_refuses_production(home: Path) -> None:
