@@ -125,6 +125,7 @@ def _with_method(door: Door, method: str) -> Door:
 
 def _unnamed(asked: Question, answer: str) -> str:
     """An answer without the path that was asked for; where it leads back to, for example."""
-    for value in asked.made.values():
-        answer = answer.replace(str(value), "*")
+    for name in asked.door.parameters:
+        # As a part of a path: a number stands in other places, too.
+        answer = answer.replace(f"/{asked.made[name]}", "/*")
     return answer
