@@ -28,12 +28,14 @@ class CallTold(Told):
 
     call_id: UUID
     agent_id: UUID
+    test: bool
+    """A member placed the call from the console."""
 
 
 class CallStartedTold(CallTold):
     """A call that began, and what judges it."""
 
-    model_config = _example(call_id=_ID, agent_id=_ID, policy_id=_ID, policy_version=3, mode="live")
+    model_config = _example(call_id=_ID, agent_id=_ID, test=False, policy_id=_ID, policy_version=3, mode="live")
 
     policy_id: UUID | None
     policy_version: int | None
@@ -61,6 +63,7 @@ class CallEndedTold(CoverageTold):
     model_config = _example(
         call_id=_ID,
         agent_id=_ID,
+        test=False,
         coverage_state="full",
         coverage_reason="",
         coverage=1.0,
@@ -90,6 +93,7 @@ class CoverageAlarmTold(CoverageTold):
     model_config = _example(
         call_id=_ID,
         agent_id=_ID,
+        test=False,
         coverage_state=None,
         coverage_reason="",
         coverage=0.75,
@@ -111,7 +115,14 @@ class InterventionStartedTold(CallTold):
     """An intervention that began."""
 
     model_config = _example(
-        call_id=_ID, agent_id=_ID, intervention_id=_ID, turn_id=_ID, verdict_id=_ID, plan="cut_now", at_ms=41200
+        call_id=_ID,
+        agent_id=_ID,
+        test=False,
+        intervention_id=_ID,
+        turn_id=_ID,
+        verdict_id=_ID,
+        plan="cut_now",
+        at_ms=41200,
     )
 
     intervention_id: UUID
@@ -127,6 +138,7 @@ class InterventionEndedTold(CallTold):
     model_config = _example(
         call_id=_ID,
         agent_id=_ID,
+        test=False,
         intervention_id=_ID,
         outcome="completed",
         heard_ms=800,
@@ -151,6 +163,7 @@ class ToolBlockedTold(CallTold):
     model_config = _example(
         call_id=_ID,
         agent_id=_ID,
+        test=False,
         decision_id=_ID,
         turn_id=_ID,
         name="refund",
@@ -173,6 +186,7 @@ class ApprovalRequestedTold(CallTold):
     model_config = _example(
         call_id=_ID,
         agent_id=_ID,
+        test=False,
         decision_id=_ID,
         turn_id=_ID,
         name="charge_card",
@@ -195,7 +209,9 @@ class ApprovalRequestedTold(CallTold):
 class ApprovalDecidedTold(CallTold):
     """A tool call that does not wait for a person any more."""
 
-    model_config = _example(call_id=_ID, agent_id=_ID, decision_id=_ID, outcome="approved", waited_ms=6200, at_ms=47350)
+    model_config = _example(
+        call_id=_ID, agent_id=_ID, test=False, decision_id=_ID, outcome="approved", waited_ms=6200, at_ms=47350
+    )
 
     decision_id: UUID
     outcome: Literal["approved", "denied", "expired", "cancelled", "void", "unasked"]

@@ -34,6 +34,7 @@ _CALL_FACTS: Final = (
     "id",
     "state",
     "agent_id",
+    "test",
     "policy_id",
     "policy_version",
     "mode",
@@ -148,7 +149,8 @@ async def outbox_write(
     alarms = [
         {"kind": kind, **_row(each, new_id)}
         for each in happened
-        if (kind := alarm_kind(each.type, each.data)) in alarms_wanted
+        # Whoever places a test call looks on.
+        if not each.data["test"] and (kind := alarm_kind(each.type, each.data)) in alarms_wanted
     ]
     if alarms:
         await cursor.execute(_INSERT_ALARMS, (tenant_id, orjson.dumps(alarms).decode()))
@@ -247,7 +249,7 @@ def _coverage(call: Facts) -> dict[str, Any]:
 
 
 def _ids(call: Facts) -> dict[str, Any]:
-    return {"call_id": call["id"], "agent_id": call["agent_id"]}
+    return {"call_id": call["id"], "agent_id": call["agent_id"], "test": call["test"]}
 
 
 _TOLD: Final[dict[str, Callable[[RecordEvent, Facts], list[Told]]]] = {

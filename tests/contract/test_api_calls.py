@@ -321,13 +321,15 @@ def test_filters_of_coverage_interventions_and_text(tenant: Tenancy, stranger: T
     corrected = call_create(tenant, text="I have refunded the charlie-free order.")
     quiet = call_create(tenant, customer_text="Hello", text="Good morning.", started_at=CALL_START + timedelta(hours=1))
     with tenant.context():
-        Call.objects.filter(id=quiet.id).update(intervention_count=0, coverage_state="partial")
+        Call.objects.filter(id=quiet.id).update(intervention_count=0, coverage_state="partial", test=True)
     for query, calls in (
         ({}, [quiet, corrected]),
         ({"coverage": "partial"}, [quiet]),
         ({"coverage": "none"}, []),
         ({"interventions": "true"}, [corrected]),
         ({"interventions": "false"}, [quiet]),
+        ({"test": "true"}, [quiet]),
+        ({"test": "false"}, [corrected]),
         ({"text": "refunded"}, [corrected]),
         ({"text": "good morning", "coverage": "partial"}, [quiet]),
         ({"text": "secret"}, []),
@@ -341,6 +343,7 @@ def test_filters_of_coverage_interventions_and_text(tenant: Tenancy, stranger: T
     [
         ({"coverage": "most"}, "coverage"),
         ({"interventions": "several"}, "interventions"),
+        ({"test": "perhaps"}, "test"),
         ({"outcome": "a\x00"}, "outcome"),
         ({"text": ""}, "text"),
         ({"text": "x" * 201}, "text"),

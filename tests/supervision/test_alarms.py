@@ -164,6 +164,12 @@ def test_the_recorder_raises_what_somebody_wants_to_hear_of_once(
         assert asyncio.run(store(tenancy, events)) == 0
         calls.add(ended(outcome="failed", turns=3, judged=0, timed_out=3, coverage=0.0, coverage_state="partial"))
         assert asyncio.run(store(tenancy, events[-1:])) == 1
+    # Whoever placed this one in the console has seen it fail.
+    placed: list[RecordEvent] = []
+    calls = call_log(placed.append, tenant)
+    calls.add(started(tenant, test=True))
+    calls.add(ended(outcome="failed", turns=0, judged=0, coverage=None, coverage_state="none"))
+    assert asyncio.run(store(tenant, placed)) == 2
     with tenant.context():
         found = list(Alarm.objects.order_by("kind", "occurred_at"))
         assert [(alarm.kind, alarm.data.get("alarm")) for alarm in found] == [

@@ -260,6 +260,7 @@ def test_what_the_recorder_writes_is_in_the_outbox_once_and_names_ids_and_facts(
     call_id = str(events[0].call_id)
     assert {row.data["call_id"] for row in everything} == {call_id}
     assert {row.data["agent_id"] for row in everything} == {str(tenant.agent.id)}
+    assert {row.data["test"] for row in everything} == {False}
     assert told["call.ended"].data["outcome"] == "completed"
     assert told["call.ended"].data["turn_count"] == 1
     alarm = told["coverage.alarm"].data

@@ -12,10 +12,10 @@ from django.conf import settings
 from django.test import Client
 
 from mirror_saas.demo.conversation import caller_lines
-from supervision.models import Agent, Mode
+from supervision.models import Agent, Call, Mode
 from supervision.services.agents import agent_archive, agent_create, agent_update
 from tenants.models import User
-from tests.factories import Tenancy, tenancy_create
+from tests.factories import Tenancy, call_create, tenancy_create
 
 pytestmark = pytest.mark.django_db
 
@@ -92,3 +92,20 @@ def test_who_may_not_place_calls_is_neither_shown_nor_given_the_page(tenant: Ten
     assert "/test-call" not in client.get("/calls").content.decode()
     charlie = tenancy_create(owner="charlie")
     assert tenant.agent.name not in unescape(page(charlie.users["charlie"]).content.decode())
+
+
+def test_calls_say_that_they_are_tests_and_are_filtered_by_it(tenant: Tenancy, stranger: Tenancy) -> None:
+    placed, rung = call_create(tenant), call_create(tenant)
+    with tenant.context():
+        Call.objects.filter(id=placed.id).update(test=True)
+    client = Client()
+    client.force_login(tenant.users["bob"])
+
+    def listed(query: str) -> list[str]:
+        return re.findall(r'href="/calls/([0-9a-f-]{36})"', client.get(f"/calls{query}").content.decode())
+
+    assert set(listed("")) == {str(placed.id), str(rung.id)}
+    assert listed("?test=yes") == [str(placed.id)]
+    assert listed("?test=no") == [str(rung.id)]
+    for call, says in ((placed, True), (rung, False)):
+        assert ("Test call</span>" in client.get(f"/calls/{call.id}").content.decode()) is says
