@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
+from django.db.models import Q
 
 from mirror_saas.errors import Conflict
 from mirror_saas.ids import uuid7
@@ -68,9 +69,6 @@ def review_reserve(*, item_id: UUID, call_id: UUID, now: datetime) -> datetime:
     """
     reviewer = _reviewer()
     with transaction.atomic():
-        mine = ReviewReservation.objects.filter(reviewer_id=reviewer.id)
-        mine.exclude(item_id=item_id).delete()
-        ReviewReservation.objects.filter(expires_at__lte=now).exclude(item_id=item_id).delete()
         until = now + RESERVED_FOR
         with connection.cursor() as cursor:
             # Of two at once one inserts and the other waits for it, then finds its row.
@@ -87,15 +85,15 @@ def review_reserve(*, item_id: UUID, call_id: UUID, now: datetime) -> datetime:
                     "now": now,
                 },
             )
-            if cursor.fetchone() is not None:
-                return until
-        theirs = ReviewReservation.objects.get(item_id=item_id)
-        raise ItemReserved(reviewer=theirs.reviewer, until=theirs.expires_at)
-
-
-def review_release() -> None:
-    """Let go of what whoever acts has reserved."""
-    ReviewReservation.objects.filter(reviewer_id=_reviewer().id).delete()
+            taken = cursor.fetchone() is not None
+        if not taken:
+            theirs = ReviewReservation.objects.get(item_id=item_id)
+            raise ItemReserved(reviewer=theirs.reviewer, until=theirs.expires_at)
+        # Only now, and without waiting for anybody: of two who take each other's items neither must wait for the other.
+        over = ReviewReservation.objects.filter(Q(reviewer_id=reviewer.id) | Q(expires_at__lte=now))
+        rows = over.exclude(item_id=item_id).select_for_update(skip_locked=True)
+        ReviewReservation.objects.filter(id__in=[row.id for row in rows]).delete()
+        return until
 
 
 def review_next(*, filters: ReviewFilters, now: datetime, after: Place | None = None) -> UUID | None:
@@ -136,12 +134,15 @@ def review_label(*, item_id: UUID, value: str, note: str = "", seen: datetime | 
         other = ReviewReservation.objects.filter(item_id=item_id, expires_at__gt=now).exclude(reviewer_id=reviewer.id)
         if (theirs := other.first()) is not None:
             raise ItemReserved(reviewer=theirs.reviewer, until=theirs.expires_at)
-        ReviewReservation.objects.filter(item_id=item_id).delete()
         if item.intervention is not None:
-            return intervention_label(intervention_id=item_id, value=value, note=note)
-        if item.tool_decision is not None:
-            return tool_decision_label(decision_id=item_id, value=value, note=note)
-        return turn_label(turn_id=item_id, value=value, note=note)
+            made = intervention_label(intervention_id=item_id, value=value, note=note)
+        elif item.tool_decision is not None:
+            made = tool_decision_label(decision_id=item_id, value=value, note=note)
+        else:
+            made = turn_label(turn_id=item_id, value=value, note=note)
+        # After the audit log: whoever waits for that must not hold up those who look for an item.
+        ReviewReservation.objects.filter(item_id=item_id).delete()
+        return made
 
 
 def review_undo(*, label_id: UUID, labelled_at: datetime) -> UUID:
