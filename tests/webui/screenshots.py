@@ -49,6 +49,8 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
     ("calls-no-match", "/calls?state=live&outcome=failed"),
     ("call", lambda scene: f"/calls/{scene.corrected}"),
     ("call-live", lambda scene: f"/calls/{scene.live}"),
+    ("call-at", lambda scene: f"/calls/{scene.corrected}?at=24600"),
+    ("call-erase", lambda scene: f"/calls/{scene.corrected}/erase"),
     ("call-silent", lambda scene: f"/calls/{scene.silent}"),
     ("call-failed", lambda scene: f"/calls/{scene.failed}"),
     ("review", "/review"),

@@ -96,13 +96,13 @@ def call_label(request: MemberRequest, call_id: UUID) -> HttpResponse:
         raise Http404(str(error)) from error
     if subject_id not in _labelled_in(shown, about):
         raise Http404("There is no such thing in this turn.")
-    error = "" if form.is_valid() else " ".join(message for each in form.errors.values() for message in each)
-    if not error:
+    wrong = [str(message) for messages_of in form.errors.values() for message in messages_of]
+    if not wrong:
         try:
             _label(about, subject_id, form.cleaned_data["label"], form.cleaned_data["note"])
-        except ValidationError as refusal:
-            error = " ".join(refusal.messages)
-    refused = Refused(subject_id, request.POST.get("note", ""), error) if error else None
+        except ValidationError as error:
+            wrong = error.messages
+    refused = Refused(subject_id, request.POST.get("note", ""), " ".join(wrong)) if wrong else None
     if "HX-Request" in request.headers:
         return _panel(request, turn_shown(call_id=call_id, turn_id=turn_id, refused=refused))
     if refused is not None:

@@ -56,7 +56,7 @@ def call_list(request: MemberRequest) -> HttpResponse:
 
 
 @require_safe
-@member_view(scope="calls:read")
+@member_view(scope="calls:read")  # type: ignore[arg-type]  # it is sent while it is read
 def call_csv(request: MemberRequest) -> StreamingHttpResponse:
     """All calls that the filters of the URL let through, as one file."""
     filters = CallFilterForm(request.GET, agents=agent_names()).filters()

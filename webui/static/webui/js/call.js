@@ -164,10 +164,12 @@ class CallView extends HTMLElement {
     const row = this.#turn && document.getElementById(domId(this.#turn));
     if (!row || !list || list.scrollHeight <= list.clientHeight) return;
     const [outer, inner] = [list.getBoundingClientRect(), row.getBoundingClientRect()];
-    if (inner.top < outer.top) list.scrollTop += inner.top - outer.top - 8;
-    else if (inner.bottom > outer.bottom) {
-      list.scrollTop += Math.min(inner.bottom - outer.bottom, inner.top - outer.top) + 8;
-    }
+    const above = inner.top - outer.top - 8;
+    const below = inner.bottom - outer.bottom + 8;
+    if (above >= 0 && below <= 0) return;
+    // A step goes no further than it must; what lies far off comes to where one looks first.
+    const near = Math.abs(above < 0 ? above : below) < outer.height;
+    list.scrollTop += near && above >= 0 ? Math.min(below, above) : above - (near ? 0 : outer.height / 4);
   }
 
   #problem(shown) {

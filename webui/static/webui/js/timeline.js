@@ -285,7 +285,7 @@ export class CallTimeline extends HTMLElement {
     if (this.#live) add("line", { class: "now", x1: x(total), x2: x(total), y1: AXIS_PX, y2: height });
     const at = x(this.#at);
     add("line", { class: "playhead", x1: at, x2: at, y1: AXIS_PX - 6, y2: height });
-    add("circle", { class: "playhead-knob", cx: at, cy: AXIS_PX - 7, r: 5 });
+    add("circle", { class: "playhead-knob", cx: clamp(at, 5, this.#width - 5), cy: AXIS_PX - 7, r: 5 });
     paint(this.#svg, drawn, this.#width, height);
     this.#paintOverview(total);
   }
@@ -317,7 +317,8 @@ export class CallTimeline extends HTMLElement {
       const until = Math.min(to ?? total, Math.max(total, from));
       if (until < this.#from || from > end) continue;
       const left = x(from);
-      const width = Math.max(3, x(until) - left);
+      // Thinner than that nobody sees it; what matters is wider.
+      const width = Math.max(LOUD.has(kind) || to === from ? 3 : 1, x(until) - left);
       // Of a call of hours many marks fall on one pixel; one of each kind is drawn there.
       const key = `${lane} ${kind}`;
       if (left + width <= (covered.get(key) ?? -Infinity)) continue;
