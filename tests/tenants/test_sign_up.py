@@ -109,6 +109,7 @@ def test_a_mailed_link_leads_to_an_account_that_owns_a_tenant(
     assert (membership.role, membership.tenant.name) == ("owner", "Dora’s Café")
     assert membership.tenant.slug == "doras-cafe" or membership.tenant.slug.startswith("doras-cafe-")
     assert "Dora’s Café" in page(there.get("/welcome"))
+    assert there.get("/api-keys/new").status_code == 200, "who has just signed up need not prove who they are"
     with tenant_context(membership.tenant.id):
         events = list(AuditEvent.objects.order_by("seq"))
     assert [event.action for event in events] == [

@@ -118,7 +118,7 @@ def test_pages_of_an_empty_tenant_lead_here(newcomer: tuple[Client, TenantRef]) 
         user = user_create(email=f"{unique('vera')}@x.example", password=PASSWORD)
         membership_create(user=user, role=Role.VIEWER)
     client_sign_in(viewer, user)
-    for path in ("/agents", "/calls"):
+    for path in ("/agents", "/calls", "/live"):
         assert 'href="/welcome"' in page_of(client, path)
         assert "Ask an owner or admin of New" in page_of(viewer, path)
         assert "/welcome" not in page_of(viewer, path)
