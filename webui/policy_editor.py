@@ -48,6 +48,7 @@ class VersionEditor:
         self, version: PolicyVersion, *, credentials: Sequence[ProviderCredential], data: QueryDict | None = None
     ) -> None:
         self.version = version
+        self._data = data
         self.rules_errors: list[str] = []
         if data is None:
             self.rows = rows_of_rules(version.rules)
@@ -101,9 +102,10 @@ class VersionEditor:
 
     def etag_renew(self, etag: str) -> None:
         """From now on the form is about this state of the version."""
-        data = self.form.data.copy()
-        data["etag"] = etag
-        self.form.data = data
+        if self._data is not None:
+            data = self._data.copy()
+            data["etag"] = etag
+            self.form.data = data
 
     @property
     def blank_row(self) -> RuleRow:

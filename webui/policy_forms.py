@@ -345,7 +345,11 @@ def _field(setting: Setting, unset: str) -> forms.Field:
     common: dict[str, Any] = {"label": setting.label, "required": False, "help_text": setting.about}
     match setting.kind:
         case "number" | "whole":
-            attributes = {"inputmode": "decimal", "autocomplete": "off", "placeholder": _figure(setting, unset)}
+            attributes: dict[str, Any] = {
+                "inputmode": "decimal",
+                "autocomplete": "off",
+                "placeholder": _figure(setting, unset),
+            }
             return _NumberField(setting, widget=forms.TextInput(attrs=attributes), **common)
         case "switch":
             choices = [("", default), ("on", "On"), ("off", "Off")]
@@ -374,6 +378,3 @@ def _field(setting: Setting, unset: str) -> forms.Field:
                 **common,
             )
 
-
-def _figure(setting: Setting, unset: str) -> str:
-    return f"{setting.default:g}" if unset == "Default" else unset

@@ -5,6 +5,7 @@ What values are right is the engine's to say (`supervision.engine.config.PolicyC
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -43,17 +44,16 @@ class Setting:
         return self.unset or self.words(self.default)
 
     @property
-    def bounds(self) -> tuple[float | None, float | None]:
-        """The least and the greatest value, as far as the engine has them."""
-        least = greatest = None
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value that the engine takes; of those above a value, that value."""
+        least, greatest = -math.inf, math.inf
         for limit in PolicyConfig.model_fields[self.name].metadata:
-            if isinstance(limit, annotated_types.Ge):
-                least = limit.ge
-            elif isinstance(limit, annotated_types.Gt):
-                least = limit.gt
-            elif isinstance(limit, annotated_types.Le):
-                greatest = limit.le
-        return least, greatest  # type: ignore[return-value]
+            match limit:
+                case annotated_types.Ge(ge=value) | annotated_types.Gt(gt=value):
+                    least = float(str(value))
+                case annotated_types.Le(le=value):
+                    greatest = float(str(value))
+        return least, greatest
 
     @property
     def max_chars(self) -> int | None:

@@ -81,7 +81,7 @@ def rows_of_form(data: QueryDict) -> list[RuleRow]:
         RuleRow(
             key=key,
             # A form sends line ends as CR LF.
-            text=data[f"rule.{key}.text"].replace("\r\n", "\n"),
+            text=str(data[f"rule.{key}.text"]).replace("\r\n", "\n"),
             severity=data.get(f"rule.{key}.severity", "medium"),
             tools=data.get(f"rule.{key}.tools", ""),
             statement=data.get(f"rule.{key}.statement", ""),

@@ -466,5 +466,5 @@ def policy_content_checked(*, rules: Rules, config: Mapping[str, Any]) -> tuple[
 
 def _stored(rule: Mapping[str, Any]) -> dict[str, Any]:
     """A rule without what goes without saying."""
-    unsaid = {"statement": None, "tools": [], "enabled": True}
+    unsaid: dict[str, Any] = {"statement": None, "tools": [], "enabled": True}
     return {name: value for name, value in rule.items() if name not in unsaid or value != unsaid[name]}

@@ -81,7 +81,7 @@ class Prompts:
 
 def prompts_of(config: PolicyConfig) -> Prompts:
     compiled: CompiledPolicy = compile_policy(config)
-    statements = ()
+    statements: tuple[tuple[str, str], ...] = ()
     if config.scoring == "logprob":
         statements = tuple(
             (rule.text, rule.statement or plain_statement(rule.text) or "The model makes a statement of it.")

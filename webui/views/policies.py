@@ -144,7 +144,9 @@ def policy_rename(request: MemberRequest, policy_id: UUID) -> HttpResponse:
                 "name",
                 f"Meanwhile it was changed, and is called {row.policy.name}. Save again to call it {name.strip()}.",
             )
-            form.data = {**form.data.dict(), "etag": policy_etag(row.policy)}
+            data = request.POST.copy()
+            data["etag"] = policy_etag(row.policy)
+            form.data = data
         except ValidationError as error:
             form.refuse(error)
         else:
