@@ -66,7 +66,7 @@ class TurnMark(NamedTuple):
     """A turn's place in its call."""
 
     id: UUID
-    index: int
+    number: int
     at_ms: int
     customer_chars: int
     audio_ms: int | None
@@ -361,7 +361,7 @@ def _labels_of(record: CallRecord) -> list[Label]:
 
 
 def _of_no_turn(begins_ms: int | None, ends_ms: int | None) -> Q:
-    about = Q(turn_id=None)
+    about = Q(turn_id__isnull=True)
     if begins_ms is not None:
         about &= Q(at_ms__gte=begins_ms)
     if ends_ms is not None:

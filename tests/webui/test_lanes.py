@@ -22,7 +22,7 @@ TURN = uuid7()
 def turn(**fields: Any) -> TurnMark:
     values: dict[str, Any] = {
         "id": TURN,
-        "index": 1,
+        "number": 1,
         "at_ms": 2_000,
         "customer_chars": 0,
         "audio_ms": 4_000,

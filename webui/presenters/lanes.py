@@ -78,7 +78,7 @@ def items_of(outline: CallOutline) -> tuple[Item, ...]:
                 *_audio_of(turn, interventions.get(turn.id, [])),
                 *map(_verdict, verdicts.get(turn.id, [])),
             ),
-            turn.index,
+            turn.number,
         )
         for turn in outline.turns
     ]
