@@ -63,4 +63,4 @@ def quiet_time(mails: int) -> timedelta:
     """How long nothing is mailed after the newest of so many mails within a day: 15 min, 30 min, 1 h … 4 h."""
     if mails <= 0:
         return timedelta()
-    return min(FIRST_QUIET * 2 ** min(mails - 1, 16), MOST_QUIET)
+    return min(FIRST_QUIET * (1 << min(mails - 1, 16)), MOST_QUIET)

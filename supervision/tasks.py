@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from smtplib import SMTPException
 from uuid import UUID
 
 from celery import shared_task
@@ -16,7 +15,7 @@ from supervision.services.alarm_mails import alarm_mail_send
 from supervision.services.alarms import alarms_check, alarms_mail_make
 from supervision.services.privacy import calls_prune
 from supervision.services.webhook_deliveries import deliveries_prune, deliveries_send
-from tenants.tasks import MAIL_RETRIES, mail_again
+from tenants.tasks import MAIL_ERRORS, MAIL_RETRIES, mail_again
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def alarm_send(task: TenantTask, recipient_id: str, mail_id: str) -> None:
     """Mail alarms to one member; a mail server that is down is tried again for half an hour."""
     try:
         alarm_mail_send(tenant_id=task.tenant_id, recipient_id=UUID(recipient_id), mail_id=UUID(mail_id))
-    except (SMTPException, OSError) as error:
+    except MAIL_ERRORS as error:
         mail_again(task, error, what="an alarm")
 
 

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # 1, 2, 4, 8 and 16 minutes.
 MAIL_RETRIES: Final = 5
 MAIL_RETRY_S: Final = 60
+# What a mail server that is down, or that does not want a mail, raises.
+MAIL_ERRORS: Final = (SMTPException, OSError)
 
 
 @shared_task(  # type: ignore[untyped-decorator]
@@ -29,7 +31,7 @@ def password_reset_send(task: Task, email: str) -> None:
     """Mail a link to whoever signs in with `email`; nothing happens when nobody does."""
     try:
         password_reset_mail(email=email)
-    except (SMTPException, OSError) as error:
+    except MAIL_ERRORS as error:
         mail_again(task, error, what="a password link", argsrepr="…")
 
 
@@ -38,7 +40,7 @@ def sign_up_send(task: Task, email: str) -> None:
     """Mail whoever wants to sign up with `email` the link to go on with."""
     try:
         sign_up_mail(email=email)
-    except (SMTPException, OSError) as error:
+    except MAIL_ERRORS as error:
         mail_again(task, error, what="a link to sign up", argsrepr="…")
 
 
@@ -70,6 +72,6 @@ def invitation_send(task: TenantTask, invitation_id: str, mark: str) -> None:
     last = task.request.retries >= MAIL_RETRIES
     try:
         invitation_mail_send(tenant_id=task.tenant_id, invitation_id=UUID(invitation_id), mark=mark, last=last)
-    except (SMTPException, OSError) as error:
+    except MAIL_ERRORS as error:
         # After the last try the page says that the mail was not delivered.
         mail_again(task, error, what="an invitation")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, cast
 
 from django.http import HttpResponse, QueryDict
 
@@ -32,7 +32,7 @@ def reauthenticated_with_draft(draft: Draft) -> Callable[[View[P]], View[P]]:
                 request.session[_KEY] = {"page": request.path, "typed": draft(request.POST)}
             return to_confirm(request.get_full_path() if request.method != "POST" else request.path)
 
-        return wrapped
+        return cast(View[P], wrapped)
 
     return decorate
 

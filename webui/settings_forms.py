@@ -206,7 +206,7 @@ PatternForms = forms.formset_factory(
 
 def pattern_forms(data: QueryDict | None = None, *, patterns: Sequence[Mapping[str, str]] = ()) -> _PatternForms:
     """The patterns' forms as they were sent, or those of the stored `patterns` and an empty one."""
-    made: _PatternForms = PatternForms(
+    made = PatternForms(
         data,
         initial=list(patterns),
         prefix="patterns",
@@ -215,6 +215,7 @@ def pattern_forms(data: QueryDict | None = None, *, patterns: Sequence[Mapping[s
             "missing_management_form": "The form came incomplete. Look it over and send it again.",
         },
     )
+    assert isinstance(made, _PatternForms)
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -20,7 +19,6 @@ from django.views.decorators.http import require_http_methods, require_safe
 from mirror_saas.pages import BadCursor
 from tenants.authentication import recently_authenticated
 from tenants.models import ApiKey
-from tenants.sealing import SealBroken, seal, sealed_field, unseal_text
 from tenants.selectors.api_keys import (
     ApiKeyFilters,
     ApiKeyNotFound,
@@ -34,10 +32,10 @@ from webui.access import MemberRequest, member_view, reauthenticated, to_confirm
 from webui.key_forms import ApiKeyEditForm, ApiKeyForm
 from webui.pager import list_url, pager_urls
 from webui.presenters.api_keys import STATES, api_key_rows
+from webui.shown_once import shown_once_keep, shown_once_take
 
 PAGE_ROWS = 50
-# The key that the next page shows, once, waits in the session, sealed for this tenant and key.
-_FRESH = "api_key_fresh"
+_FRESH = "api_key"
 # What was typed before the person had to confirm who they are.
 _DRAFT = "api_key_draft"
 
@@ -111,10 +109,7 @@ def api_key_new(request: MemberRequest) -> HttpResponse:
     except ValidationError as error:
         form.refuse(error)
         return _new_page(request, form)
-    sealed = seal(made.key, tenant_id=whose["tenant"], field=_field(key_id))
-    request.session[_FRESH] = {"id": str(key_id), "sealed": base64.b64encode(sealed).decode()}
-    # Now, with the key: whoever sent the form twice may be back before this answer is out.
-    request.session.save()
+    shown_once_keep(request, kind=_FRESH, object_id=key_id, secrets={"key": made.key})
     return redirect("webui:api_key", api_key_id=key_id)
 
 
@@ -142,7 +137,7 @@ def api_key(request: MemberRequest, api_key_id: UUID) -> HttpResponse:
                 messages.success(request, "Saved.")
                 return redirect("webui:api_key", api_key_id=api_key_id)
         return _key_page(request, found, form, key=None)
-    key = _shown_once(request, api_key_id) if request.method == "GET" else None
+    key = shown_once_take(request, kind=_FRESH, object_id=api_key_id).get("key")
     return _key_page(request, found, ApiKeyEditForm(initial={"name": found.name}), key=key)
 
 
@@ -175,26 +170,6 @@ def _key_page(request: MemberRequest, found: ApiKey, form: ApiKeyEditForm, *, ke
         "log_url": f"{reverse('webui:audit')}?{urlencode({'actor': str(found.id)})}",
     }
     return render(request, "webui/api_keys/key.html", context)
-
-
-def _shown_once(request: MemberRequest, api_key_id: UUID) -> str | None:
-    fresh = request.session.get(_FRESH)
-    if not isinstance(fresh, dict) or fresh.get("id") != str(api_key_id):
-        return None
-    del request.session[_FRESH]
-    try:
-        return unseal_text(
-            base64.b64decode(str(fresh.get("sealed"))),
-            tenant_id=request.membership.tenant.id,
-            field=_field(api_key_id),
-        )
-    except SealBroken:
-        messages.error(request, "The new key cannot be shown. Revoke it, and make another.")
-        return None
-
-
-def _field(api_key_id: UUID) -> str:
-    return sealed_field("django_session", _FRESH, api_key_id)
 
 
 def _filters(request: MemberRequest) -> tuple[ApiKeyFilters, list[tuple[str, str]]]:
