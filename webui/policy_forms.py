@@ -348,7 +348,7 @@ def _field(setting: Setting, unset: str) -> forms.Field:
             attributes: dict[str, Any] = {
                 "inputmode": "decimal",
                 "autocomplete": "off",
-                "placeholder": _figure(setting, unset),
+                "placeholder": f"{setting.default:g}" if unset == "Default" else unset,
             }
             return _NumberField(setting, widget=forms.TextInput(attrs=attributes), **common)
         case "switch":
@@ -377,4 +377,3 @@ def _field(setting: Setting, unset: str) -> forms.Field:
                 error_messages={"max_length": f"Use {setting.max_chars} characters at most.", **_NOT_NUL},
                 **common,
             )
-
