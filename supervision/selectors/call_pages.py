@@ -276,12 +276,12 @@ def call_changes(*, call: Call, after_seq: int, limit: int) -> CallRecord:
     turn_ids = set(ids)
     for model in (ToolDecision, Intervention, AgentNote):
         named: QuerySet[ToolDecision | Intervention | AgentNote] = model.objects.filter(call=call, id__in=ids)
-        turn_ids.update(named.exclude(turn_id=None).values_list("turn_id", flat=True))
+        turn_ids.update(named.filter(turn_id__isnull=False).values_list("turn_id", flat=True))
     if ended:
         judged = Verdict.objects.filter(turn_id=OuterRef("pk"))
         turn_ids.update(Turn.objects.filter(~Exists(judged), call=call).values_list("id", flat=True))
         turn_ids.update(
-            Intervention.objects.filter(call=call, outcome="").exclude(turn_id=None).values_list("turn_id", flat=True)
+            Intervention.objects.filter(call=call, outcome="", turn_id__isnull=False).values_list("turn_id", flat=True)
         )
     about = Q(id__in=ids) | Q(turn_id__in=turn_ids)
     return _bag(
