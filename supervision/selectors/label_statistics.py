@@ -183,7 +183,7 @@ WITH said AS MATERIALIZED (
       JOIN supervision_call AS c ON c.tenant_id = l.tenant_id AND c.id = l.call_id
      WHERE l.tenant_id = %(tenant)s AND c.started_at >= %(begins)s AND c.started_at < %(ends)s AND NOT c.test
        AND (%(agent)s::uuid IS NULL OR c.agent_id = %(agent)s::uuid)),
-placed AS (
+placed AS MATERIALIZED (
     SELECT s.day, s.value,
            CASE WHEN s.intervention_id IS NOT NULL THEN 'interventions'
                 WHEN s.tool_decision_id IS NOT NULL THEN 'tools'
