@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from mirror_saas.ids import uuid7
-from supervision.models import Call, CallEvent, ErasedCall, Intervention, Label, ToolDecision, Turn, Verdict
+from supervision.models import Call, CallEvent, ErasedCall, Intervention, Label, Policy, ToolDecision, Turn, Verdict
 from supervision.recorder.events import epoch_of
 from tenants.models import AuditEvent
 from tenants.roles import Role
@@ -145,6 +145,11 @@ def test_the_panel_says_who_judged_why_how_fast_and_what_was_quoted(alice: Clien
     ):
         assert shown in panel, shown
     assert re.search(r"<mark>.*Yes, I have refunded it\.?</mark>", panel)
+    assert f'href="/policies/{tenant.policy.id}/versions/1"' in panel
+    with tenant.context():
+        Policy.objects.filter(id=tenant.policy.id).update(archived_at=timezone.now())
+    # What is archived has no page any more.
+    assert f"/policies/{tenant.policy.id}" not in text_of(alice, f"/calls/{call.id}")
     # A turn that Mirror stepped in at is labelled by that.
     assert "Was this turn against the rule?" not in panel
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
-from supervision.models import Intervention, Label, Verdict
+from supervision.models import Call, Intervention, Label, Verdict
 from supervision.selectors.call_pages import TurnRecord
 from webui.presenters.calls import policy_version_words, policy_why
 from webui.presenters.events import NoteView, note_view
@@ -45,6 +45,8 @@ class ChosenTurn:
     evidence: tuple[EvidenceSpan, ...]
     policy: str
     policy_why: str
+    policy_at: tuple[UUID, int] | None
+    """The policy and the number of its version, where they can still be looked at."""
     held: int | None
     held_why: str
     verdicts: tuple[ChosenVerdict, ...]
@@ -74,6 +76,7 @@ def chosen_turn(found: TurnRecord, *, refused: Refused | None = None) -> ChosenT
         evidence=() if found.turn is None else _evidence(found.turn.text, in_time),
         policy=policy_version_words(record.call),
         policy_why=policy_why(record.call, ""),
+        policy_at=_policy_at(record.call),
         held=found.held_ms,
         held_why=HOLD_ENDS.get(found.hold_ended_by, ""),
         verdicts=()
@@ -92,6 +95,12 @@ def chosen_turn(found: TurnRecord, *, refused: Refused | None = None) -> ChosenT
         if turn is None or pieces.interventions
         else label_view("turn", turn.id, labels, alarm=turn.violation, refused=refused),
     )
+
+
+def _policy_at(call: Call) -> tuple[UUID, int] | None:
+    if call.policy is None or call.policy.archived_at is not None or call.policy_version is None:
+        return None
+    return call.policy.id, call.policy_version
 
 
 def _evidence(text: str, verdicts: Iterable[Verdict]) -> tuple[EvidenceSpan, ...]:
