@@ -46,7 +46,7 @@ _role_url = DATABASE_OWNER_URL if MIRROR.database_role == "owner" and DATABASE_O
 DATABASES: dict[str, dict[str, Any]] = {"default": database_settings(_role_url)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Media of calls never goes through the layer; it carries announcements ("call.changed") to console sockets.
+# Media of calls never goes through the layer; it carries announcements ("calls.changed") to console sockets.
 # The layer waits 5 s at a time for messages, and the client's own time-out is 5 s too: idle sockets would fail by it.
 CHANNEL_LAYERS = {
     "default": {

@@ -25,7 +25,7 @@ from channels.consumer import AsyncConsumer
 from channels.exceptions import StopConsumer
 from django.db import close_old_connections
 
-from supervision.recorder.announce import call_group, calls_group
+from supervision.recorder.announce import calls_group
 from tenants.channel_groups import TenantGroup, group_join, group_leave
 from tenants.middleware import session_tenant_id
 from webui.live import (
@@ -114,7 +114,7 @@ def _call_topic(tenant_id: UUID, about: str, request: dict[str, Any]) -> tuple[T
     call_id, after = _uuid(about), request.get("after", 0)
     if call_id is None:
         return None
-    return CallTopic(call_id, after if type(after) is int and after >= 0 else 0), call_group(tenant_id, call_id)
+    return CallTopic(call_id, after if type(after) is int and after >= 0 else 0), calls_group(tenant_id)
 
 
 # A topic's name is one of these, or one of these and `:` and an id; None for one that makes no topic. tests/isolation
@@ -212,15 +212,17 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         await self._end()
         raise StopConsumer
 
-    async def call_changed(self, message: dict[str, Any]) -> None:
-        """A hint from the recorder: `{"call_id", "seq"}`. It says where to look, and is not believed otherwise."""
+    async def calls_changed(self, message: dict[str, Any]) -> None:
+        """A hint from the recorder: `{"calls": {call_id: seq}}`. It says where to look, and is not believed
+        otherwise."""
         try:
-            call_id = UUID(str(message["call_id"]))
-        except (KeyError, ValueError):
-            logger.warning("a call.changed announcement without a call_id was ignored")
+            calls = [UUID(call_id) for call_id in message["calls"]]
+        except (KeyError, ValueError, TypeError, AttributeError):
+            logger.warning("a calls.changed announcement without calls was ignored")
             return
         for subscription in self.subscriptions.values():
-            if subscription.topic.concerns(call_id):
+            # Each topic is told of all of them: it remembers which.
+            if sum(subscription.topic.concerns(call_id) for call_id in calls):
                 subscription.changed.set()
 
     # -- topics -----------------------------------------------------------------------------------------------------
@@ -250,7 +252,8 @@ class ConsoleConsumer(AsyncConsumer):  # type: ignore[misc]
         if subscription is None:
             return
         await _cancel(subscription.task)
-        await group_leave(self.channel_layer, subscription.group, self.channel_name)
+        if all(other.group != subscription.group for other in self.subscriptions.values()):
+            await group_leave(self.channel_layer, subscription.group, self.channel_name)
 
     async def _feed(self, name: str, subscription: _Subscription) -> None:
         while True:

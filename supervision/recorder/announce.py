@@ -1,4 +1,4 @@
-"""Tells the console that a call changed, after its events are in PostgreSQL.
+"""Tells the console which calls changed, after their events are in PostgreSQL.
 
 Announcements are hints: one that is lost or late costs a screen its freshness, never the record. So they run beside
 the drain, newest per call only, and a broker that is down is skipped.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
 
@@ -25,17 +26,15 @@ def calls_group(tenant_id: UUID) -> TenantGroup:
     return TenantGroup(tenant_id, "calls")
 
 
-def call_group(tenant_id: UUID, call_id: UUID) -> TenantGroup:
-    """The channel-layer group that hears of one call."""
-    return TenantGroup(tenant_id, f"call.{call_id.hex}")
+async def announce_to_channel_layer(tenant_id: UUID, changed: Mapping[UUID, int]) -> None:
+    """Send `calls.changed` to the tenant's group: the newest seq of each call that changed.
 
-
-async def announce_to_channel_layer(tenant_id: UUID, call_id: UUID, seq: int) -> None:
-    """Send `call.changed` to both groups of the call. Raises what the channel layer raises, or TimeoutError."""
+    One message however many calls: a message for each would be most of the work that a busy node does for its screens.
+    Raises what the channel layer raises, or TimeoutError.
+    """
     layer = get_channel_layer()
     if layer is None:
         return
-    message = {"type": "call.changed", "call_id": str(call_id), "seq": seq}
+    calls = {str(call_id): seq for call_id, seq in changed.items()}
     async with asyncio.timeout(_TIMEOUT_S):
-        await group_send(layer, calls_group(tenant_id), message)
-        await group_send(layer, call_group(tenant_id, call_id), message)
+        await group_send(layer, calls_group(tenant_id), {"type": "calls.changed", "calls": calls})

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +51,8 @@ from supervision.recorder.writer import JournalLimits, JournalWriter
 logger = logging.getLogger(__name__)
 
 # Called after a batch with the newest `seq` of a call that reached PostgreSQL.
-Announce = Callable[[UUID, UUID, int], Awaitable[None]]
+# Takes a tenant, and the newest seq of each of its calls that changed.
+Announce = Callable[[UUID, Mapping[UUID, int]], Awaitable[None]]
 T = TypeVar("T")
 
 # Of a journal at a time: with many tenants in it, each still gets a transaction that is worth its price.
@@ -229,7 +230,7 @@ class Drain:
         self._hurry = asyncio.Event()
         self._hurried = 0
         self._progress = asyncio.Event()
-        self._changed: dict[tuple[UUID, UUID], int] = {}
+        self._changed: dict[UUID, dict[UUID, int]] = {}
         self._announcing = asyncio.Event()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -497,9 +498,9 @@ class Drain:
         await self._forget(course, [item.position for item in items])
         if self._announce is None:
             return
+        changed = self._changed.setdefault(tenant_id, {})
         for event in events:
-            key = (tenant_id, event.call_id)
-            self._changed[key] = max(self._changed.get(key, 0), event.seq)
+            changed[event.call_id] = max(changed.get(event.call_id, 0), event.seq)
         self._announcing.set()
 
     async def _forget(self, course: _Course, positions: list[int]) -> None:
@@ -537,11 +538,11 @@ class Drain:
             await self._announcing.wait()
             self._announcing.clear()
             changed, self._changed = self._changed, {}
-            for (tenant_id, call_id), seq in changed.items():
+            for tenant_id, calls in changed.items():
                 if self._closing:
                     return
                 try:
-                    await announce(tenant_id, call_id, seq)
+                    await announce(tenant_id, calls)
                 except Exception as error:
                     # A hint that nobody got: the screens read the tables when they are opened.
                     self.counts.announce_failures += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -502,9 +502,9 @@ class Recording:
         # The channel layer ends its connections when its loop closes, on that loop.
         self._loop.close()
 
-    async def _announce(self, tenant_id: UUID, call_id: UUID, seq: int) -> None:
+    async def _announce(self, tenant_id: UUID, changed: Mapping[UUID, int]) -> None:
         if self._announcing:
-            await announce_to_channel_layer(tenant_id, call_id, seq)
+            await announce_to_channel_layer(tenant_id, changed)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(60)

@@ -117,7 +117,7 @@ async def test_they_come_and_go_by_themselves(
             await socket.subscribe("approvals")
             assert "hidden" in html(await socket.hear("update"), "approvals")
         waiting = await create(tenant)
-        await announce_to_channel_layer(tenant.id, waiting.call_id, 1)
+        await announce_to_channel_layer(tenant.id, {waiting.call_id: 1})
         update = await alice.hear("update")
         assert 'name="approve"' in html(update, "approvals")
         assert update["announce"] == ["charge_card waits for approval"]
@@ -130,9 +130,9 @@ async def test_they_come_and_go_by_themselves(
                 service.approval_decide(decision_id=waiting.id, approve=True)
 
         await sync_to_async(decide)()
-        await announce_to_channel_layer(tenant.id, waiting.call_id, 2)
+        await announce_to_channel_layer(tenant.id, {waiting.call_id: 2})
         assert "charge_card" not in html(await alice.hear("update"), "approvals")
-        await announce_to_channel_layer(tenant.id, waiting.call_id, 3)
+        await announce_to_channel_layer(tenant.id, {waiting.call_id: 3})
         assert await alice.hears_nothing()
         assert await charlie.hears_nothing(0.1)
 

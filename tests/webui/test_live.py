@@ -308,7 +308,7 @@ async def test_a_large_snapshot_comes_in_pieces_and_a_hint_without_a_change_send
             assert 0 < len(rows) <= 2
             seen += rows
         assert sorted(seen) == sorted(f"live-{call.id.hex}" for call in running)
-        await announce_to_channel_layer(tenant.id, running[0].id, 1)
+        await announce_to_channel_layer(tenant.id, {running[0].id: 1})
         assert await alice.hears_nothing(0.4)
 
 

@@ -234,7 +234,7 @@ async def test_foreign_missing_and_malformed_topics_are_refused_alike(
         for topic in (f"call:{theirs.id}", f"call:{uuid7()}", "call:x", "calls:all", f"t.{stranger.id.hex}.calls", ""):
             await alice.subscribe(topic)
             assert await alice.hear("refused") == {"type": "refused", "topic": topic}
-        await announce_to_channel_layer(stranger.id, theirs.id, 99)
+        await announce_to_channel_layer(stranger.id, {theirs.id: 99})
         assert await alice.hears_nothing()
 
 
@@ -250,7 +250,7 @@ async def test_a_hint_is_no_permission(connect: Connect, tenant: Tenancy, strang
     async with connect(tenant.users["alice"]) as alice:
         await alice.subscribe("calls")
         await alice.hear("update")
-        await announce_to_channel_layer(tenant.id, theirs.id, 1)
+        await announce_to_channel_layer(tenant.id, {theirs.id: 1})
         assert (await alice.hear("update"))["parts"] == [{"id": f"call-{theirs.id.hex}", "remove": True}]
 
 
@@ -300,7 +300,7 @@ async def test_a_burst_becomes_few_updates(
         events = [event for n in range(40) for event in told.turn(1_000 + n, "", f"turn {n}")]
         await bring(events, announce=False)
         for event in events:
-            await announce_to_channel_layer(tenant.id, told.call_id, event.seq)
+            await announce_to_channel_layer(tenant.id, {told.call_id: event.seq})
         updates = 0
         seq = 0
         while seq < events[-1].seq:
@@ -428,6 +428,20 @@ async def test_what_no_page_of_ours_sends_ends_the_socket(connect: Connect, tena
     async with connect(tenant.users["alice"]) as alice:
         await alice.wire.send_to(text_data=text)
         assert await alice.close_code() == consumers.BAD_MESSAGE
+
+
+async def test_a_topic_that_is_given_up_takes_no_hints_from_the_others(
+    connect: Connect, bring: Callable[..., Awaitable[None]], tenant: Tenancy
+) -> None:
+    async with connect(tenant.users["alice"]) as alice:
+        for topic in ("calls", "live", "approvals"):
+            await alice.subscribe(topic)
+            await alice.hear("update")
+        for topic in ("live", "approvals"):
+            await alice.say(type="unsubscribe", topic=topic)
+        told = story.Story(tenant, story.now())
+        await bring(told.start())
+        assert ids(await alice.hear("update")) == [f"call-{told.call_id.hex}"]
 
 
 async def test_topics_of_one_socket_are_bounded(connect: Connect, tenant: Tenancy) -> None:
