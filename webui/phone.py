@@ -4,8 +4,8 @@ browser → server: `place {agent, lines}` first, then `say {text}`, `press {dig
 binary messages are what the microphone heard, in the call's format. `lines` are what a scripted caller says; null is
 the microphone.
 server → browser: `format {encoding, rate}`, `call {id}` once the call is recorded, `caller`, `agent` and `wire` for
-what happens in it, `voice {problem}` when lines are beeped, `ended {words, …}` or `refused {message}` at the end,
-`beat`; binary messages are what the caller hears, in the call's format.
+what happens in it, `unrecorded` when its record does not come, `voice {problem}` when lines are beeped, `ended {words,
+…}` or `refused {message}` at the end, `beat`; binary messages are what the caller hears, in the call's format.
 
 It is a console socket: the same origin, session and membership are asked for, and asked for again while it is open, so
 whoever is signed out or loses their role has hung up. The browser gets no key and chooses no id. A browser that does
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from mirror_saas.draining import drain
 from supervision.errors import NotFound
 from supervision.plivo.simulator import Event
 from supervision.selectors.call_pages import call_seq
@@ -203,6 +204,8 @@ class PhoneConsumer(ConsoleConsumer):
 
     async def _call(self, binding: AgentBinding, placing: Placing) -> None:
         tenant_id = binding.tenant_id
+        if drain.draining:
+            raise Refusal("Mirror is being stopped here. Call again in a minute.")
         if _running.total() >= MOST_OF_PROCESS or _running[tenant_id] >= MOST_OF_TENANT:
             raise Refusal(f"Other test calls run: {MOST_OF_TENANT} at a time are the most. Hang one of them up first.")
         _running[tenant_id] += 1
@@ -241,8 +244,9 @@ class PhoneConsumer(ConsoleConsumer):
                         break
                     await asyncio.sleep(RECORDED_STEP_S)
         except TimeoutError:
-            return
-        self._put({"type": "call", "id": str(call_id)})
+            self._put({"type": "unrecorded"})
+        else:
+            self._put({"type": "call", "id": str(call_id)})
 
     def _recorded(self, call_id: UUID) -> bool:
         assert self.viewer is not None

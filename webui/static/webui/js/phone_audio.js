@@ -38,6 +38,7 @@ export class PhoneAudio {
   #context;
   #speaker;
   #microphone = null;
+  #source = null;
   #stream = null;
 
   constructor(context) {
@@ -69,12 +70,20 @@ export class PhoneAudio {
 
   /** Hand what the microphone hears to `said`, in frames of 20 ms, and its level to `level`. */
   speak(stream, format, said, level) {
-    this.#stream = stream;
     this.#microphone = new AudioWorkletNode(this.#context, "phone-microphone", { processorOptions: format });
     this.#microphone.port.onmessage = ({ data }) => (data.audio ? said(data.audio) : level(data.level));
-    this.#context.createMediaStreamSource(stream).connect(this.#microphone);
+    this.microphoneChange(stream);
     // It gives out silence: an unconnected node may never be asked to work.
     this.#microphone.connect(this.#context.destination);
+  }
+
+  /** Go on with another microphone. */
+  microphoneChange(stream) {
+    this.#source?.disconnect();
+    this.#release();
+    this.#stream = stream;
+    this.#source = this.#context.createMediaStreamSource(stream);
+    this.#source.connect(this.#microphone);
   }
 
   mute(muted) {
@@ -90,9 +99,13 @@ export class PhoneAudio {
     return this.#context.setSinkId(device);
   }
 
-  async close() {
+  #release() {
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
     this.#stream = null;
+  }
+
+  async close() {
+    this.#release();
     if (this.#context.state !== "closed") await this.#context.close();
   }
 }

@@ -48,6 +48,7 @@ class TestCall extends HTMLElement {
       event.preventDefault();
       open(link.href, "_blank", "noopener");
     });
+    this.#on("#phone-microphone", "change", (event) => this.#microphoneChange(event.target.value));
     this.#on("#phone-speaker", "change", (event) => this.#audio?.speakerChoose(event.target.value));
   }
 
@@ -140,6 +141,9 @@ class TestCall extends HTMLElement {
       case "call":
         this.#supervision(message.id);
         break;
+      case "unrecorded":
+        this.#note("What Mirror does in this call cannot be shown now, for its record does not come. The call goes on; look for it among the calls later.");
+        break;
       case "caller":
         this.#line(message.at_ms, message.text, message.ms);
         break;
@@ -173,6 +177,18 @@ class TestCall extends HTMLElement {
       });
     }
     await this.#devices();
+  }
+
+  async #microphoneChange(device) {
+    if (!this.#audio || !this.#microphone) return;
+    try {
+      const stream = await microphoneOpen(device);
+      // The call may have ended while the browser asked.
+      if (!this.#audio) stop(stream);
+      else this.#audio.microphoneChange((this.#microphone = stream));
+    } catch (error) {
+      this.#note(error.message);
+    }
   }
 
   async #devices() {
@@ -251,7 +267,7 @@ class TestCall extends HTMLElement {
     this.#timers = [];
     this.#socket?.close();
     this.#socket = null;
-    for (const track of this.#microphone?.getTracks() ?? []) track.stop();
+    stop(this.#microphone);
     this.#microphone = null;
     this.#audio?.close();
     this.#audio = null;
@@ -322,6 +338,10 @@ class TestCall extends HTMLElement {
   #every(ms, work) {
     this.#timers.push(setInterval(work, ms));
   }
+}
+
+function stop(stream) {
+  for (const track of stream?.getTracks() ?? []) track.stop();
 }
 
 function word(name, look, text) {
