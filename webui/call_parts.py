@@ -26,6 +26,7 @@ from supervision.selectors.call_pages import (
     call_turn_marks,
 )
 from supervision.selectors.calls import call_get
+from supervision.selectors.search import turn_saying
 from webui.presenters.calls import elapsed_ms
 from webui.presenters.chosen import ChosenTurn, chosen_turn
 from webui.presenters.events import EventView, event_view
@@ -78,10 +79,12 @@ def call_shown(
     turn_id: UUID | None,
     at_ms: int | None,
     now: datetime,
+    said: str = "",
     events_before_seq: int | None = None,
     refused: Refused | None = None,
 ) -> CallShown:
-    """The page of a call around the turn `turn_id`, else the one during which `at_ms` was, else the one to begin with.
+    """The page of a call around the turn `turn_id`, else the one during which `at_ms` was, else the first one in which
+    `said` was said, else the one to begin with.
 
     A turn that is none of the call's is as if none was named. The log ends with the newest event, or with the one
     before `events_before_seq`. Raises CallNotFound.
@@ -93,6 +96,8 @@ def call_shown(
     highlights = highlights_in(call)
     marks = outline.turns
     named = _place(marks, turn_id, at_ms)
+    if named is None and said:
+        named = _place(marks, turn_saying(call_id=call_id, text=said), None)
     place = _first_place(call, marks, highlights) if named is None else named
     window_marks, begins_ms, ends_ms, first = _around(marks, place)
     events, older = call_events_before(call_id=call_id, before_seq=events_before_seq, limit=EVENTS_SHOWN)

@@ -323,7 +323,7 @@ class CallsTopic(Topic):
     def _all(self, filters: CallFilters) -> Update:
         shown = calls_shown(filters, cursor=None, now=timezone.now())
         live = tuple(row.dom_id for row in shown.live)
-        parts = [Part("calls-live", only=live), *map(_row_part, (*shown.live, *shown.ended))]
+        parts = [Part("calls-live", only=live), *(_row_part(row, filters) for row in (*shown.live, *shown.ended))]
         return Update(tuple(parts), announce=self._started(shown.live))
 
     def _some(self, filters: CallFilters, changed: frozenset[UUID]) -> Update | None:
@@ -332,7 +332,7 @@ class CallsTopic(Topic):
         calls = call_list(limit=CALLS_PER_UPDATE, filters=replace(filters, ids=changed)).items
         rows = call_rows(calls, timezone.now())
         gone = changed - {row.id for row in rows}
-        parts = [*map(_row_part, rows), *(Part(f"call-{call_id.hex}") for call_id in gone)]
+        parts = [*(_row_part(row, filters) for row in rows), *(Part(f"call-{call_id.hex}") for call_id in gone)]
         return Update(tuple(parts), announce=self._started(row for row in rows if row.live))
 
     def _started(self, live: Iterable[CallRow]) -> tuple[str, ...]:
@@ -343,5 +343,5 @@ class CallsTopic(Topic):
         return () if known is None else tuple(f"A call to {row.agent} started" for row in rows if row.id not in known)
 
 
-def _row_part(row: CallRow) -> Part:
-    return Part(row.dom_id, render_to_string("webui/calls/row.html", {"row": row}), row.into)
+def _row_part(row: CallRow, filters: CallFilters) -> Part:
+    return Part(row.dom_id, render_to_string("webui/calls/row.html", {"row": row, "said": filters.text}), row.into)

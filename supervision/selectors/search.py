@@ -8,18 +8,30 @@ many turns to name them all is looked for in the calls as a list walks through t
 from __future__ import annotations
 
 from typing import Final
+from uuid import UUID
 
 from django.db import connection
 from django.db.models import BooleanField, QuerySet
 from django.db.models.expressions import RawSQL
 
 from mirror_saas.errors import InvalidInput
-from supervision.models import Call
+from supervision.models import Call, Turn
 from tenants.context import tenant_id_required
 
 MAX_QUERY_CHARS: Final = 200
 # Turns that are named one by one; beyond, calls are walked.
 MOST_TURNS: Final = 2_000
+
+
+def turn_saying(*, call_id: UUID, text: str) -> UUID | None:
+    """The first turn of the call in which the caller or the agent said `text`; None also for a text that cannot be
+    searched for."""
+    if len(text) > MAX_QUERY_CHARS or "\x00" in text:
+        return None
+    said = RawSQL("search @@ websearch_to_tsquery('simple', %s)", [text], output_field=BooleanField())
+    turns = Turn.objects.filter(said, call_id=call_id)
+    found: UUID | None = turns.order_by("at_ms", "id").values_list("id", flat=True).first()
+    return found
 
 
 def calls_saying(calls: QuerySet[Call], text: str) -> QuerySet[Call]:

@@ -123,7 +123,18 @@ def test_an_ended_call_opens_at_what_stands_out_and_the_url_names_another_turn(a
     # During the third one; before the first one; and what makes no sense.
     assert chosen_of(text_of(alice, f"{url}?at={turns[2].at_ms + 10}")) == str(turns[2].id)
     assert chosen_of(text_of(alice, f"{url}?at=0")) == str(turns[0].id)
-    for nonsense in (f"turn={uuid7()}", "turn=x", "at=-1", "at=9" + "9" * 40, "at=²", "before=x"):
+    assert chosen_of(text_of(alice, f"{url}?said=%22answer+3%22")) == str(turns[2].id)
+    for nonsense in (
+        "said=nothing+like+it",
+        "said=%00",
+        "said=" + "x" * 201,
+        f"turn={uuid7()}",
+        "turn=x",
+        "at=-1",
+        "at=9" + "9" * 40,
+        "at=²",
+        "before=x",
+    ):
         assert chosen_of(text_of(alice, f"{url}?{nonsense}")) == str(turns[4].id)
 
 
@@ -406,6 +417,9 @@ def test_calls_are_found_by_what_was_said_and_by_how_they_went(alice: Client, te
         ("text=%00", both),
     ):
         assert ended(text_of(alice, f"/calls?{query}")) == found, query
+    # The row leads to the turn in which it was said.
+    (link,) = re.findall(r'<a href="(/calls/[^"]+said=[^"]+)"', text_of(alice, "/calls?text=%22my+parcel%22+or+%26"))
+    assert link == f"/calls/{parcel.id}?said=%22my%20parcel%22%20or%20%26"
     assert "Search for at most 200 characters." in text_of(alice, "/calls?text=" + "x" * 201)
 
 

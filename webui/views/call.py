@@ -142,6 +142,7 @@ def _page(
             turn_id=turn_id,
             at_ms=_ms(request.GET.get("at")),
             now=timezone.now(),
+            said=request.GET.get("said", ""),
             events_before_seq=before,
             refused=refused,
         )

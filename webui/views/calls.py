@@ -31,8 +31,9 @@ def call_list(request: MemberRequest) -> HttpResponse:
     cursor = request.GET.get("cursor")
     url = reverse("webui:calls")
     query = form.query()
+    filters = form.filters()
     try:
-        shown = calls_shown(form.filters(), cursor=cursor, now=timezone.now())
+        shown = calls_shown(filters, cursor=cursor, now=timezone.now())
     except BadCursor:
         # An address that was cut short: the list from its start is what was meant.
         return redirect(list_url(url, query))
@@ -47,6 +48,8 @@ def call_list(request: MemberRequest) -> HttpResponse:
             "first_page": cursor is None,
             "has_agents": bool(agents),
             "live_query": urlencode(query),
+            # A row leads to the place where it was said.
+            "said": filters.text,
             "csv_url": list_url(reverse("webui:calls_csv"), query),
             **pager_urls(url, query, cursor=cursor, older=shown.next),
             **(approvals_pinned(request) if cursor is None else {}),
