@@ -39,6 +39,7 @@ class LiveRow:
     to_number: str
     started_at: datetime
     shadow: bool
+    test: bool
     scripted: bool
     risk: int
     why: str
@@ -90,6 +91,7 @@ def live_row(live: LiveCall, now: datetime, judge_model: str = "") -> LiveRow:
         to_number=call.to_number,
         started_at=call.started_at,
         shadow=call.mode == "shadow",
+        test=call.test,
         scripted=judge_model == SCRIPTED_JUDGE,
         risk=risk,
         why=why,
