@@ -165,6 +165,19 @@ def panel_opened(query: Mapping[str, str]) -> Panel:
     return panel
 
 
+def panel_kept(data: QueryDict) -> Panel:
+    """The panel as it was while something else on its page was sent."""
+    panel = Panel(TypedTurnForm(kept=data))
+    try:
+        if call_id := data.get(f"{PREFIX}-call"):
+            _open(panel, UUID(call_id))
+    except (ValueError, CallNotFound):
+        panel.call = None
+    if panel.call is None:
+        _find(panel)
+    return panel
+
+
 def panel_sent(data: QueryDict) -> tuple[Panel, TurnPayload | None]:
     """The panel after one of its buttons, and the turn to judge if there is one.
 

@@ -59,6 +59,16 @@ PAGES: list[tuple[str, str | Callable[[Scene], str]]] = [
     ("review-no-match", "/review?label=missed"),
     ("test-call", "/test-call"),
     ("not-found", lambda scene: f"/calls/{scene.tenancy.id}"),
+    ("policies", "/policies"),
+    ("policy", lambda scene: f"/policies/{scene.tenancy.policy.id}"),
+    ("policy-new", "/policies/new"),
+    ("policy-derive", "/policies/derive"),
+    ("policy-diff", lambda scene: f"/policies/{scene.tenancy.policy.id}/diff?before=1&after=2"),
+    ("policy-agent", lambda scene: f"/policies/{scene.tenancy.policy.id}/agents/{scene.tenancy.agent.id}"),
+    ("policy-version", lambda scene: f"/policies/{scene.tenancy.policy.id}/versions/1"),
+    ("policy-draft", lambda scene: f"/policies/{scene.tenancy.policy.id}/versions/3?call={scene.corrected}"),
+    ("policy-publish", lambda scene: f"/policies/{scene.tenancy.policy.id}/versions/3/publish"),
+    ("policy-archive", lambda scene: f"/policies/{scene.tenancy.policy.id}/archive"),
     ("agents", "/agents"),
     ("agents-no-match", "/agents?name=nobody"),
     ("agent", lambda scene: f"/agents/{scene.tenancy.agent.id}"),
@@ -130,6 +140,7 @@ def main(folder: Path, names: frozenset[str]) -> None:
     from tests.webui import story
     from tests.webui.conftest import CHROMIUM, CHROMIUM_FLAGS, Console, let_sign_in
     from tests.webui.set_up import set_up
+    from tests.webui.written_policies import policy_written
 
     servers = support.servers_start()
     urls = support.database_create(servers)
@@ -158,6 +169,7 @@ def main(folder: Path, names: frozenset[str]) -> None:
             tenancy.agent.name = "Coffee shop hotline"
             tenancy.agent.save(update_fields=["name"])
             type(tenancy.policy).objects.filter(id=tenancy.policy.id).update(name="Customer care")
+        policy_written(tenancy)
         empty = tenancy_create(owner="erin")
         for each in (tenancy, empty):
             let_sign_in(each)

@@ -117,6 +117,7 @@ def test_rules_are_moved_by_mouse_and_keys_tried_saved_published_and_taken_back(
 
     page.get_by_role("button", name="Save draft").click()
     expect(page.get_by_text("Saved.")).to_be_visible()
+    expect(page.get_by_label("The agent is about to say")).to_have_value("Sure, I have refunded it.")
     assert [rule["text"] for rule in stored(shop, django_db_blocker).rules] == [
         "Never promise a date.",
         "Never confirm a refund.",

@@ -34,7 +34,7 @@ from supervision.services.policies import (
 )
 from webui.access import MemberRequest, member_view
 from webui.policy_editor import TypedContent, VersionEditor
-from webui.policy_panel import Panel, panel_opened
+from webui.policy_panel import Panel, panel_kept, panel_opened
 from webui.presenters.policies import credential_words, rule_lines, setting_lines, version_line
 from webui.presenters.policy_diff import diff_view
 from webui.presenters.policy_try import prompts_of
@@ -65,7 +65,7 @@ def version_save(request: MemberRequest, policy_id: UUID, number: int) -> HttpRe
     if request.method != "POST":
         return to_version(policy_id, number)
     editor = VersionEditor(found, credentials=llm_credentials(), data=request.POST)
-    panel = panel_opened({}) if _may_judge(request) else None
+    panel = panel_kept(request.POST) if _may_judge(request) else None
     if do := request.POST.get("do"):
         editor.do(do)
         return version_page(request, row, found, editor=editor, panel=panel)
@@ -102,7 +102,10 @@ def version_save(request: MemberRequest, policy_id: UUID, number: int) -> HttpRe
     if request.POST.get("then") == "publish":
         return _to_publish(policy_id, number)
     messages.success(request, "Saved.")
-    return to_version(policy_id, number)
+    there = to_version(policy_id, number)
+    if panel is not None and panel.call is not None:
+        there["Location"] += f"?call={panel.call.id}"
+    return there
 
 
 @never_cache

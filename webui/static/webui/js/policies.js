@@ -122,6 +122,8 @@ class RuleRows extends HTMLElement {
 // -- the panel -------------------------------------------------------------------------------------------------------
 
 const AT_ONCE = 3;
+// For each policy, in this tab.
+const KEPT = `policy-panel ${location.pathname.split("/")[2]}`;
 const UNHEARD = "The server did not answer. What you typed is still here: check your connection and try again.";
 
 class PolicyEditor extends HTMLElement {
@@ -142,6 +144,7 @@ class PolicyEditor extends HTMLElement {
     addEventListener("beforeunload", (event) => {
       if (this.#unsaved) event.preventDefault();
     });
+    this.#restore();
     this.#ready();
   }
 
@@ -168,6 +171,7 @@ class PolicyEditor extends HTMLElement {
     const button = event.submitter;
     if (button?.name !== "try-do") {
       this.#unsaved = false;
+      this.#keep();
       return;
     }
     event.preventDefault();
@@ -230,6 +234,7 @@ class PolicyEditor extends HTMLElement {
       return;
     }
     const rows = [...this.querySelectorAll(".past-turn")].map((row) => row.id);
+    const count = rows.length;
     const words = all.lastChild.textContent;
     let done = 0;
     let stopped = false;
@@ -250,15 +255,37 @@ class PolicyEditor extends HTMLElement {
           return;
         }
         done += 1;
-        const flips = this.querySelectorAll(".past-turn.flips").length;
-        progress.textContent = `${done} of ${done + rows.length} judged, ${flips} ${flips === 1 ? "flips" : "flip"}.`;
+        progress.textContent = `${done} of ${count} judged. Flips: ${this.#flips}.`;
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, next));
     if (!stopped) {
       this.#stop?.();
-      const flips = this.querySelectorAll(".past-turn.flips").length;
-      progress.textContent = `${done} judged, ${flips} ${flips === 1 ? "flips" : "flip"}.`;
+      progress.textContent = `${done} judged. Flips: ${this.#flips}.`;
+    }
+  }
+
+  get #flips() {
+    return this.querySelectorAll(".past-turn.flips").length;
+  }
+
+  // What was typed into the panel is still there after saving.
+  get #typed() {
+    return [...this.querySelectorAll(".try [name^=try-]:is(textarea, input:not([type=hidden], [type=search]))")];
+  }
+
+  #keep() {
+    const typed = this.#typed.map((field) => [field.name, field.type === "checkbox" ? field.checked : field.value]);
+    sessionStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(typed)));
+  }
+
+  #restore() {
+    const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+    sessionStorage.removeItem(KEPT);
+    if (kept === null || this.#typed.some((field) => (field.type === "checkbox" ? field.checked : field.value))) return;
+    for (const field of this.#typed) {
+      if (field.type === "checkbox") field.checked = kept[field.name] ?? false;
+      else field.value = kept[field.name] ?? "";
     }
   }
 
