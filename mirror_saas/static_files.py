@@ -30,13 +30,13 @@ _SOURCES: Final = ".sources"
 _LOCK: Final = ".lock"
 
 
-class HashedStorage(CompressedManifestStaticFilesStorage):
+class HashedStorage(CompressedManifestStaticFilesStorage):  # type: ignore[misc]
     """Files with hashes in their names, and in the names by which our style sheets and modules load one another."""
 
     # Ours alone: others' bundles are whole, and searching megabytes of them for imports takes long.
     patterns = (
         ("webui/*.css", HashedFilesMixin.patterns[0][1]),
-        ("webui/*.js", HashedFilesMixin._js_module_import_aggregation_patterns[1]),
+        ("webui/*.js", HashedFilesMixin._js_module_import_aggregation_patterns[1]),  # type: ignore[attr-defined]
     )
 
     def stored_name(self, name: str) -> str:

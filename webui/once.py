@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -90,7 +90,7 @@ def once(view: View[P]) -> View[P]:
         return response
 
     wrapped.sent_once = True  # type: ignore[attr-defined]
-    return wrapped
+    return cast(View[P], wrapped)
 
 
 def _asks_who_it_is(response: HttpResponse) -> bool:
