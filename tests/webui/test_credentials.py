@@ -107,10 +107,10 @@ def test_what_is_wrong_stands_at_the_field_and_what_was_typed_stays(alice: Clien
     ]
     with tenant.context():
         before = ProviderCredential.objects.count()
+    forms = {kind: form_of(alice, f"/credentials/new?kind={kind}") for kind in ("llm", "plivo", "forge")}
     for kind, fields, said in wrong:
-        path = f"/credentials/new?kind={kind}"
-        typed = {**MODEL, "provider": "github", "account": AUTH_ID, **fields}
-        answer = alice.post(path, form_of(alice, path, **typed))
+        typed = {**forms[kind], **MODEL, "provider": "github", "account": AUTH_ID, **fields}
+        answer = alice.post(f"/credentials/new?kind={kind}", typed)
         page = words_of(answer)
         assert answer.status_code == 200, fields
         assert said in page, fields

@@ -149,8 +149,9 @@ def test_what_is_wrong_stands_at_the_field_and_what_was_typed_stays(alice: Clien
         (rows(*((f"p{number}", "x") for number in range(MAX_PATTERNS + 1))), "Give at most 50 patterns."),
         ({"patterns-TOTAL_FORMS": "many"}, "The form came incomplete."),
     ]
+    form = form_of(alice, PRIVACY, sample="kept words")
     for fields, said in wrong:
-        answer = alice.post(PRIVACY, form_of(alice, PRIVACY, **{"sample": "kept words", **fields}))
+        answer = alice.post(PRIVACY, {**form, **fields})
         page = words_of(answer)
         assert answer.status_code == 200, fields
         assert said in page, fields
