@@ -184,24 +184,22 @@ WITH said AS MATERIALIZED (
      WHERE l.tenant_id = %(tenant)s AND c.started_at >= %(begins)s AND c.started_at < %(ends)s AND NOT c.test
        AND (%(agent)s::uuid IS NULL OR c.agent_id = %(agent)s::uuid)),
 placed AS MATERIALIZED (
-    SELECT s.day, s.value,
-           CASE WHEN s.intervention_id IS NOT NULL THEN 'interventions'
+    SELECT s.day, s.value, v.sampled,
+           CASE WHEN s.intervention_id IS NOT NULL OR i.acted THEN 'interventions'
                 WHEN s.tool_decision_id IS NOT NULL THEN 'tools'
-                WHEN EXISTS (SELECT FROM supervision_intervention AS i
-                              WHERE i.tenant_id = %(tenant)s AND i.turn_id = s.turn_id) THEN 'interventions'
-                WHEN EXISTS (SELECT FROM supervision_verdict AS v
-                              WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id AND v.state = 'judged'
-                                AND v.score >= v.threshold)
-                THEN 'violations' ELSE 'passed' END AS about,
-           s.turn_id
+                WHEN v.violation THEN 'violations' ELSE 'passed' END AS about
       FROM said AS s
-     WHERE s.turn_id IS NULL OR NOT EXISTS (
-           SELECT FROM supervision_intervention AS i
-             JOIN supervision_label AS o ON o.tenant_id = i.tenant_id AND o.intervention_id = i.id
-            WHERE i.tenant_id = %(tenant)s AND i.turn_id = s.turn_id))
-SELECT day, about, value, count(*), count(*) FILTER (WHERE about = 'passed' AND EXISTS (
-           SELECT FROM supervision_verdict AS v
-            WHERE v.tenant_id = %(tenant)s AND v.turn_id = placed.turn_id AND NOT v.late
-              AND get_byte(uuid_send(v.id), 15) < 5))
+      LEFT JOIN LATERAL (
+           SELECT bool_or(v.state = 'judged' AND v.score >= v.threshold) AS violation,
+                  bool_or(NOT v.late AND get_byte(uuid_send(v.id), 15) < 5) AS sampled
+             FROM supervision_verdict AS v
+            WHERE v.tenant_id = %(tenant)s AND v.turn_id = s.turn_id) AS v ON s.turn_id IS NOT NULL
+      LEFT JOIN LATERAL (
+           SELECT count(*) > 0 AS acted, bool_or(o.id IS NOT NULL) AS labelled
+             FROM supervision_intervention AS i
+             LEFT JOIN supervision_label AS o ON o.tenant_id = i.tenant_id AND o.intervention_id = i.id
+            WHERE i.tenant_id = %(tenant)s AND i.turn_id = s.turn_id) AS i ON s.turn_id IS NOT NULL
+     WHERE i.labelled IS NOT TRUE)
+SELECT day, about, value, count(*), count(*) FILTER (WHERE about = 'passed' AND sampled)
   FROM placed GROUP BY day, about, value
 """

@@ -7,7 +7,7 @@ runs inside `tenants.context.tenant_context` and raises TenantContextMissing out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import islice
@@ -40,7 +40,7 @@ NEAR: Final = 0.2
 # are random and known to nobody before, so neither the judge nor the agent can tell; the index verdict_tenant_sampled
 # and supervision.selectors.label_statistics have the same rule.
 SAMPLED_BELOW: Final = 5
-# Further than this nobody counts what is left, or what was done on a day.
+# Further than this neither what is left is counted, nor what was done on a day.
 COUNTED: Final = 200
 COUNTED_OF_A_DAY: Final = 1_000
 _TEXT_CHARS: Final = 240
@@ -97,15 +97,6 @@ class QueueItem:
         return uuid7_time(self.place.row_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How many items of a kind are left and labelled; each is COUNTED at most."""
-
-    kind: Kind
-    left: int
-    labelled: int
-
-
 class ReviewItemNotFound(NotFound):
     """The current tenant has nothing with this id that could be reviewed."""
 
@@ -148,7 +139,8 @@ def review_queue(
     limit: int,
 ) -> list[QueueItem]:
     """The next `limit` items, from the start or behind `after`, but for those that somebody else looks at."""
-    return list(islice(review_candidates(filters=filters, now=now, reviewer_id=reviewer_id, after=after), limit))
+    found = review_candidates(filters=filters, now=now, reviewer_id=reviewer_id, after=after, batch=limit)
+    return list(islice(found, limit))
 
 
 def review_queue_before(
@@ -183,16 +175,10 @@ def review_candidates(
             last = items[-1].place.row_id
 
 
-def review_progress(*, filters: ReviewFilters) -> list[Progress]:
-    """What is left and what is done of each kind, whatever kind and label are filtered for."""
-    return [
-        Progress(
-            kind,
-            left=_count(_rows(kind, filters, labelled=False)),
-            labelled=_count(_rows(kind, filters, labelled=True)),
-        )
-        for kind in Kind
-    ]
+def review_left(*, filters: ReviewFilters) -> dict[Kind, int]:
+    """How many items of each kind nobody has labelled, whatever kind and label are filtered for; COUNTED at most."""
+    unlabelled = replace(filters, label=None)
+    return {kind: _count(_rows(kind, unlabelled)) for kind in Kind}
 
 
 def review_reserved(*, filters: ReviewFilters, now: datetime, reviewer_id: UUID | None) -> int:
@@ -232,6 +218,11 @@ def review_item(*, item_id: UUID, around: int = 4) -> ReviewItem:
     )
 
 
+def review_begun() -> bool:
+    """Whether anybody has labelled anything."""
+    return Label.objects.exists()
+
+
 def review_label_newest(*, labelled_by: str, since: datetime) -> Label | None:
     """What somebody labelled last, if they did since then."""
     mine = Label.objects.filter(labelled_by=labelled_by, updated_at__gte=since)
@@ -259,11 +250,11 @@ class _LastByte(Func):
 _CLOSE: Final = Q(state="judged", score__gte=F("threshold") - NEAR)
 
 
-def _rows(kind: Kind, filters: ReviewFilters, *, labelled: bool | None = None) -> QuerySet[Any]:
-    """The rows that bring items of a kind into the queue. `labelled` None is by the filters' own label."""
+def _rows(kind: Kind, filters: ReviewFilters) -> QuerySet[Any]:
+    """The rows that bring items of a kind into the queue."""
     rows: QuerySet[Any]
-    value = None if labelled is not None else filters.label
-    wanted = value is not None if labelled is None else labelled
+    value = filters.label
+    wanted = value is not None
     if kind is Kind.INTERVENTION:
         # One that is going on is not over yet.
         rows = Intervention.objects.exclude(outcome="", call__state=Call.State.LIVE)

@@ -16,11 +16,10 @@ from supervision.selectors import reviews
 from supervision.selectors.reviews import (
     Kind,
     Place,
-    Progress,
     ReviewFilters,
     ReviewItemNotFound,
     review_item,
-    review_progress,
+    review_left,
     review_queue,
     review_queue_before,
     review_reserved,
@@ -147,14 +146,8 @@ def test_what_was_labelled_leaves_the_queue_and_is_found_by_its_label(tenant: Te
     for label, kinds in (("confirmed", [Kind.INTERVENTION]), ("false_alarm", [Kind.TOOL]), ("unsure", [Kind.NEAR])):
         assert [item.place.kind for item in queue(tenant, ReviewFilters(label=label))] == kinds
     with tenant.context():
-        progress = review_progress(filters=EVERYTHING)
-    assert progress == [
-        Progress(Kind.INTERVENTION, left=0, labelled=1),
-        Progress(Kind.TOOL, left=0, labelled=1),
-        Progress(Kind.VIOLATION, left=1, labelled=0),
-        Progress(Kind.NEAR, left=0, labelled=1),
-        Progress(Kind.SAMPLED, left=1, labelled=0),
-    ]
+        left = review_left(filters=ReviewFilters(kind=Kind.NEAR, label="unsure"))
+    assert left == {Kind.INTERVENTION: 0, Kind.TOOL: 0, Kind.VIOLATION: 1, Kind.NEAR: 0, Kind.SAMPLED: 1}
 
 
 def test_filters_by_agent_time_and_test_calls(tenant: Tenancy, call: Call) -> None:

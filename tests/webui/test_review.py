@@ -113,7 +113,7 @@ def test_the_queue_leads_to_its_first_item_and_shows_why_it_is_there(client: Cli
         "I cannot confirm that. May I connect you to a colleague?",
         "alice's policy v1",
         f'href="/calls/{call.id}?turn=',
-        "2 items left, 0 reviewed",
+        "2 items left, 0 labelled today",
     ):
         assert shown in page, shown
     assert re.search(r'<time-left [^>]*ms="(599|600)\d{3}"', page)
@@ -198,7 +198,7 @@ def test_a_label_is_kept_and_leads_on_to_the_next_item_with_the_same_filters(cli
     page = page_of(client, answer["Location"])
     assert "1 labelled by you today" in re.sub("<[^>]+>", "", page)
     assert "You said last:" in page
-    assert "1 item left, 1 reviewed" in page
+    assert "1 item left, 1 labelled today" in page
     assert client.post(f"/review/{tool}{query}", {"label": "confirmed"})["Location"] == f"/review{query}"
     assert "Nothing left under these filters" in page_of(client, f"/review{query}")
     done = page_of(client, "/review")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from urllib.parse import urlencode
 from uuid import UUID
 
 from django.urls import reverse
 
 from supervision.models import Intervention, Label, ToolDecision, Turn, Verdict
 from supervision.selectors.label_statistics import LabelStatistics, Proportion
-from supervision.selectors.reviews import COUNTED, Kind, Progress, QueueItem, ReviewItem
+from supervision.selectors.reviews import COUNTED, Kind, QueueItem, ReviewItem
 from supervision.services.labels import label_subject
 from webui.formats import count_of, score
 from webui.pager import Query, list_url
@@ -150,13 +149,12 @@ class ProgressRow:
     name: str
     url: str
     left: str
-    labelled: str
     current: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressView:
-    """How far the queue is."""
+    """How far the queue is today, by everybody's labels."""
 
     rows: tuple[ProgressRow, ...]
     left: int
@@ -244,25 +242,22 @@ def item_url(item_id: UUID, query: Query) -> str:
     return list_url(reverse("webui:review_item", args=[item_id]), query)
 
 
-def progress_view(progress: Sequence[Progress], *, kind: Kind | None, query: Query) -> ProgressView:
-    """`kind` is the one that is filtered for; the words are about what is filtered."""
+def progress_view(left: Mapping[Kind, int], *, labelled: int, kind: Kind | None, query: Query) -> ProgressView:
+    """`left` by kind, and how many were `labelled` today; `kind` is the one that is filtered for, if any."""
     url = reverse("webui:review")
     rest = [(name, value) for name, value in query if name not in ("kind", "label")]
-    asked = [each for each in progress if kind in (None, each.kind)]
-    left, labelled = sum(each.left for each in asked), sum(each.labelled for each in asked)
-    capped = any(COUNTED in (each.left, each.labelled) for each in asked)
-    rows = [
-        ProgressRow(
-            KIND_NAMES[each.kind],
-            f"{url}?{urlencode([*rest, ('kind', each.kind.value)])}",
-            _capped(each.left),
-            _capped(each.labelled),
-            each.kind is kind,
-        )
-        for each in progress
-    ]
-    total = f"{count_of(left, 'item')}{' or more' if capped else ''} left, {count_of(labelled, 'reviewed', 'reviewed')}"
-    return ProgressView(tuple(rows), left, labelled, total)
+    asked = {each: count for each, count in left.items() if kind in (None, each)}
+    total = sum(asked.values())
+    more = " or more" if COUNTED in asked.values() else ""
+    return ProgressView(
+        rows=tuple(
+            ProgressRow(KIND_NAMES[each], list_url(url, [*rest, ("kind", each.value)]), _capped(count), each is kind)
+            for each, count in left.items()
+        ),
+        left=total,
+        labelled=labelled,
+        words=f"{count_of(total, 'item')}{more} left, {count_of(labelled, 'labelled', 'labelled')} today",
+    )
 
 
 def rates_of(statistics: LabelStatistics) -> tuple[Rate, ...]:
