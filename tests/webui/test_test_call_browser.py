@@ -22,7 +22,7 @@ from tests.standins.llm import LLMStandIn, words
 from tests.webui.browser import OpenPage, barriers_of, overflow_of
 from tests.webui.conftest import in_thread, let_sign_in
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 GREETING = "Hello, how can I help you?"
 PROMISE = "Of course. I have refunded the whole amount to your card, you will see it there tomorrow."
