@@ -156,7 +156,7 @@ def test_the_panel_says_who_judged_why_how_fast_and_what_was_quoted(alice: Clien
     ):
         assert shown in panel, shown
     assert re.search(r"<mark>.*Yes, I have refunded it\.?</mark>", panel)
-    assert f'href="/policies/{tenant.policy.id}/versions/1"' in panel
+    assert f'href="/policies/{tenant.policy.id}/versions/1?turn=' in panel
     with tenant.context():
         Policy.objects.filter(id=tenant.policy.id).update(archived_at=timezone.now())
     # What is archived has no page any more.
