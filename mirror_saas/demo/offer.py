@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db import transaction
 
-from mirror_saas.demo.seed import AGENT_NAME, JUDGE_NAME, SCRIPTED_MODEL, demo_judge_get, demo_rules
+from mirror_saas.demo.seed import AGENT_NAME, JUDGE_NAME, POLICY_NAME, SCRIPTED_MODEL, demo_judge_get, demo_rules
 from supervision.models import Agent, ProviderCredential
 from supervision.services.agents import SupervisedAgent, supervised_agent_create
 from supervision.services.credentials import credential_create, credential_update
@@ -60,6 +60,7 @@ def demo_agent_add(*, offer: DemoOffer, tenant: TenantRef, public_url: str) -> S
             rules=demo_rules(),
             llm_credential=_judge(offer),
             public_url=public_url,
+            policy_name=POLICY_NAME,
         )
 
 

@@ -287,13 +287,15 @@ def supervised_agent_create(
     rules: Sequence[str | Mapping[str, Any]],
     llm_credential: ProviderCredential,
     public_url: str,
+    policy_name: str | None = None,
 ) -> SupervisedAgent:
     """An agent with a policy of its own, published, and a stream key: everything that a call needs, or nothing.
 
+    The policy is called as the agent unless `policy_name` is given, with a number behind it where that is taken.
     Raises ValidationError naming the field.
     """
     with transaction.atomic():
-        policy = policy_create(name=_free_policy_name(name.strip()))
+        policy = policy_create(name=_free_policy_name((policy_name or name).strip()))
         draft = policy_version_create(policy_id=policy.id, rules=rules, llm_credential=llm_credential)
         version = policy_version_publish(policy_id=policy.id, number=draft.number)
         made = agent_create(name=name, upstream_url=upstream_url, policy=policy)

@@ -48,6 +48,7 @@ def first_agent_create(
             rules=rules,
             llm_credential=_judge(default_llm_credential_id(), judge_url, judge_model, judge_key),
             public_url=public_url,
+            policy_name=f"Rules of {name.strip()}"[:200],
         )
 
 

@@ -83,7 +83,7 @@ def test_the_demos_agent_is_made_once_with_everything_that_a_call_needs(
         version = PolicyVersion.objects.get(status=PolicyVersion.Status.LIVE)
     assert {answer["Location"] for answer in (made, again, later)} == {f"/welcome/{agent.id}"}
     assert (agent.name, agent.upstream_url, agent.policy_id) == ("Demo agent", AGENT_URL, policy.id)
-    assert (judge.base_url, judge.model) == (JUDGE_URL, SCRIPTED_MODEL)
+    assert (judge.base_url, judge.model, policy.name) == (JUDGE_URL, SCRIPTED_MODEL, "Demo policy")
     assert [rule["text"] for rule in version.rules] == demo_rules()
     assert version.llm_credential_id == judge.id
     shown = page_of(client, made["Location"])
@@ -137,13 +137,17 @@ def test_ones_own_agent_is_made_with_rules_and_the_model_that_judges_it(newcomer
     client, tenant = newcomer
     made = client.post("/welcome", form_of(client, **OWN))
     with tenant_context(tenant.id):
-        agent, judge, version = Agent.objects.get(), ProviderCredential.objects.get(), PolicyVersion.objects.get()
+        agent, judge, version = (
+            Agent.objects.select_related("policy").get(),
+            ProviderCredential.objects.get(),
+            PolicyVersion.objects.get(),
+        )
         assert credential_secret(judge) == "judge-key-9"
         assert default_llm_credential_id() == judge.id
     assert made["Location"] == f"/welcome/{agent.id}"
     assert (judge.base_url, judge.model, version.llm_credential_id) == (OWN["judge_url"], "judge-9", judge.id)
     assert [rule["text"] for rule in version.rules] == ["Be kind.", "Never promise a refund."]
-    assert version.status == PolicyVersion.Status.LIVE
+    assert (version.status, agent.policy.name) == (PolicyVersion.Status.LIVE, "Rules of Front desk")
     shown = page_of(client, made["Location"])
     assert KEY.search(shown)
     assert "judge-key-9" not in shown

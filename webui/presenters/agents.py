@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from supervision.models import Agent, Mode, OnFailure, Track
@@ -87,6 +87,12 @@ def _reach(standing: AgentStanding) -> Badge:
         return Badge("No stream key", "alert", "warn", "No call can reach it: make a stream key.")
     works = "works" if standing.stream_keys == 1 else "work"
     return Badge("Ready", "check", "good", f"{count_of(standing.stream_keys, 'stream key')} {works}")
+
+
+def changed_at(agent: Agent) -> datetime | None:
+    """When the agent was last changed; None for one that is as it was made."""
+    # The two times of a new row are taken one after the other.
+    return agent.updated_at if agent.updated_at - agent.created_at > timedelta(seconds=1) else None
 
 
 def own_settings(agent: Agent) -> tuple[tuple[str, str], ...]:

@@ -38,7 +38,7 @@ from webui.agent_forms import (
 )
 from webui.once import once
 from webui.pager import list_url, pager_urls
-from webui.presenters.agents import agent_row, agent_rows, check_view, failure_words, key_rows, own_settings
+from webui.presenters.agents import agent_row, agent_rows, changed_at, check_view, failure_words, key_rows, own_settings
 from webui.shown_once import shown_once_keep, shown_once_take
 
 PAGE_ROWS = 50
@@ -255,6 +255,7 @@ def _page(request: MemberRequest, found: Agent, *, policy_form: AgentPolicyForm 
         "section": "agents",
         "agent": found,
         "row": agent_row(found, standing, whole=may_change),
+        "changed_at": changed_at(found),
         "own_settings": own_settings(found),
         "when_it_fails": failure_words(found),
         "may_change": may_change,
