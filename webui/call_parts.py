@@ -24,6 +24,7 @@ from supervision.selectors.call_pages import (
     call_seq,
     call_turn,
     call_turn_marks,
+    outline_of,
 )
 from supervision.selectors.calls import call_get
 from supervision.selectors.search import turn_saying
@@ -120,15 +121,9 @@ def highlights_in(call: Call) -> tuple[Highlight, ...]:
     return tuple(highlights_of(found.turns, found.interventions, found.tools))
 
 
-def timeline_news(record: CallRecord, *, after_seq: int, now: datetime) -> dict[str, Any]:
-    """What a timeline that has everything up to `after_seq` has to draw anew: whatever `record` touches."""
-    outline = call_outline(
-        call_id=record.call.id,
-        turn_ids=[turn.id for turn in record.turns],
-        tool_ids=[decision.id for decision in record.tool_decisions],
-        after_seq=after_seq,
-    )
-    return _timeline(record.call, outline, now)
+def timeline_news(record: CallRecord, *, now: datetime) -> dict[str, Any]:
+    """What a timeline has to draw anew when the rows of `record` changed."""
+    return _timeline(record.call, outline_of(record), now)
 
 
 def turn_shown(*, call_id: UUID, turn_id: UUID | None, refused: Refused | None = None) -> ChosenTurn:

@@ -174,6 +174,12 @@ class Topic(ABC):
             return self._read()
 
 
+# Events after which something else may stand out in a call.
+_OUTSTANDING = frozenset(
+    {"turn.judged", "tool.decided", "intervention.started", "intervention.ended", "approval.decided", "call.ended"}
+)
+
+
 class CallTopic(Topic):
     """One call. `after` is the newest event that the browser's page includes."""
 
@@ -202,10 +208,13 @@ class CallTopic(Topic):
             raise TopicRefused from error
         now = timezone.now()
         record = call_changes(call=call, after_seq=self.after, limit=EVENTS_PER_UPDATE)
-        page = call_page(record, now, highlights_in(call))
+        # What stands out is read from the whole call, so only when something may.
+        outstanding = any(event.kind in _OUTSTANDING for event in record.events)
+        page = call_page(record, now, highlights_in(call) if outstanding else ())
         parts = [*self._region("call-head", "webui/calls/head.html", {"head": page.head})]
-        context = {"highlights": page.highlights, "none_words": page.no_highlights, "call_id": call.id}
-        parts += self._region("highlights", "webui/calls/highlights.html", context)
+        if outstanding:
+            context = {"highlights": page.highlights, "none_words": page.no_highlights, "call_id": call.id}
+            parts += self._region("highlights", "webui/calls/highlights.html", context)
         for kind, into, items in (
             ("turn", "turns", page.turns),
             ("intervention", "interventions", page.interventions),
@@ -222,7 +231,7 @@ class CallTopic(Topic):
             Part(event.dom_id, render_to_string("webui/calls/event.html", {"event": event}), "events")
             for event in page.events
         ]
-        news = {"news": timeline_news(record, after_seq=self.after, now=now)}
+        news = {"news": timeline_news(record, now=now)}
         parts.append(Part("timeline-news", render_to_string("webui/calls/timeline_news.html", news)))
         self.after = record.seq
         return Update(tuple(parts), record.seq, tuple(_announcements(record.events, page)), record.more_events)

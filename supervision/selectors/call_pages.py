@@ -8,7 +8,7 @@ Every function runs inside `tenants.context.tenant_context` and raises TenantCon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -32,6 +32,8 @@ from supervision.models import (
     Verdict,
 )
 
+# How a transcript names the caller.
+CUSTOMER: Final = "customer"
 # More than anybody looks at; a call in shadow mode can have one in every turn.
 MOST_HIGHLIGHTS: Final = 200
 
@@ -131,42 +133,71 @@ class TurnRecord:
 # -- all of a call ------------------------------------------------------------------------------------------------
 
 
-def call_outline(
-    *, call_id: UUID, turn_ids: Collection[UUID] | None = None, tool_ids: Collection[UUID] = (), after_seq: int = 0
-) -> CallOutline:
-    """The call's outline; with `turn_ids` only of these turns, these tools and what was said after `after_seq`."""
-    turns = Turn.objects.filter(call_id=call_id)
-    verdicts = Verdict.objects.filter(call_id=call_id)
-    tools = ToolDecision.objects.filter(call_id=call_id)
-    interventions = Intervention.objects.filter(call_id=call_id)
-    if turn_ids is not None:
-        turns = turns.filter(id__in=turn_ids)
-        verdicts = verdicts.filter(turn_id__in=turn_ids)
-        tools = tools.filter(Q(turn_id__in=turn_ids) | Q(id__in=tool_ids))
-        interventions = interventions.filter(turn_id__in=turn_ids)
+def call_outline(*, call_id: UUID) -> CallOutline:
+    """The whole call in outline."""
     transcripts = CallEvent.objects.filter(call_id=call_id, kind="transcript.noted", data__final=True)
-    speech = (
-        transcripts.filter(seq__gt=after_seq)
-        .annotate(at_ms=Cast(KT("data__at_ms"), IntegerField()), chars=Length(KT("data__text")), role=KT("data__role"))
+    speech = [
+        SpeechMark(*row)
+        for row in transcripts.annotate(
+            at_ms=Cast(KT("data__at_ms"), IntegerField()), chars=Length(KT("data__text")), role=KT("data__role")
+        )
         .order_by("seq", "id")
-    )
+        .values_list("seq", "role", "at_ms", "chars")
+    ]
     return CallOutline(
-        turns=[TurnMark(*row) for row in _turn_marks(turns)],
+        turns=[TurnMark(*row) for row in _turn_marks(Turn.objects.filter(call_id=call_id))],
         verdicts=[
             VerdictMark(*row)
-            for row in verdicts.order_by("at_ms", "id").values_list(
-                "turn_id", "state", "intervene", "late", "at_ms", "latency_ms"
-            )
+            for row in Verdict.objects.filter(call_id=call_id)
+            .order_by("at_ms", "id")
+            .values_list("turn_id", "state", "intervene", "late", "at_ms", "latency_ms")
         ],
         tools=[
             ToolMark(*row)
-            for row in tools.order_by("at_ms", "id").values_list(
-                "id", "turn_id", "allow", "at_ms", "latency_ms", "done_at_ms"
-            )
+            for row in ToolDecision.objects.filter(call_id=call_id)
+            .order_by("at_ms", "id")
+            .values_list("id", "turn_id", "allow", "at_ms", "latency_ms", "done_at_ms")
         ],
-        interventions=list(interventions.order_by("at_ms", "id")),
-        speech=[SpeechMark(*row) for row in speech.values_list("seq", "role", "at_ms", "chars")],
-        transcribed=transcripts.filter(data__role="customer").exists(),
+        interventions=list(Intervention.objects.filter(call_id=call_id).order_by("at_ms", "id")),
+        speech=speech,
+        transcribed=any(said.role == CUSTOMER for said in speech),
+    )
+
+
+def outline_of(record: CallRecord) -> CallOutline:
+    """The rows of `record` in outline, and what was said according to its events."""
+    said = [event for event in record.events if event.kind == "transcript.noted" and event.data.get("final")]
+    speech = [SpeechMark(event.seq, event.data["role"], event.data["at_ms"], len(event.data["text"])) for event in said]
+    # Whether the call has transcripts matters for turns that say what the caller said.
+    transcribed = any(mark.role == CUSTOMER for mark in speech)
+    if not transcribed and any(turn.customer_text for turn in record.turns):
+        transcribed = CallEvent.objects.filter(
+            call=record.call, kind="transcript.noted", data__final=True, data__role=CUSTOMER
+        ).exists()
+    return CallOutline(
+        turns=[
+            TurnMark(
+                turn.id,
+                turn.index,
+                turn.at_ms,
+                len(turn.customer_text),
+                turn.audio_ms,
+                turn.heard_ms,
+                turn.heard_at_ms,
+            )
+            for turn in record.turns
+        ],
+        verdicts=[
+            VerdictMark(row.turn_id, row.state, row.intervene, row.late, row.at_ms, row.latency_ms)
+            for row in record.verdicts
+        ],
+        tools=[
+            ToolMark(row.id, row.turn_id, row.allow, row.at_ms, row.latency_ms, row.done_at_ms)
+            for row in record.tool_decisions
+        ],
+        interventions=record.interventions,
+        speech=speech,
+        transcribed=transcribed,
     )
 
 
@@ -271,18 +302,24 @@ def call_changes(*, call: Call, after_seq: int, limit: int) -> CallRecord:
     events = list(CallEvent.objects.filter(call=call, seq__gt=after_seq).order_by("seq", "id")[: limit + 1])
     more = len(events) > limit
     events = events[:limit]
-    ids = _ids_of(events)
     ended = any(event.kind == "call.ended" for event in events)
-    turn_ids = set(ids)
-    for model in (ToolDecision, Intervention, AgentNote):
-        named: QuerySet[ToolDecision | Intervention | AgentNote] = model.objects.filter(call=call, id__in=ids)
-        turn_ids.update(named.filter(turn_id__isnull=False).values_list("turn_id", flat=True))
+    turn_ids = _ids_of(events, "turn_id")
+    decision_ids = _ids_of(events, "decision_id")
+    intervention_ids = _ids_of(events, "intervention_id")
+    # Most events name the turn themselves.
+    for ids, rows in (
+        (decision_ids, ToolDecision.objects.filter(call=call, id__in=decision_ids)),
+        (intervention_ids, Intervention.objects.filter(call=call, id__in=intervention_ids)),
+    ):
+        if ids:
+            turn_ids.update(rows.filter(turn_id__isnull=False).values_list("turn_id", flat=True))
     if ended:
         judged = Verdict.objects.filter(turn_id=OuterRef("pk"))
         turn_ids.update(Turn.objects.filter(~Exists(judged), call=call).values_list("id", flat=True))
         turn_ids.update(
             Intervention.objects.filter(call=call, outcome="", turn_id__isnull=False).values_list("turn_id", flat=True)
         )
+    ids = decision_ids | intervention_ids | _ids_of(events, "note_id")
     about = Q(id__in=ids) | Q(turn_id__in=turn_ids)
     return _bag(
         call,
@@ -336,13 +373,10 @@ def agent_names() -> list[tuple[UUID, str]]:
     return list(Agent.objects.order_by("name", "id").values_list("id", "name"))
 
 
-_ID_FIELDS: Final = ("turn_id", "decision_id", "intervention_id", "note_id")
-
-
-def _ids_of(events: Iterable[CallEvent]) -> set[UUID]:
-    """Ids of the rows that events are about."""
+def _ids_of(events: Iterable[CallEvent], name: str) -> set[UUID]:
+    """What events say under `name`, of the rows that they are about."""
     datas = [event.data for event in events if isinstance(event.data, dict)]
-    return {UUID(str(data[name])) for data in datas for name in _ID_FIELDS if data.get(name)}
+    return {UUID(str(data[name])) for data in datas if data.get(name)}
 
 
 def _turn_marks(turns: QuerySet[Turn]) -> QuerySet[Turn, tuple[Any, ...]]:

@@ -110,8 +110,8 @@ class CallView extends HTMLElement {
 
   /** Where a link led to: a piece of the panel, or the panel itself where it is not beside the turns. */
   #arrive(hash) {
-    const target = hash.length > 1 && hash !== "#chosen" ? document.getElementById(hash.slice(1)) : null;
-    if (target) {
+    const target = hash.length > 1 ? document.getElementById(hash.slice(1)) : null;
+    if (target && target !== this.#panel && this.#panel.contains(target)) {
       // Set as a link does, so that the piece is :target.
       location.hash = hash;
       return;

@@ -52,6 +52,8 @@ export class CallTimeline extends HTMLElement {
   #drawing = 0;
   #timer;
   #width = 0;
+  // What the marks were drawn for.
+  #painted = "";
 
   connectedCallback() {
     this.#stage = this.querySelector("[data-stage]");
@@ -144,6 +146,7 @@ export class CallTimeline extends HTMLElement {
     const items = data.items.map((item) => ({ n: null, turn: item.n === undefined ? null : item.id, ...item }));
     for (const item of items) this.#items.set(item.id, item);
     this.#turns = this.#sorted = null;
+    this.#painted = "";
     return items;
   }
 
@@ -265,29 +268,46 @@ export class CallTimeline extends HTMLElement {
     if (!this.#width) return;
     const height = AXIS_PX + LANES * LANE_PX;
     const x = (ms) => ((ms - this.#from) / this.#span) * this.#width;
-    const drawn = [];
-    const add = (name, attributes) => drawn.push([name, attributes]);
-
-    const chosen = this.turnNamed(this.#chosen);
-    if (chosen) {
-      const next = this.turns[this.turns.indexOf(chosen) + 1];
-      const [left, right] = [x(chosen.start), x(next ? next.start : total)];
-      add("rect", { class: "band", x: left, y: AXIS_PX, width: Math.max(2, right - left), height: LANES * LANE_PX });
+    this.#svg.setAttribute("viewBox", `0 0 ${this.#width} ${height}`);
+    const layer = (name, fill) => {
+      const drawn = [];
+      fill((element, attributes) => drawn.push([element, attributes]));
+      paint(this.#svg.querySelector(`.${name}`), drawn);
+    };
+    layer("under", (add) => this.#band(add, x, total));
+    // A playhead that moves leaves the marks where they are, and there can be thousands.
+    const flags = this.#highlights();
+    const seen = [this.#from, this.#span, this.#width, this.#live && total, ...flags].join(" ");
+    if (this.#painted !== seen) {
+      this.#painted = seen;
+      layer("marks", (add) => {
+        this.#axis(add, x, height);
+        this.#marks(add, x, total);
+        this.#flags(add, x, flags);
+        if (this.#live) add("line", { class: "now", x1: x(total), x2: x(total), y1: AXIS_PX, y2: height });
+      });
     }
-    this.#axis(add, x, height);
-    this.#marks(add, x, total);
-    for (const ms of this.#highlights()) {
-      const at = x(ms);
-      if (at >= -6 && at <= this.#width + 6) {
-        add("path", { class: "flag", d: `M${at - 5} ${AXIS_PX - 8}h10l-5 7z` });
-      }
-    }
-    if (this.#live) add("line", { class: "now", x1: x(total), x2: x(total), y1: AXIS_PX, y2: height });
-    const at = x(this.#at);
-    add("line", { class: "playhead", x1: at, x2: at, y1: AXIS_PX - 6, y2: height });
-    add("circle", { class: "playhead-knob", cx: clamp(at, 5, this.#width - 5), cy: AXIS_PX - 7, r: 5 });
-    paint(this.#svg, drawn, this.#width, height);
+    layer("over", (add) => {
+      const at = x(this.#at);
+      add("line", { class: "playhead", x1: at, x2: at, y1: AXIS_PX - 6, y2: height });
+      add("circle", { class: "playhead-knob", cx: clamp(at, 5, this.#width - 5), cy: AXIS_PX - 7, r: 5 });
+    });
     this.#paintOverview(total);
+  }
+
+  #band(add, x, total) {
+    const chosen = this.turnNamed(this.#chosen);
+    if (!chosen) return;
+    const next = this.turns[this.turns.indexOf(chosen) + 1];
+    const [left, right] = [x(chosen.start), x(next ? next.start : total)];
+    add("rect", { class: "band", x: left, y: AXIS_PX, width: Math.max(2, right - left), height: LANES * LANE_PX });
+  }
+
+  #flags(add, x, flags) {
+    for (const ms of flags) {
+      const at = x(ms);
+      if (at >= -6 && at <= this.#width + 6) add("path", { class: "flag", d: `M${at - 5} ${AXIS_PX - 8}h10l-5 7z` });
+    }
   }
 
   #axis(add, x, height) {
@@ -366,7 +386,8 @@ export class CallTimeline extends HTMLElement {
     const view = { x: x(this.#from), y: 1, width: Math.max(6, x(this.#span)), height: 16, rx: 3 };
     drawn.push(["rect", { class: "overview-view", ...view }]);
     drawn.push(["line", { class: "playhead", x1: x(this.#at), x2: x(this.#at), y1: 0, y2: 18 }]);
-    paint(this.#overview, drawn, width, 18);
+    this.#overview.setAttribute("viewBox", `0 0 ${width} 18`);
+    paint(this.#overview, drawn);
   }
 
   #highlights() {
@@ -386,9 +407,7 @@ export class CallTimeline extends HTMLElement {
 }
 
 // Elements are used again and only what differs is set: a live call is drawn twice a second.
-function paint(svg, drawn, width, height) {
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("height", height);
+function paint(svg, drawn) {
   let place = svg.firstElementChild;
   for (const [name, { text, ...attributes }] of drawn) {
     let element = place;
