@@ -33,6 +33,7 @@ from tenants.services.invitations import (
 from tenants.services.memberships import LastOwner, membership_leave, membership_remove, membership_role_change
 from webui.access import MemberRequest, member_view, reauthenticated, to_confirm
 from webui.member_forms import ROLE_WORDS, InviteForm
+from webui.once import once
 from webui.pager import pager_urls
 
 # The invitation whose link the next page shows, once; the link itself is made when it is shown.
@@ -57,6 +58,7 @@ def members(request: MemberRequest) -> HttpResponse:
 @never_cache
 @require_POST
 @member_view(scope="admin")
+@once
 def invite(request: MemberRequest) -> HttpResponse:
     """Send an invitation. What is wrong stands at the field, and what was typed stays."""
     capabilities = request.membership.capabilities
@@ -81,6 +83,7 @@ def invite(request: MemberRequest) -> HttpResponse:
 @never_cache
 @require_POST
 @member_view(scope="admin")
+@once
 def resend(request: MemberRequest, invitation_id: UUID) -> HttpResponse:
     """Send an invitation again, with a new link."""
     view = _invitation(request, invitation_id)
