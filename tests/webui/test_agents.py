@@ -33,6 +33,7 @@ from tenants.roles import Role
 from tenants.services.memberships import membership_create
 from tenants.services.tenants import user_create
 from tests.factories import PASSWORD, Tenancy, call_create, client_sign_in, unique
+from webui.presenters.agents import reached_from_here_only
 from webui.views import agents as views
 
 pytestmark = pytest.mark.django_db
@@ -296,6 +297,7 @@ def test_a_new_key_is_shown_once_with_its_urls_and_the_keys_before_it_go_on(alic
     assert f"/plivo/{tenant.slug}/{key}/answer" in shown
     assert f"ws://127.0.0.1:8000/stream/{tenant.slug}/{key}" in shown
     assert 'contentType="audio/x-mulaw;rate=8000"' in shown
+    assert "Plivo cannot reach these." in shown
     for _ in range(2):
         assert key not in page_of(alice, path)
     with tenant.context():
@@ -305,6 +307,21 @@ def test_a_new_key_is_shown_once_with_its_urls_and_the_keys_before_it_go_on(alic
     assert before.expires_at is not None
     assert timedelta(hours=23) < before.expires_at - timezone.now() < timedelta(hours=25)
     assert "Choose one of the list." in alice.post(f"{path}/stream-key", {"overlap_h": "9"}).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("public_url", "told"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("https://10.1.2.3", True),
+        ("https://mirror.example.com", False),
+        ("https://93.184.215.14", False),
+    ],
+)
+def test_addresses_that_plivo_cannot_reach_are_told_from_others(public_url: str, told: bool) -> None:
+    assert reached_from_here_only(public_url) is told
 
 
 def test_a_key_is_revoked_after_a_question_which_says_when_it_is_the_last(alice: Client, tenant: Tenancy) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from supervision.models import Agent, Mode, OnFailure, Track
@@ -53,6 +55,15 @@ class CheckView:
     tone: Tone
     icon: str
     facts: tuple[tuple[str, str], ...]
+
+
+def reached_from_here_only(public_url: str) -> bool:
+    """Whether an address is this machine's or a private network's, where Plivo cannot come."""
+    host = urlsplit(public_url).hostname or ""
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def agent_rows(agents: Iterable[Agent], standing: Mapping[UUID, AgentStanding], *, whole: bool) -> tuple[AgentRow, ...]:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse
@@ -38,7 +39,16 @@ from webui.agent_forms import (
 )
 from webui.once import once
 from webui.pager import list_url, pager_urls
-from webui.presenters.agents import agent_row, agent_rows, changed_at, check_view, failure_words, key_rows, own_settings
+from webui.presenters.agents import (
+    agent_row,
+    agent_rows,
+    changed_at,
+    check_view,
+    failure_words,
+    key_rows,
+    own_settings,
+    reached_from_here_only,
+)
 from webui.shown_once import shown_once_keep, shown_once_take
 
 PAGE_ROWS = 50
@@ -273,6 +283,7 @@ def _page(request: MemberRequest, found: Agent, *, policy_form: AgentPolicyForm 
             "secret_form": SigningSecretForm(),
             "check": _check_of(request, found.id),
             "fresh_key": shown_once_take(request, kind=STREAM_KEY, object_id=found.id),
+            "here_only": reached_from_here_only(settings.MIRROR.public_url),
             "fresh_secret": shown_once_take(request, kind=SIGNING_SECRET, object_id=found.id),
         }
     return render(request, "webui/agents/agent.html", context)

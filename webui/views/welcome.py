@@ -19,6 +19,7 @@ from supervision.services.defaults import default_llm_credential_id
 from supervision.services.first_run import first_agent_create
 from webui.access import MemberRequest, member_view
 from webui.once import once
+from webui.presenters.agents import reached_from_here_only
 from webui.shown_once import shown_once_take
 from webui.views.agent_keys import stream_key_show
 from webui.views.agents import STREAM_KEY, agent_or_404
@@ -67,6 +68,7 @@ def welcome_agent(request: MemberRequest, agent_id: UUID) -> HttpResponse:
             "agent": found,
             "is_demo": offer is not None and found.upstream_url == offer.agent_url,
             "fresh_key": shown_once_take(request, kind=STREAM_KEY, object_id=agent_id),
+            "here_only": reached_from_here_only(settings.MIRROR.public_url),
         },
     )
 
