@@ -7,6 +7,8 @@ process has one loop for it, in a thread of its own, which starts with the first
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -74,8 +76,6 @@ class Judge:
     """What judges an agent's turns now."""
 
     binding: AgentBinding
-    kept: bool = True
-    """Whether its engine waits for the next question. One of a version that can still change is made for each."""
 
     @property
     def mode(self) -> str:
@@ -119,7 +119,7 @@ def judge_of_content(*, tenant: TenantRef, policy_id: UUID, number: int, content
         language="en",
         voice="",
         policy_id=policy_id,
-        policy_version_id=_NOBODY,
+        policy_version_id=_content_id(policy_id, content),
         policy_version=number,
         rules=tuple(content.rules),
         config=content.config,
@@ -127,10 +127,17 @@ def judge_of_content(*, tenant: TenantRef, policy_id: UUID, number: int, content
         fallback_llm=_provider(second),
         limits=LIMITS.get(tenant.id),
     )
-    return Judge(binding, kept=False)
+    return Judge(binding)
 
 
 _NOBODY: Final = UUID(int=0)
+
+
+def _content_id(policy_id: UUID, content: VersionContent) -> UUID:
+    """What the engine of a text that can still change is known by: the same text finds what was prepared for it, such
+    as its rules as statements, and another one nothing."""
+    text = json.dumps([str(policy_id), content.rules, dict(content.config)], sort_keys=True)
+    return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
 
 
 def _provider(credential: ProviderCredential | None) -> ProviderSettings | None:
@@ -226,7 +233,7 @@ class JudgingLoop:
     async def ask(self, judge: Judge, question: Callable[[CallSupervisor], Coroutine[Any, Any, T]]) -> T:
         """The answer of a call that has just begun and ends with it."""
         binding = judge.binding
-        supervisor = self._supervisors.get(binding) if judge.kept else self._supervisors.fresh(binding)
+        supervisor = self._supervisors.get(binding)
         if supervisor is None:
             raise NothingJudges
         context = SupervisorContext(

@@ -63,12 +63,6 @@ class Supervisors:
         self._known.move_to_end(key)
         return supervisor
 
-    def fresh(self, binding: AgentBinding) -> Supervisor | None:
-        """An engine that is not kept, for what may be another text the next time; None as for `get`."""
-        if binding.policy_version_id is None or binding.llm is None:
-            return None
-        return self._made(binding, self._share(binding))
-
     async def aclose(self) -> None:
         """Close the clients of all engines, after the questions under way. Close the calls first."""
         self._closed = True

@@ -25,6 +25,7 @@ from supervision.services.policies import (
     policy_version_update,
 )
 from tenants.api.limits import RateLimited
+from tenants.context import tenant_context_current
 from tenants.limits_redis import Rate
 from tenants.models import AuditEvent
 from tenants.roles import Role
@@ -630,6 +631,27 @@ def test_too_many_questions_are_refused_in_words(
     assert answer.status_code == 429
     assert "the next one in 7 s" in text_of(answer)
     assert llm.asked == []
+
+
+def test_no_transaction_waits_for_the_model_and_the_same_text_has_one_engine(
+    alice: Client, tenant: Tenancy, llm: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts, judges = [], []
+
+    def review(judge: Any, payload: Any) -> Any:
+        contexts.append(tenant_context_current())
+        judges.append(judge.binding.policy_version_id)
+        return judging.turn_review(judge, payload)
+
+    monkeypatch.setattr(policy_try, "turn_review", review)
+    version = draft_of(tenant)
+    for rule in ("Be kind.", "Be kind.", "Be kinder."):
+        form = {**typed(version, rule), "try-do": "typed", "try-agent": "I have refunded it."}
+        assert "Violation" in text_of(alice.post(url_of(version, "/try"), form))
+    assert contexts == [None, None, None]
+    first, again, other = judges
+    assert first == again != other
+    assert [question.system.count("Be kinder.") for question in llm.asked] == [0, 0, 1]
 
 
 def test_a_viewer_reads_and_tries_nothing(tenant: Tenancy, llm: ScriptedLLM) -> None:
