@@ -40,6 +40,7 @@ DOTENV = {
     "MIRROR_EGRESS_ALLOW": "",
     "MIRROR_EMAIL_URL": "smtps://mirror:gggg@mail.example.com",
     "MIRROR_EMAIL_FROM": "Mirror <mirror@example.com>",
+    "MIRROR_SIGN_UP": "",
 }
 
 
