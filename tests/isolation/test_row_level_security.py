@@ -14,10 +14,13 @@ from django.db import DatabaseError, IntegrityError, ProgrammingError, connectio
 
 from mirror_saas.ids import uuid7
 from supervision.models import (
+    Alarm,
+    AlarmRecipient,
     Approval,
     Call,
     CallEvent,
     ErasedCall,
+    JudgeLatencyDay,
     Label,
     LedgerEntry,
     ModelDefaults,
@@ -34,7 +37,7 @@ from supervision.services.webhooks import webhook_create, webhook_test
 from tenants.context import tenant_context
 from tenants.isolation import READ_ONLY
 from tenants.managers import TenantModel
-from tenants.models import ApiKey, Tenant
+from tenants.models import ApiKey, Membership, Tenant
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.idempotency import StoredAnswer, idempotency_store
 from tenants.services.invitations import invitation_create
@@ -66,7 +69,10 @@ def test_every_table_of_the_stranger_has_rows_and_none_of_them_is_seen(tenant: T
             Approval.objects.create(
                 agent=tenancy.agent, on_silence="deny", requested_at=CALL_START, expires_at=CALL_START, **called
             )
+            AlarmRecipient.objects.create(membership=Membership.objects.all()[0])
+            Alarm.objects.create(kind="webhook", event_id=uuid7(), occurred_at=CALL_START, data={})
             UsageDay.objects.create(day=CALL_START.date())
+            JudgeLatencyDay.objects.create(day=CALL_START.date())
             ErasedCall.objects.create(erased_at=CALL_START)
             endpoint = webhook_create(url="http://127.0.0.1:1/x", event_types=["call.ended"]).endpoint
             WebhookAttempt.objects.create(delivery=webhook_test(webhook_id=endpoint.id), duration_ms=1)
