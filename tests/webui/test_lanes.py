@@ -201,6 +201,7 @@ def test_a_turn_that_nobody_was_asked_about_has_no_latency() -> None:
     assert latency_of(verdict(state="skipped", latency_ms=0)) == ()
     assert latency_of(None) == ()
     assert [each.name for each in latency_of(verdict())] == ["Clause end", "Judged"]
+    assert [each.name for each in latency_of(verdict(state="timed_out", score=None))] == ["Clause end", "Timed out"]
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------

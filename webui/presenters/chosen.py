@@ -39,6 +39,7 @@ class ChosenTurn:
     """See the module. Without a `turn` it shows what names none, of a call in which none was reported."""
 
     call_id: UUID
+    live: bool
     turn: TurnView | None
     before_id: UUID | None
     after_id: UUID | None
@@ -70,6 +71,7 @@ def chosen_turn(found: TurnRecord, *, refused: Refused | None = None) -> ChosenT
     in_time = sorted(record.verdicts, key=lambda verdict: (verdict.late, verdict.at_ms))
     return ChosenTurn(
         call_id=record.call.id,
+        live=record.call.state == Call.State.LIVE,
         turn=turn,
         before_id=found.before_id,
         after_id=found.after_id,

@@ -15,6 +15,10 @@ _ACKNOWLEDGED: Mapping[str, str] = {
 }
 
 
+# Of turns that were not judged: what came instead.
+_ANSWERED: Mapping[str, str] = {"timed_out": "Timed out", "failed": "Judging failed", "shed": "Shed"}
+
+
 @dataclass(frozen=True, slots=True)
 class Milestone:
     """A moment on the way. `since_ms` counts from the end of the clause, `took_ms` from the milestone before."""
@@ -34,7 +38,8 @@ def latency_of(verdict: Verdict | None, intervention: Intervention | None = None
     if verdict is None or verdict.latency_ms is None or verdict.state == "skipped":
         return ()
     begins = verdict.at_ms - verdict.latency_ms
-    found: list[tuple[str, int, str]] = [("Clause end", begins, "sent to the judge"), ("Judged", verdict.at_ms, "")]
+    answered = _ANSWERED.get(verdict.state, "Judged")
+    found: list[tuple[str, int, str]] = [("Clause end", begins, "sent to the judge"), (answered, verdict.at_ms, "")]
     if intervention is not None:
         found += _of_steps(intervention)
     milestones: list[Milestone] = []
