@@ -219,7 +219,7 @@ def test_a_cursor_that_is_none_leads_to_the_start_of_the_same_list(alice: Client
 
 
 def test_empty_lists_say_what_to_do_next(alice: Client, tenant: Tenancy) -> None:
-    assert "simulate_call" in text_of(alice, "/calls")
+    assert "Place a test call" in text_of(alice, "/calls")
     assert "clear all filters" in text_of(alice, "/calls?state=live")
 
 
