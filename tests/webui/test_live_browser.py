@@ -19,7 +19,7 @@ from mirror_saas.ids import uuid7
 from supervision.models import Approval
 from tests.factories import Tenancy, approval_create, call_create
 from tests.webui import story
-from tests.webui.browser import OpenPage
+from tests.webui.browser import OpenPage, barriers_of, overflow_of
 from tests.webui.conftest import Console, in_thread
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
@@ -130,6 +130,8 @@ def test_a_tool_call_is_decided_in_place_with_a_note(
     page = watched.open("/live")
     card, other = page.locator(f"#approval-{first.hex}"), page.locator(f"#approval-{second.hex}")
     expect(card.get_by_role("timer")).to_have_text(re.compile(r"\d+ s left"))
+    assert overflow_of(page) == []
+    assert barriers_of(page) == []
     other.get_by_label("Note to the agent").fill("Half of a note")
     card.get_by_label("Note to the agent").fill("Confirmed by phone.")
     # Enter in a note decides nothing.
@@ -156,6 +158,8 @@ def test_a_tool_call_is_decided_in_place_with_a_note(
 
     page = watched.open("/approvals")
     expect(page.locator(f"#decided-{first.hex}")).to_contain_text("Confirmed by phone.")
+    assert overflow_of(page) == []
+    assert barriers_of(page) == []
     # Without its script a page sends the form and comes back.
     third = uuid7()
 
@@ -187,6 +191,7 @@ def test_charts_say_the_figures_of_a_day(open_page: OpenPage, shop: Tenancy, in_
         "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
     )
     assert drawn
+    assert barriers_of(page) == []
     chart = page.get_by_role("img", name=re.compile("^Calls and interventions"))
     chart.focus()
     page.keyboard.press("End")
