@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +26,10 @@ BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
 
 
 async def soak_run(names: Sequence[str], *, size: int, length: float, frames: int) -> list[Result]:
-    """Run these faults one after the other; a row for each."""
+    """Run these faults one after the other; a row for each. Told to stop, it takes its servers down first."""
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     home = Path(tempfile.mkdtemp(prefix="mirror-soak-"))
     servers = Servers(home)
     node = Node(servers)
@@ -99,7 +103,10 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no fault {unknown[0]!r}; the faults are {', '.join(FAULTS)}")
     size, length, frames = options.calls, options.length, options.frames
-    results = asyncio.run(soak_run(options.faults or list(FAULTS), size=size, length=length, frames=frames))
+    try:
+        results = asyncio.run(soak_run(options.faults or list(FAULTS), size=size, length=length, frames=frames))
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     written = table(results, size=size, length=length, frames=frames)
     print("\n" + written)
     if options.write is not None:

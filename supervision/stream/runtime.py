@@ -6,7 +6,6 @@ Made on the first handshake, on the loop that serves it: importing this opens no
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import socket
@@ -17,6 +16,7 @@ from uuid import UUID
 
 from django.conf import settings
 
+from mirror_saas.draining import drain
 from mirror_saas.egress import egress_http_client
 from supervision.audio.format import MediaFormat
 from supervision.engine.config import DEFAULT_IRREVERSIBLE_TOOLS, PolicyConfig
@@ -32,6 +32,7 @@ from supervision.redaction import Redaction
 from supervision.stream.approvals import ApprovalCall, CallApprovals, PostgresApprovals
 from supervision.stream.database import TenantDatabase
 from supervision.stream.directory import AgentBinding, StreamDirectory
+from supervision.stream.heap import Heap
 from supervision.stream.ledger import CallLedger, LedgerCall, PostgresLedger
 from supervision.stream.limits import CallLeases
 from supervision.stream.mailbox import Mailbox
@@ -76,6 +77,7 @@ class StreamRuntime:
         self._llms = OpenAIPool(http_client=egress_http_client)
         self.supervisors = Supervisors(self._llms, scoring_pool())
         self._is_warm = False
+        self.heap = Heap(lambda: drain.streams)
 
     async def start(self) -> None:
         """Open what calls need. A database that is down does not stop calls."""
@@ -114,6 +116,7 @@ class StreamRuntime:
 
     async def aclose(self) -> None:
         """Close what calls shared; what is not in the database yet stays in the journal."""
+        self.heap.close()
         await self.takeovers.aclose()
         await self.mailbox.aclose()
         await self.recorder.aclose(CLOSE_S)
@@ -237,9 +240,7 @@ async def stream_runtime_open() -> None:
     """Prepare for calls when the server starts."""
     runtime = await stream_runtime()
     await runtime.warm()
-    # What is loaded by now stays: looking through all of it for garbage would stop every call for a tenth of a second.
-    gc.collect()
-    gc.freeze()
+    runtime.heap.open()
 
 
 async def stream_runtime_close() -> None:

@@ -21,6 +21,7 @@ from mirror_saas.direct_frames import FAILED, DirectFrames
 from supervision.audio.format import MediaFormat, MediaFormatError
 from supervision.engine.adapters.relay import CallRelay
 from supervision.engine.adapters.turn_audio import TurnAudio
+from supervision.engine.alarm import Alarm
 from supervision.plivo import events as plivo_events
 from supervision.recorder import events as record
 from supervision.recorder.events import CallLog
@@ -197,7 +198,7 @@ class CallSession:
             to_agent=self._tell_agent,
             at_ms=self.at_ms,
         )
-        self._wake: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._woken)
         self._ended_by = "caller"
         self._outcome = "completed"
         self._close_code: int | None = None
@@ -288,8 +289,7 @@ class CallSession:
             if self._frames is not None:
                 self._frames.release()
             self._agent.close(1000)
-            if self._wake is not None:
-                self._wake.cancel()
+            self._alarm.cancel()
             await self._return_or_end()
 
     async def _read(self, receive: Receive) -> None:
@@ -554,14 +554,9 @@ class CallSession:
             self._note_dropped("outbound" if direction == "agent" else "inbound")
 
     def wake_at(self, when: float) -> None:
-        if self._wake is not None and not self._wake.cancelled() and self._wake.when() > self._loop.time():
-            if self._wake.when() <= when:
-                return
-            self._wake.cancel()
-        self._wake = self._loop.call_at(when, self._woken)
+        self._alarm.set(when)
 
     def _woken(self) -> None:
-        self._wake = None
         self._relay.pump(self._loop.time())
 
     def _agent_slow(self, frames: int) -> None:

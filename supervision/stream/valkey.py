@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from redis import RedisError
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 ANSWER_WITHIN_S: Final = 0.25
 DOWN_FOR_S: Final = 5.0
+CONNECTIONS: Final = 16
 
 
 class QuickValkey:
@@ -39,12 +40,17 @@ class QuickValkey:
         happens while it is down and once it is back. `clock` gives seconds for waiting."""
         self.redis: Redis | None = None
         if url is not None:
-            self.redis = Redis.from_url(
+            # Calls that end or begin together wait for a connection: a crowd is no outage, nor are thousands of sockets
+            # an answer to it.
+            pool = BlockingConnectionPool.from_url(
                 url,
+                max_connections=CONNECTIONS,
+                timeout=answer_within_s,
                 socket_timeout=answer_within_s,
                 socket_connect_timeout=answer_within_s,
                 retry=Retry(NoBackoff(), 0),
             )
+            self.redis = Redis.from_pool(pool)
         self._answer_within_s = answer_within_s
         self._outage = Outage(
             logger,

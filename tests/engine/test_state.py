@@ -183,6 +183,12 @@ async def test_a_new_call_is_empty_and_what_is_written_is_there_for_the_next_own
     assert second.owner != first.owner
 
 
+async def test_a_crowd_of_calls_at_once_waits_for_its_turn(kept: Kept, key: CallKey) -> None:
+    keys = [CallKey(key.tenant_id, f"crowd-{number}") for number in range(150)]
+    claims = await asyncio.gather(*(claim(kept.store, each) for each in keys))
+    assert len({each.owner for each in claims}) == len(keys)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -18,6 +18,7 @@ from supervision.audio.format import MediaFormat, MediaFormatError
 from supervision.engine.adapters.relay import CallRelay
 from supervision.engine.adapters.tap import Tap, tap
 from supervision.engine.adapters.turn_audio import TurnAudio
+from supervision.engine.alarm import Alarm
 from supervision.plivo import events
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class StreamLink:
         self._outbox: deque[tuple[str, asyncio.Future[None] | None]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._broken: Exception | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._pump)
 
     def tap(self, socket: Any) -> bool:
         """Tap a socket. False when it is of no kind that can be tapped."""
@@ -124,8 +125,7 @@ class StreamLink:
         if self.relay is not None and not self.ended:
             self.relay.hand_back(self._now())
             self.relay.release(self._now())
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         self.relay = None
         if self.tapped is not None:
             self.tapped.close()
@@ -170,8 +170,7 @@ class StreamLink:
         if self.ended:
             return
         self.ended = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         self._listener.caller_gone()
 
     def _to_agent(self, text: str) -> None:
@@ -247,14 +246,10 @@ class StreamLink:
 
     def wake_at(self, when: float) -> None:
         """Call the relay's `pump` at this loop time."""
-        if self.ended or (self._timer is not None and self._timer.when() <= when and not self._timer.cancelled()):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._pump)
+        if not self.ended:
+            self._alarm.set(when)
 
     def _pump(self) -> None:
-        self._timer = None
         if self.relay is not None and not self.ended:
             self.relay.pump(self._now())
 

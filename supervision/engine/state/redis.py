@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # Beside `owner` and `opened_at`, the hash has the call's own fields under names that begin with this.
 _FIELD = "f:"
+CONNECTIONS = 16
 
 # ARGV: owner, milliseconds to live, when the connection began, whether the claim is late.
 _CLAIM = """
@@ -128,18 +129,22 @@ class RedisStateStore:
     def _connected(self) -> Redis:
         if self._client is None:
             try:
-                from redis.asyncio import Redis
+                from redis.asyncio import BlockingConnectionPool, Redis
                 from redis.asyncio.retry import Retry
                 from redis.backoff import NoBackoff
             except ImportError as error:
                 raise ImportError("RedisStateStore needs the redis package: install mirror[redis]") from error
             # A connection that the server closed meanwhile fails once; a server that is down must not cost more.
-            self._client = Redis.from_url(
+            # Many calls at once wait for a connection; a pool that does not wait refuses the hundred-and-first.
+            pool = BlockingConnectionPool.from_url(
                 self._url,
+                max_connections=CONNECTIONS,
+                timeout=self._timeout_s,
                 retry=Retry(NoBackoff(), 1),
                 socket_connect_timeout=self._timeout_s,
                 socket_timeout=self._timeout_s,
             )
+            self._client = Redis.from_pool(pool)
         return self._client
 
     async def _bounded(self, answer: Awaitable[T]) -> T:

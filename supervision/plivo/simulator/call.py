@@ -140,7 +140,9 @@ class SimulatedCall:
         self._stopped: asyncio.Future[tuple[str, str, str]]  # outcome, ended_by, reason
         self._waiters: list[tuple[Callable[[CallRecord], object], asyncio.Future[None]]] = []
         self._look_soon = False
-        self._due_timer: asyncio.TimerHandle | None = None
+        # uvloop's handle of a time that has passed does not know it.
+        self._due_timer: asyncio.Handle | None = None
+        self._due_at = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
         # the caller's side of the wire
         self._speech: deque[_Speech] = deque()
@@ -763,9 +765,10 @@ class SimulatedCall:
             return
         when = self.record.began_at + due
         if self._due_timer is not None and not self._due_timer.cancelled():
-            if self._loop.time() < self._due_timer.when() <= when:
+            if self._loop.time() < self._due_at <= when:
                 return
             self._due_timer.cancel()
+        self._due_at = when
         self._due_timer = self._loop.call_at(when, self._due)
 
     def _collect_live(self) -> None:
