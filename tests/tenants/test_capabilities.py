@@ -37,8 +37,9 @@ from webui.live import Topic
 OF_NO_TENANT = {
     *("home", "sign_in", "sign_in_code", "sign_out", "no_tenant", "invitation", "tenant_switch"),
     *("forgot_password", "forgot_password_sent", "reset_password", "reset_password_new"),
+    *("sign_up", "sign_up_sent", "sign_up_link", "sign_up_new"),
     *("account", "confirm", "password", "two_factor", "two_factor_off", "recovery_codes", "recovery_codes_new"),
-    *("sessions_end", "session_end"),
+    *("sessions_end", "session_end", "alarm_mails_off"),
 }
 
 
