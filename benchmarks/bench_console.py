@@ -121,7 +121,8 @@ async def pages(url: str, shop: Shop, each: int) -> bool:
             async with session.get(f"{url}{path}", allow_redirects=False) as answer:
                 await answer.read()
                 took = (time.perf_counter() - begun) * 1000
-                if answer.status != 200:
+                # A download is as long as what it holds.
+                if answer.status != 200 or answer.content_type != "text/html":
                     times.pop(path, None)
                     continue
             times.setdefault(path, []).append(took)
@@ -137,7 +138,7 @@ async def pages(url: str, shop: Shop, each: int) -> bool:
         print(f"{name:52}{statistics.median(measured):8.1f}{p95:8.1f}{max(measured):8.1f}{mark}")
     left_out = sorted(set(shop.paths) - set(times))
     if left_out:
-        print(f"not measured, they lead elsewhere: {', '.join(left_out)}")
+        print(f"not measured, they lead elsewhere or are downloads: {', '.join(left_out)}")
     return good
 
 
