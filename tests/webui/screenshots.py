@@ -1,8 +1,8 @@
 """Screenshots of every page, wide and narrow, light and dark: `python -m tests.webui.screenshots [FOLDER] [NAME…]`.
 
 They are taken from a real server with a tenant whose calls came through the real recorder, and written to
-`build/screenshots` unless FOLDER says otherwise; with names of PAGES and EMPTY_PAGES only those, in two sizes. Look at
-them: what a person sees is no test's to judge.
+`build/screenshots` unless FOLDER says otherwise; with names of PAGES and EMPTY_PAGES, or `forms`, only those, in two
+sizes. Look at them: what a person sees is no test's to judge.
 """
 
 from __future__ import annotations
@@ -115,12 +115,15 @@ EMPTY_PAGES: list[tuple[str, str]] = [
     ("review-empty", "/review"),
 ]
 
+# What is seen on the way through menus and forms of one's own account.
+FORMS = "forms"
+
 SIZES = {"wide": (1440, 900), "huge": (2560, 1300), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def main(folder: Path, names: frozenset[str]) -> None:
-    unknown = names - {name for name, _ in [*PAGES, *EMPTY_PAGES]}
+    unknown = names - {FORMS, *(name for name, _ in [*PAGES, *EMPTY_PAGES])}
     if unknown:
         sys.exit(f"No such pages: {', '.join(sorted(unknown))}")
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
@@ -220,6 +223,7 @@ def main(folder: Path, names: frozenset[str]) -> None:
 
         def forms_shoot(page: Page, end: str) -> None:
             """What is seen on the way through forms and menus."""
+            page.goto(console.url + "/calls")
             page.get_by_text("Set up", exact=True).click()
             page.screenshot(path=folder / f"set-up-{end}.png")
             page.keyboard.press("Escape")
@@ -267,7 +271,7 @@ def main(folder: Path, names: frozenset[str]) -> None:
                     for name, path in PAGES:
                         if name in names or not names:
                             shoot(page, f"{name}-{end}", path if isinstance(path, str) else path(scene))
-                    if not names:
+                    if FORMS in names or not names:
                         forms_shoot(page, end)
                     empty_pages = [(name, path) for name, path in EMPTY_PAGES if name in names or not names]
                     if empty_pages:
