@@ -479,7 +479,6 @@ API = [
 _COUNTED = (200, 302, 429)
 
 
-
 def _an_agent(tenancy: Tenancy) -> Mapping[str, Any]:
     """What the forms about an agent send. A policy of another tenant's is refused at its field: test_agents.py."""
     return {
