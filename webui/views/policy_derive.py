@@ -99,6 +99,7 @@ def _stored(request: MemberRequest, asked: Derivable, derived: DerivedPolicy) ->
     shown_once_keep(request, kind=DERIVED, object_id=made.version.id, secrets={"found": json.dumps(found)})
     messages.success(
         request,
-        f"{count_of(len(derived.rules), 'rule')} found. Read the draft, try it on turns, and publish it when it is right.",
+        f"{count_of(len(derived.rules), 'rule')} found. Read the draft, try it on turns, and publish it when it is"
+        " right.",
     )
     return to_version(made.version.policy_id, made.version.number)
