@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Wheels take 0.9 GB with the development tools, PostgreSQL and its data another 0.2.
 SPACE_MB := 1500
-PYTEST_WORKERS ?= 2
+# Tests wait for servers and browsers half of their time: one more than the cores of a small machine.
+PYTEST_WORKERS ?= 3
 # Made by webui/frontend, when it has brought everything in.
 FRONTEND := webui/frontend/node_modules/.complete
 # The tests that have to reach all of the engine, and how much of its branches (percent).

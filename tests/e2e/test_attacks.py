@@ -76,7 +76,8 @@ def test_a_session_is_new_at_sign_in_dead_after_sign_out_and_only_ours_under_its
 # What whoever is not signed in may see with 200.
 PUBLIC = {
     "livez", "readyz", "metrics", "sign-in", "sign-in/code", "forgot-password", "forgot-password/sent",
-    "reset-password/new", "invitation/<str:token>", "api/v1/docs", "api/v1/openapi.json", "api/v1/",
+    "reset-password/new", "sign-up", "sign-up/sent", "sign-up/new", "sign-up/<str:token>", "invitation/<str:token>",
+    "api/v1/docs", "api/v1/openapi.json", "api/v1/",
 }  # fmt: skip
 
 

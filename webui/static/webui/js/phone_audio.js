@@ -1,6 +1,9 @@
 // A telephone's sound: what is heard goes to the loudspeaker, what is said comes from the microphone, both in the
 // call's format. The work is done in phone_worklet.js, on the audio thread.
 
+// A browser without a working sound device may never say so.
+const SOUND_WITHIN_MS = 5000;
+
 // Why there is no microphone, and what to do about it.
 const REFUSED = {
   NotAllowedError: "The browser may not use the microphone. Allow it in the settings of this page, beside its address, and call again; or let a script speak.",
@@ -45,10 +48,21 @@ export class PhoneAudio {
     this.#context = context;
   }
 
-  /** Made while a click is handled: browsers play nothing before one. */
+  /** Made while a click is handled: browsers play nothing before one. Throws when no sound comes about in time. */
   static async make(worklet) {
     const context = new AudioContext({ latencyHint: "interactive" });
-    await context.audioWorklet.addModule(worklet);
+    let timer;
+    const late = new Promise((_, fail) => {
+      timer = setTimeout(() => fail(new Error("it did not start in time")), SOUND_WITHIN_MS);
+    });
+    try {
+      await Promise.race([context.audioWorklet.addModule(worklet), late]);
+    } catch (error) {
+      context.close();
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
     return new PhoneAudio(context);
   }
 

@@ -41,6 +41,8 @@ class TestCall extends HTMLElement {
     this.#on(".phone-pad", "click", (event) => {
       if (event.target.value) this.#send({ type: "press", digits: event.target.value });
     });
+    // Until now a click would have sent the form, which is not what it is for.
+    for (const button of this.place.querySelectorAll("button")) button.disabled = false;
     // Leaving the page hangs up; while a call runs, what is linked opens beside it.
     this.#on(".phone-supervision", "click", (event) => {
       const link = event.target.closest("a[href]");
@@ -85,9 +87,11 @@ class TestCall extends HTMLElement {
     this.#startedAt = null;
     const own = caller === "microphone";
     const lines = own ? null : this.lines.value.split("\n");
+    let silent = "";
     try {
       this.#audio = await PhoneAudio.make(this.getAttribute("worklet")).catch((error) => {
-        this.#note(`You will not hear the call: this browser plays no sound (${error.message}).`);
+        if (own) throw new Error(`The microphone cannot be used: this browser’s sound does not work (${error.message}). Let a script speak.`);
+        silent = `You will not hear the call: this browser plays no sound (${error.message}).`;
         return null;
       });
       this.#microphone = own ? await microphoneOpen(this.querySelector("#phone-microphone").value) : null;
@@ -97,6 +101,7 @@ class TestCall extends HTMLElement {
     }
     const name = this.agent.selectedOptions[0].textContent;
     this.#fresh(own, `Calling ${name}…`);
+    this.#note(silent);
     const url = new URL("/ws/test-call", location.href);
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     url.searchParams.set("tenant", document.documentElement.dataset.tenant);
