@@ -52,7 +52,7 @@ run: $(VENV)/.run $(if $(filter local,$(MODEL)),$(VENV)/.local-llm)
 	@$(MAKE) --no-print-directory frontend || true
 	@MIRROR_ENV=development exec $(BIN)/python manage.py demo $(if $(MODEL),--model $(MODEL))
 
-PYTEST := MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+PYTEST := MIRROR_ENV=development $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 MEASURED := $(PYTEST) $(ENGINE_TESTS) --cov --cov-report=term-missing --cov-fail-under=$(ENGINE_COVERAGE)
 
 # Two runs: only the engine's own tests count for its coverage, and nothing else is slowed down by measuring it. Both

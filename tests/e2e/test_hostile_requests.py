@@ -141,12 +141,13 @@ def test_hostile_paths_queries_and_methods_fail_nothing(attacker: Attacker, part
 
 @pytest.mark.parametrize("part", ["api", "pages", "plivo"])
 def test_hostile_bodies_fail_nothing(attacker: Attacker, part: str) -> None:
-    for route in routes_of(part):
+    for number, route in enumerate(routes_of(part)):
         path = route.path()
         if path.startswith(ENDS_THE_SESSION + READS_NO_BODY):
             continue
         for method in ("POST", "PUT", "PATCH", "DELETE") if part == "api" else ("POST",):
-            for kind, body in BODIES:
+            # Half of them for each, and for its neighbour the others: what reads bodies is the same for all.
+            for kind, body in BODIES[number % 2 :: 2]:
                 if attacker.ask(method, path, kind=kind, body=body).status == 405:
                     break  # nothing there reads it
     assert attacker.asked > 0

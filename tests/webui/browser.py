@@ -36,8 +36,8 @@ class Watched:
             self.complaints.append(text)
 
     def _failed(self, request: Request) -> None:
-        # Chromium fetches the icon after everything else; going on to the next page ends that.
-        if not ("/favicon." in request.url and request.failure == "net::ERR_ABORTED"):
+        # Going on to the next page ends what is still being fetched for this one: the icon, modules of modules.
+        if not ("/static/" in request.url and request.failure == "net::ERR_ABORTED"):
             self.complaints.append(f"failed: {request.url} {request.failure}")
 
     def _response(self, response: Response) -> None:
