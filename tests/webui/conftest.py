@@ -117,8 +117,10 @@ def console(database_urls: DatabaseUrls, redis_url: str, tmp_path_factory: pytes
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium, headless. Of one module only: its loop would be in the way of other tests' databases."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    # How long something takes is asked for by name where it matters; several browsers share a small machine here.
+    expect.set_options(timeout=20_000)
     if CHROMIUM is None:
         pytest.fail("Chromium is not installed: apt-get install chromium, or name it in CHROMIUM")
     with sync_playwright() as playwright:
