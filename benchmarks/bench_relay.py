@@ -23,7 +23,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.stream_load import FRAME_S, ROOT, agent_server, free_port, judge_server, load, mirror, stream_url
+from benchmarks.stream_load import FRAME_S, ROOT, agent_server, judge_server, load, mirror, stream_url
+from mirror_saas.ports import free_port
 
 FLOOR = "bare picows relay"
 PEER = "pipecat echo agent"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import psycopg
 
 from mirror_saas import embedded
 from mirror_saas.databases import database_url_for
+from mirror_saas.ports import free_port
 from tenants.services.roles import APP, OWNER, roles_create
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def own_mirror() -> Iterator[OwnMirror]:
         servers = embedded.start(home / "servers")
         admin_url = servers.database_admin_url
         roles_create(admin_url=admin_url)
-        mirror = OwnMirror(home, admin_url, _free_port())
+        mirror = OwnMirror(home, admin_url, free_port())
         os.environ.update(
             {
                 "MIRROR_ENV": "development",
@@ -88,9 +88,3 @@ def own_mirror() -> Iterator[OwnMirror]:
             mirror.server.wait(30)
         embedded.stop(home / "servers")
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

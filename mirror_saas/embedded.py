@@ -26,7 +26,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -40,6 +39,8 @@ from urllib.parse import quote
 
 import psycopg
 import redis
+
+from mirror_saas.ports import free_port, port_is_free
 
 SERVERS_FILE = "servers.json"
 POSTGRES_START_S = 60.0
@@ -415,7 +416,7 @@ def _valkey_start(folder: Path, last_url: str | None) -> str:
     error: EmbeddedError | None = None
     for attempt in range(3):
         # The port of last time, so that addresses written down elsewhere go on working; another if it was taken.
-        port = last_port if attempt == 0 and last_port is not None and _port_is_free(last_port) else _free_port()
+        port = last_port if attempt == 0 and last_port is not None and port_is_free(last_port) else free_port()
         try:
             return _valkey_run(folder, port)
         except _PortTaken as taken:
@@ -568,22 +569,6 @@ def _port_of(url: str | None) -> int | None:
         return int(url.rpartition(":")[2].partition("/")[0])
     except ValueError:
         return None
-
-
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # -- shared -------------------------------------------------------------------------------------------------------

@@ -95,7 +95,19 @@ class LocalDateTimeInput(forms.DateTimeInput):
         return text
 
 
-class CallFilterForm(forms.Form):
+class AgentChoiceForm(forms.Form):
+    """A filter form with a field `agent`, a choice among these agents or all."""
+
+    def __init__(self, data: Mapping[str, Any], *, agents: Sequence[tuple[UUID, str]]) -> None:
+        super().__init__(data)
+        agent = self.fields["agent"]
+        assert isinstance(agent, forms.TypedChoiceField)
+        agent.choices = [("", "Any agent"), *((str(agent_id), name) for agent_id, name in agents)]
+        for field in self.fields.values():
+            field.error_messages["invalid_choice"] = "Choose one of the list."
+
+
+class CallFilterForm(AgentChoiceForm):
     """Which calls the list shows. It reads the URL: a part that is wrong filters nothing and says why."""
 
     text = forms.CharField(
@@ -144,14 +156,6 @@ class CallFilterForm(forms.Form):
         widget=LocalDateTimeInput(),
         error_messages={"invalid": "Give a date and time."},
     )
-
-    def __init__(self, data: Mapping[str, Any], *, agents: Sequence[tuple[UUID, str]]) -> None:
-        super().__init__(data)
-        agent = self.fields["agent"]
-        assert isinstance(agent, forms.TypedChoiceField)
-        agent.choices = [("", "Any agent"), *((str(agent_id), name) for agent_id, name in agents)]
-        for field in self.fields.values():
-            field.error_messages["invalid_choice"] = "Choose one of the list."
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data

@@ -294,17 +294,15 @@ class ApprovalsTopic(Topic):
         return Update((Part("approvals", html),), announce=tuple(f"{each.tool} waits for approval" for each in new))
 
 
-class CallsTopic(Topic):
-    """The calls list under the filters of its page's URL (`query`), as its first page shows it."""
+class ManyCallsTopic(Topic):
+    """A page of many calls: remembers which changed since the last read, up to a number; beyond it, all of them."""
 
     capability = Scope.CALLS_READ.value
 
-    def __init__(self, query: str) -> None:
-        self._query = query
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changed: set[UUID] = set()
         self._everything = True
-        self._announced: set[UUID] | None = None
 
     def concerns(self, call_id: UUID) -> bool:
         with self._lock:
@@ -318,10 +316,24 @@ class CallsTopic(Topic):
         with self._lock:
             self._everything = True
 
-    def _read(self) -> Update | None:
+    def _taken(self) -> tuple[bool, frozenset[UUID]]:
+        """Whether to look at all calls, and else at which; from here on it is remembered anew."""
         with self._lock:
             everything, changed = self._everything, frozenset(self._changed)
             self._everything, self._changed = False, set()
+        return everything, changed
+
+
+class CallsTopic(ManyCallsTopic):
+    """The calls list under the filters of its page's URL (`query`), as its first page shows it."""
+
+    def __init__(self, query: str) -> None:
+        super().__init__()
+        self._query = query
+        self._announced: set[UUID] | None = None
+
+    def _read(self) -> Update | None:
+        everything, changed = self._taken()
         try:
             form = CallFilterForm(dict(parse_qsl(self._query, max_num_fields=20)), agents=agent_names())
         except ValueError as error:

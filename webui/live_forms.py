@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from django import forms
 
-from webui.forms import ErrorAwareMixin
+from webui.forms import AgentChoiceForm, ErrorAwareMixin
 from webui.presenters.live import HIGH, RAISED, UNKNOWN, LiveRow
 
 
@@ -29,7 +27,7 @@ class LiveShown:
         return row.riskiest if self.by_risk else row.newest
 
 
-class LiveFilterForm(ErrorAwareMixin, forms.Form):
+class LiveFilterForm(ErrorAwareMixin, AgentChoiceForm):
     """The filters of the live page."""
 
     risk = forms.ChoiceField(
@@ -39,14 +37,6 @@ class LiveFilterForm(ErrorAwareMixin, forms.Form):
     order = forms.ChoiceField(
         required=False, label="Order", choices=[("", "Riskiest first"), ("newest", "Newest first")]
     )
-
-    def __init__(self, data: Mapping[str, Any], *, agents: Sequence[tuple[UUID, str]]) -> None:
-        super().__init__(data)
-        agent = self.fields["agent"]
-        assert isinstance(agent, forms.TypedChoiceField)
-        agent.choices = [("", "Any agent"), *((str(agent_id), name) for agent_id, name in agents)]
-        for field in self.fields.values():
-            field.error_messages["invalid_choice"] = "Choose one of the list."
 
     def shown(self) -> LiveShown:
         """What is right of the form."""

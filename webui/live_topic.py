@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -11,8 +10,7 @@ from django.utils import timezone
 
 from supervision.selectors.call_pages import agent_names
 from supervision.selectors.live_calls import live_call_count
-from tenants.roles import Scope
-from webui.live import CALLS_PER_UPDATE, Part, Topic, TopicRefused, Update
+from webui.live import ManyCallsTopic, Part, TopicRefused, Update
 from webui.live_forms import LiveFilterForm, LiveShown
 from webui.live_rows import live_row_html, live_rows, live_shown
 from webui.presenters.live import HIGH, LiveRow, LiveSummary, live_summary
@@ -23,20 +21,16 @@ ROWS_PER_UPDATE = 100
 ANNOUNCED_AT_ONCE = 3
 
 
-class LiveTopic(Topic):
+class LiveTopic(ManyCallsTopic):
     """All running calls under the filters of the page's URL (`query`): a snapshot first, then the rows that changed.
 
     What the browser has is remembered row by row, so that a row is sent when it looks different and not otherwise.
     """
 
-    capability = Scope.CALLS_READ.value
-
     def __init__(self, query: str) -> None:
+        super().__init__()
         self._query = query
         self._shown: LiveShown | None = None
-        self._lock = threading.Lock()
-        self._changed: set[UUID] = set()
-        self._everything = True
         # Every running call, and the rows that the browser has; None before the first update.
         self._rows: dict[UUID, LiveRow] = {}
         self._sent: dict[UUID, LiveRow] | None = None
@@ -44,22 +38,8 @@ class LiveTopic(Topic):
         self._summary: LiveSummary | None = None
         self._high: frozenset[UUID] | None = None
 
-    def concerns(self, call_id: UUID) -> bool:
-        with self._lock:
-            if len(self._changed) < CALLS_PER_UPDATE:
-                self._changed.add(call_id)
-            else:
-                self._everything = True
-        return True
-
-    def recheck(self) -> None:
-        with self._lock:
-            self._everything = True
-
     def _read(self) -> Update | None:
-        with self._lock:
-            everything, changed = self._everything, frozenset(self._changed)
-            self._everything, self._changed = False, set()
+        everything, changed = self._taken()
         if self._shown is None:
             self._shown = _live_shown(self._query)
         if everything:

@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 from supervision.models import Label
 from supervision.selectors.reviews import Kind, ReviewFilters
 from supervision.services.labels import MAX_NOTE_CHARS
-from webui.forms import ErrorAwareMixin, LocalDateTimeInput, ServiceErrorsMixin
+from webui.forms import AgentChoiceForm, ErrorAwareMixin, LocalDateTimeInput, ServiceErrorsMixin
 from webui.presenters.review import KIND_NAMES
 
 _LABEL_CHOICES = [
@@ -25,7 +25,7 @@ _LABEL_CHOICES = [
 ]
 
 
-class ReviewFilterForm(ErrorAwareMixin, forms.Form):
+class ReviewFilterForm(ErrorAwareMixin, AgentChoiceForm):
     """Which items are gone through."""
 
     kind = forms.ChoiceField(
@@ -40,12 +40,8 @@ class ReviewFilterForm(ErrorAwareMixin, forms.Form):
     before = forms.DateTimeField(required=False, label="To", widget=LocalDateTimeInput())
 
     def __init__(self, data: Mapping[str, Any], *, agents: Sequence[tuple[UUID, str]]) -> None:
-        super().__init__(data)
-        agent = self.fields["agent"]
-        assert isinstance(agent, forms.TypedChoiceField)
-        agent.choices = [("", "Any agent"), *((str(agent_id), name) for agent_id, name in agents)]
+        super().__init__(data, agents=agents)
         for field in self.fields.values():
-            field.error_messages["invalid_choice"] = "Choose one of the list."
             field.error_messages["invalid"] = "Give a date and time."
 
     def clean(self) -> dict[str, Any]:

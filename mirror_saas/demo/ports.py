@@ -1,18 +1,11 @@
 """Ports for the demo's own servers."""
 
 import json
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 from mirror_saas.embedded import write_private
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from mirror_saas.ports import free_port, port_is_free
 
 
 def kept_ports(file: Path, names: Iterable[str]) -> dict[str, int]:
@@ -32,13 +25,4 @@ def kept_ports(file: Path, names: Iterable[str]) -> dict[str, int]:
 
 
 def _is_free(port: object) -> bool:
-    if not isinstance(port, int) or not 0 < port < 65536:
-        return False
-    with socket.socket() as probe:
-        # As servers listen: a port whose last connections are still being forgotten is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    return isinstance(port, int) and 0 < port < 65536 and port_is_free(port)

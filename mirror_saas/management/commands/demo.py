@@ -11,10 +11,11 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from mirror_saas.demo.ports import free_port, kept_ports
+from mirror_saas.demo.ports import kept_ports
 from mirror_saas.embedded import write_private
 from mirror_saas.env import Environment
 from mirror_saas.local_model import QWEN, READY_WITHIN_S, LocalModelError, model_fetch, models_folder
+from mirror_saas.ports import free_port
 from mirror_saas.processes import ProcessError, ProcessGroup, ProcessSpec
 from mirror_saas.stack import StackError, beat_spec, manage, migrate_spec, stack_run, web_spec, worker_spec
 
