@@ -142,8 +142,9 @@ async def egress_addresses(host: str, port: int) -> list[AddressInfo]:
     return allowed[:MAX_ADDRESSES]
 
 
-async def egress_socket(host: str, port: int) -> socket.socket:
-    """A connected, non-blocking TCP socket to ``host``, within 10 s.
+async def egress_socket(host: str, port: int, *, receive_buffer: int | None = None) -> socket.socket:
+    """A connected, non-blocking TCP socket to ``host``, within 10 s; ``receive_buffer`` bounds the bytes that wait in the
+    kernel to be read, and so those that its peer may send ahead.
 
     Raises :class:`EgressRefused` when every address of the host is refused, and `OSError` when none answers.
     """
@@ -154,6 +155,8 @@ async def egress_socket(host: str, port: int) -> socket.socket:
         for entry in entries:
             opened = socket_open(entry)
             try:
+                if receive_buffer is not None:  # before it connects: TCP settles its window's scale then
+                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
                 # A network without a way back for IPv6, say, must not cost the time for the address that answers.
                 async with asyncio.timeout(None if entry is entries[-1] else ATTEMPT_TIMEOUT_S):
                     await loop.sock_connect(opened, entry[4])

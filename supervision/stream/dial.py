@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 DIAL_TIMEOUT_S: Final = 5.0
 MAX_MESSAGE: Final = 16 * 1024 * 1024
+# What waits in the kernel is read at once and handled before other calls have their turn: of an agent that sends ten
+# minutes of audio in small frames that would be seconds. A window of 64 KiB carries 20 times real time over 250 ms.
+RECEIVE_BUFFER: Final = 64 * 1024
 PING_AFTER_S: Final = 20.0
 WRITE_HIGH: Final = 256 * 1024  # bytes in the socket's buffer from which frames wait in our own queue
 BACKLOG_MEDIA: Final = 500  # media frames of 20 ms that wait for a slow agent: 10 s, then the oldest go
@@ -347,7 +350,7 @@ async def _retrieved(transport: WSTransport) -> None:
 
 
 async def _socket(url: Any) -> Any:
-    return await egress_socket(url.host, url.port)
+    return await egress_socket(url.host, url.port, receive_buffer=RECEIVE_BUFFER)
 
 
 def handshake_headers(
