@@ -313,14 +313,14 @@ CHARGE_RULE = "Never charge another amount than the customer named."
 
 # The caller's side of the examples' conversation.
 CALL = f"""
-max_seconds: 60
+max_seconds: 90
 steps:
   - say: "{slice_house.CALLER[0]}"
-    after: agent_silent 1.0
+    after: agent_silent 1.5
   - say: "{slice_house.CALLER[1]}"
-    after: agent_silent 1.8
+    after: agent_silent 3
   - hang_up:
-    after: agent_silent 1.2
+    after: agent_silent 2.5
 """
 
 
