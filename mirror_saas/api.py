@@ -18,6 +18,7 @@ from mirror_saas.errors import Conflict, PreconditionFailed, PreconditionRequire
 from mirror_saas.openapi_webhooks import webhooks
 from mirror_saas.problems import problem, request_id_of
 from supervision.api.agents import router as agents_router
+from supervision.api.alarms import router as alarms_router
 from supervision.api.calls import router as calls_router
 from supervision.api.credentials import router as credentials_router
 from supervision.api.decisions import router as decisions_router
@@ -84,6 +85,7 @@ api = MirrorAPI(
 )
 api.add_router("", me_router)
 api.add_router("", agents_router)
+api.add_router("", alarms_router)
 api.add_router("", policies_router)
 api.add_router("", credentials_router)
 api.add_router("", calls_router)

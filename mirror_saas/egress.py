@@ -143,8 +143,9 @@ async def egress_addresses(host: str, port: int) -> list[AddressInfo]:
 
 
 async def egress_socket(host: str, port: int, *, receive_buffer: int | None = None) -> socket.socket:
-    """A connected, non-blocking TCP socket to ``host``, within 10 s; ``receive_buffer`` bounds the bytes that wait in the
-    kernel to be read, and so those that its peer may send ahead.
+    """A connected, non-blocking TCP socket to ``host``, within 10 s.
+
+    ``receive_buffer`` bounds the bytes that wait in the kernel to be read, and so those that its peer may send ahead.
 
     Raises :class:`EgressRefused` when every address of the host is refused, and `OSError` when none answers.
     """

@@ -46,6 +46,7 @@ TAGS: Final[dict[str, str]] = {
     "judge": "Judging for agents that do not speak `mirror.*` on their socket.",
     "usage": "What was judged, and what it cost.",
     "webhooks": "Events that Mirror sends to endpoints of yours, signed as Standard Webhooks has it.",
+    "alarms": "What went wrong, and who is mailed of it.",
     "audit log": "Who did what. Nothing changes or removes an event, and a chain of hashes shows it.",
     "API keys": "The tenant's keys for programs.",
     "tenant": "The tenant's settings, its limits, and what is kept of calls.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import platform
 import re
@@ -30,6 +31,8 @@ async def soak_run(names: Sequence[str], *, size: int, length: float, frames: in
     running = asyncio.current_task()
     assert running is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    # What callers notice must be the node's doing: a full collection of this process stops all of them.
+    gc.disable()
     home = Path(tempfile.mkdtemp(prefix="mirror-soak-"))
     servers = Servers(home)
     node = Node(servers)
@@ -47,8 +50,8 @@ async def soak_run(names: Sequence[str], *, size: int, length: float, frames: in
                 began = time.monotonic()
                 await FAULTS[name](soak)
                 agents.calls.clear()
-                agents.hostile.clear()
                 llm.requests.clear()
+                gc.collect()
                 print(f"{_row(soak.results[-1])}  [{time.monotonic() - began:.0f} s]", flush=True)
                 for problem in soak.results[-1].problems:
                     print("   ", problem, flush=True)

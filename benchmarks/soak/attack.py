@@ -3,6 +3,7 @@
     python -m benchmarks.soak.attack flood --url ws://… --rate 200 --seconds 30 --address 127.0.0.2
     python -m benchmarks.soak.attack loris --url ws://… --number 600 --seconds 30 --address 127.0.0.3
     python -m benchmarks.soak.attack fuzz --url ws://…  --frames 1000000 --calls 20 --rate 5000 --port …
+    python -m benchmarks.soak.attack agents --url ws://… --behaviour long --number 10 --seconds 20 --port …
 
 Prints one JSON object with what it saw.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 import uuid
@@ -22,6 +24,7 @@ from urllib.parse import urlsplit
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_connect, ws_create_server
 
+from benchmarks.soak.hostile import BEHAVIOURS, hostile_calls
 from tests.support.fuzz_frames import Frame, fuzz_frames
 
 
@@ -243,7 +246,7 @@ class _Pace:
 def main() -> int:
     """Attack, and print what was seen."""
     parser = argparse.ArgumentParser(description="Attack a stream node.")
-    parser.add_argument("what", choices=("flood", "loris", "fuzz"))
+    parser.add_argument("what", choices=("flood", "loris", "fuzz", "agents"))
     parser.add_argument("--url", required=True)
     parser.add_argument("--rate", type=float, default=200.0)
     parser.add_argument("--seconds", type=float, default=30.0)
@@ -253,12 +256,19 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=6)
+    parser.add_argument("--behaviour", choices=sorted(BEHAVIOURS), default="mute")
     options = parser.parse_args()
+    # It would be on machines of its own; on this one it must not take their turn from the node and its callers.
+    os.nice(10)
     match options.what:
         case "flood":
             seen = asyncio.run(flood(options.url, options.rate, options.seconds, options.address))
         case "loris":
             seen = asyncio.run(loris(options.url, options.number, options.seconds, options.address))
+        case "agents":
+            seen = asyncio.run(
+                hostile_calls(options.url, options.behaviour, options.number, options.seconds, options.port)
+            )
         case _:
             seen = asyncio.run(
                 fuzz(options.url, options.frames, options.calls, options.rate, options.port, options.seed)

@@ -13,14 +13,14 @@ import json
 import random
 import uuid
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from supervision.plivo.simulator import CallRecord, PlivoSwitches, SimulatedCall
+from supervision.plivo.simulator import MULAW_8K, CallRecord, PlivoSwitches, SimulatedCall
 
 FRAME_BYTES: Final = 160
 TURN_FRAMES: Final = 60
@@ -28,6 +28,7 @@ TURN_FRAMES: Final = 60
 GAP_S: Final = 0.06
 LATE_S: Final = 1.0
 PLAYED_WITHIN_S: Final = 15.0
+SERVER: Final[dict[str, Any]] = {"max_size": None, "compression": None, "ping_interval": None}
 GOOD: Final = "Your order is on its way, and a colleague looks after the rest."
 BAD: Final = "I have refunded the money to your card, and it will be there tomorrow."
 
@@ -89,6 +90,13 @@ class SoakCall:
         return noticed
 
 
+def call_of_another_process(call_id: str) -> SoakCall:
+    """A call that took place elsewhere: that there was one is all that is known."""
+    record = CallRecord(MULAW_8K, call_id, "", "", "")
+    record.started_t = 0.0
+    return SoakCall(call_id, record=record)
+
+
 class Agents:
     """The agents' server; each call's agent is looked up by the call's id."""
 
@@ -98,20 +106,12 @@ class Agents:
         self.stopping = asyncio.Event()
         self.bad_every = 0
         self.tools = True
-        self.hostile: dict[str, Callable[[ServerConnection, dict[str, Any]], Any]] = {}
-        """What agents do that are no good, by call id."""
 
     async def serve(self, connection: ServerConnection) -> None:
-        start = await _start_of(connection)
+        start = await start_of(connection)
         if start is None:
             return
-        call_id = start["start"]["callId"]
-        bad = self.hostile.get(call_id)
-        if bad is not None:
-            with contextlib.suppress(ConnectionClosed):
-                await bad(connection, start)
-            return
-        call = self.calls[call_id]
+        call = self.calls[start["start"]["callId"]]
         talk = _Talk(connection, start, call, self)
         reading = asyncio.create_task(talk.read())
         try:
@@ -127,7 +127,8 @@ class Agents:
             await reading
 
 
-async def _start_of(connection: ServerConnection) -> dict[str, Any] | None:
+async def start_of(connection: ServerConnection) -> dict[str, Any] | None:
+    """The `start` event of a call that reached an agent; None when the call is gone before it came."""
     with contextlib.suppress(ConnectionClosed, TimeoutError):
         async with asyncio.timeout(20):
             while True:
@@ -248,8 +249,7 @@ def _noise(seed: str) -> bytes:
 @contextlib.asynccontextmanager
 async def agents_running() -> AsyncIterator[Agents]:
     agents = Agents()
-    options: dict[str, Any] = {"max_size": None, "compression": None, "ping_interval": None}
-    async with serve(agents.serve, "127.0.0.1", 0, **options) as server:
+    async with serve(agents.serve, "127.0.0.1", 0, **SERVER) as server:
         agents.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/agent"
         yield agents
 

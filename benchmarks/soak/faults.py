@@ -9,31 +9,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
-from websockets.asyncio.server import ServerConnection
 
-from benchmarks.soak.calls import BAD, Agents, Lag, Running, SoakCall
+from benchmarks.soak.calls import Agents, Lag, Running, SoakCall, call_of_another_process
 from benchmarks.soak.node import ROOT, Node, Servers, Tenant, tenant_make
 from benchmarks.soak.records import losses, records_settled
-from supervision.plivo.simulator import PlivoSwitches, SimulatedCall
+from supervision.plivo.simulator import PlivoSwitches
 from tests.standins.llm import LLMStandIn, words
 from tests.support.ports import free_port
 
+Fault = Callable[["Soak"], Awaitable[None]]
 WARM_S: Final = 4.0
 SETTLE_S: Final = 90.0
-TEN_MINUTES: Final = bytes([0x10, 0x90]) * (8000 * 300)
-LONG_FRAME: Final = json.dumps(
-    {
-        "event": "playAudio",
-        "media": {"contentType": "audio/x-mulaw", "sampleRate": 8000, "payload": b64encode(TEN_MINUTES).decode()},
-    }
-)
 
 
 @dataclass
@@ -49,6 +41,8 @@ class Result:
     allowed: bool = False
     """Whether the fault may disturb calls: nothing else can carry them."""
     problems: list[str] = field(default_factory=list)
+    others: list[SoakCall] = field(default_factory=list)
+    """Calls of the fault's own, whose record has to be whole, too; what their callers heard does not matter."""
 
     @property
     def good(self) -> bool:
@@ -70,6 +64,8 @@ class Soak:
     frames: int = 1_000_000
     tenant: Tenant | None = None
     silent_url: str = ""
+    hostile_port: int = field(default_factory=free_port)
+    """Where agents that behave badly answer."""
     results: list[Result] = field(default_factory=list)
 
     @property
@@ -79,7 +75,11 @@ class Soak:
 
     async def prepare(self) -> None:
         """The tenant, once the node runs."""
-        urls = {"agent": self.agents.url, "silent": self.silent_url}
+        urls = {
+            "agent": self.agents.url,
+            "silent": self.silent_url,
+            "hostile": f"ws://127.0.0.1:{self.hostile_port}/agent",
+        }
         self.tenant = await asyncio.to_thread(tenant_make, self.servers, self.node, urls, self.llm.base_url)
 
     async def hold(self, seconds: float) -> None:
@@ -104,7 +104,7 @@ class Soak:
             await asyncio.sleep(WARM_S)
             calls = await running.stop()
             stood = await lag.stop()
-        await records_settled(self.servers.app_url, self.tenant.id, calls, SETTLE_S)
+        await records_settled(self.servers.app_url, self.tenant.id, [*calls, *result.others], SETTLE_S)
         await self._judge(result, calls, killed)
         if stood > 0.2:
             result.seen += f"; this machine stood still for up to {stood * 1000:.0f} ms"
@@ -115,7 +115,8 @@ class Soak:
     async def _judge(self, result: Result, calls: list[SoakCall], killed: bool) -> None:
         assert self.tenant is not None
         noticed = {call.call_id: call.disturbed() for call in calls}
-        found = await asyncio.to_thread(losses, self.servers.app_url, self.tenant.id, calls, killed=killed)
+        every = [*calls, *result.others]
+        found = await asyncio.to_thread(losses, self.servers.app_url, self.tenant.id, every, killed=killed)
         result.calls += len(calls)
         result.disturbed += sum(1 for each in noticed.values() if each)
         result.lost += len(found.lost)
@@ -217,7 +218,7 @@ async def _restarted(soak: Soak, changes: Mapping[str, str] | None = None) -> No
 # The judge and the voice
 
 
-def judge(name: str, **behaviour: Any) -> Callable[[Soak], Awaitable[None]]:
+def judge(name: str, **behaviour: Any) -> Fault:
     """A fault in which the LLM behaves like this."""
 
     async def fault(soak: Soak) -> None:
@@ -265,87 +266,35 @@ async def voice(soak: Soak) -> None:
 # Agents
 
 
-def hostile(name: str, behaviour: Callable[[ServerConnection, dict[str, Any]], Awaitable[None]], agent: str = "agent",
-            *, seconds: float = 20.0, hangs_up: bool = True) -> Callable[[Soak], Awaitable[None]]:  # fmt: skip
-    """A fault in which a number of calls have an agent that behaves like this."""
+def hostile(
+    name: str, behaviour: str, agent: str = "hostile", *, seconds: float = 20.0, hangs_up: bool = True
+) -> Fault:
+    """A fault in which a number of calls have an agent that behaves like this, in a process of their own."""
 
     async def fault(soak: Soak) -> None:
         number = max(1, soak.size // 5)
         async with soak.running(f"{number} agents that {name}") as result:
             assert soak.tenant is not None
-            url = soak.node.ws + soak.tenant.streams[agent]
-            calls = []
-            for _ in range(number):
-                call = SimulatedCall(url, None, PlivoSwitches(hang_up_at_s=seconds * soak.length if hangs_up else 0.0))
-                soak.agents.hostile[call.record.call_id] = behaviour
-                calls.append(call)
-            async with asyncio.timeout(120):
-                records = await asyncio.gather(*(call.run() for call in calls))
-            ways = sorted({f"{record.outcome} by {record.ended_by}" for record in records})
-            took = max((record.ended_t or 0) - (record.started_t or 0) for record in records)
+            seen = await soak.attack(
+                "agents",
+                url=soak.node.ws + soak.tenant.streams[agent],
+                behaviour=behaviour,
+                number=number,
+                seconds=20 * soak.length if hangs_up else 0,
+                port=soak.hostile_port,
+            )
+            ways = sorted({f"{call['outcome']} by {call['ended_by']}" for call in seen["calls"]})
+            took = max(call["took_s"] for call in seen["calls"])
             result.seen = f"their calls: {', '.join(ways)}, after {took:.1f} s at most"
-            told = [SoakCall(call_id=record.call_id, record=record) for record in records]
-            await records_settled(soak.servers.app_url, soak.tenant.id, told, SETTLE_S)
-            found = await asyncio.to_thread(losses, soak.servers.app_url, soak.tenant.id, told)
-            result.lost += len(found.lost)
-            result.doubled += len(found.doubled)
-            for what in [*found.lost[:5], *found.doubled[:5]]:
-                print("   ", what, file=sys.stderr)
+            result.others = [call_of_another_process(call["call_id"]) for call in seen["calls"]]
 
     return fault
-
-
-def _frame(event: str, **fields: Any) -> str:
-    return json.dumps({"event": event, **fields})
-
-
-async def says_nothing(connection: ServerConnection, start: dict[str, Any]) -> None:
-    """Accepts the socket, and never says a word."""
-    async for _ in connection:
-        pass
-
-
-async def closes_in_mid_frame(connection: ServerConnection, start: dict[str, Any]) -> None:
-    """Sends half a frame and is gone."""
-    await connection.send(_frame("mirror.hello", v=1, sdk="x"))
-    await asyncio.sleep(1)
-    # A text frame of 1,000 bytes (RFC 6455, 5.2), of which 20 come.
-    connection.transport.write(b"\x81\x7e\x03\xe8" + b'{"event":"playAudio"')
-    await asyncio.sleep(0.1)
-    connection.transport.abort()
-
-
-async def sends_ten_minutes(connection: ServerConnection, start: dict[str, Any]) -> None:
-    """Sends ten minutes of audio in one frame, then as many frames, at once."""
-    await connection.send(_frame("mirror.hello", v=1, sdk="x"))
-    media = {"contentType": "audio/x-mulaw", "sampleRate": 8000}
-    await connection.send(_frame("mirror.turn", turn_id="t1", text="A very long story."))
-    await connection.send(LONG_FRAME)
-    await connection.send(_frame("mirror.turn", turn_id="t2", text=BAD))
-    small = _frame("playAudio", media={**media, "payload": b64encode(TEN_MINUTES[:160]).decode()})
-    for n in range(30_000):
-        await connection.send(small)
-        if n % 50 == 0:
-            # As fast as it goes, but the callers of the other calls live in this process too.
-            await asyncio.sleep(0)
-    async for _ in connection:
-        pass
-
-
-async def never_reads(connection: ServerConnection, start: dict[str, Any]) -> None:
-    """Reads nothing, and asks for answers all the time."""
-    connection.transport.pause_reading()
-    await connection.send(_frame("mirror.hello", v=1, sdk="x", wants=["verdicts", "notes"]))
-    while True:
-        for _ in range(50):
-            await connection.send(_frame("mirror.turn", turn_id=7))
-        await asyncio.sleep(0.05)
 
 
 # Plivo
 
 
-def plivo(name: str, switches: PlivoSwitches) -> Callable[[Soak], Awaitable[None]]:
+def plivo(name: str, switches: PlivoSwitches) -> Fault:
     """A fault in which Plivo behaves like this, and a quarter of all turns is cut."""
 
     async def fault(soak: Soak) -> None:
@@ -438,7 +387,7 @@ LATE = PlivoSwitches(
 )
 TWICE = PlivoSwitches(cleared_audio="double", pending_checkpoints_on_clear="fire_now", delay_s=0.05)
 
-FAULTS: Final[dict[str, Callable[[Soak], Awaitable[None]]]] = {
+FAULTS: Final[dict[str, Fault]] = {
     "kill": kill,
     "database": database,
     "broker": broker,
@@ -447,11 +396,11 @@ FAULTS: Final[dict[str, Callable[[Soak], Awaitable[None]]]] = {
     "llm-limits": judge("answers 429", status=429, headers={"Retry-After": "30"}),
     "llm-drips": judge("drips a byte every 100 ms", drip_bytes=1, drip_every_s=0.1),
     "tts": voice,
-    "agent-silent": hostile("accept the connection and never answer", says_nothing, "silent", hangs_up=False),
-    "agent-mute": hostile("accept the socket and say nothing", says_nothing),
-    "agent-mid-frame": hostile("close in the middle of a frame", closes_in_mid_frame, hangs_up=False),
-    "agent-long": hostile("send ten minutes of audio at once, and again", sends_ten_minutes),
-    "agent-never-reads": hostile("never read, and ask all the time", never_reads),
+    "agent-silent": hostile("accept the connection and never answer", "mute", "silent", hangs_up=False),
+    "agent-mute": hostile("accept the socket and say nothing", "mute"),
+    "agent-mid-frame": hostile("close in the middle of a frame", "mid-frame", hangs_up=False),
+    "agent-long": hostile("send ten minutes of audio at once, and again", "long"),
+    "agent-never-reads": hostile("never read, and ask all the time", "never-reads"),
     "plivo-never": plivo("never acknowledges a clear", LOST),
     "plivo-late": plivo("acknowledges 3 s late", LATE),
     "plivo-twice": plivo("acknowledges twice", TWICE),

@@ -8,7 +8,9 @@ from uuid import UUID
 
 from django.db import connection
 
+from mirror_saas.pages import DEFAULT_LIMIT, Page
 from supervision.models import Agent, Alarm, AlarmRecipient
+from supervision.selectors.pages import newest_page
 from tenants.models import Membership
 
 # A tenant with more members gives the rest their choice on their own pages.
@@ -44,6 +46,11 @@ def alarm_choice_list() -> list[AlarmChoice]:
 def alarm_list(*, limit: int) -> list[Alarm]:
     """The newest alarms, the newest first."""
     return list(Alarm.objects.order_by("-created_at", "-id")[:limit])
+
+
+def alarm_page(*, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Alarm]:
+    """A page of the alarms, newest first. Raises InvalidInput and BadCursor."""
+    return newest_page(Alarm.objects.all(), cursor=cursor, limit=limit)
 
 
 def alarm_agents(alarms: Iterable[Alarm]) -> dict[str, str]:

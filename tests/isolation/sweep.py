@@ -473,6 +473,11 @@ API = [
     api("PUT", "/tenant/models", "admin", body=lambda tenancy, made: {"llm_credential_id": None}),
     api("GET", "/tenant/privacy", "admin"),
     api("PUT", "/tenant/privacy", "admin", body=lambda tenancy, made: {"retention_days": 30}),
+    api("GET", "/alarms", "admin"),
+    api("GET", "/members/{uuid:member_id}/alarm-mails", "admin", viewer),
+    api(
+        "PUT", "/members/{uuid:member_id}/alarm-mails", "admin", viewer, body=lambda tenancy, made: {"kinds": ["call"]}
+    ),
 ]
 
 # Tries are counted by address, and every test comes from the same one.
