@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from supervision.engine.llm.breaker import BreakerState
+from supervision.engine.llm.fallback import COUNTS, FallbackCounts
 from supervision.engine.llm.openai import EndpointFigures
 from supervision.engine.llm.pool import WAIT_BOUNDS_S, PoolFigures
 from supervision.recorder.recorder import RecorderCounts
@@ -24,6 +25,7 @@ class JudgingCollector(Collector):
 
         yield from pool_metrics(scoring_pool().figures())
         yield from endpoint_metrics([pool.figures() for pool in llm_pools()])
+        yield from fallback_metrics(COUNTS)
 
 
 class RecordingCollector(Collector):
@@ -122,3 +124,15 @@ def endpoint_metrics(pools: list[EndpointFigures]) -> Iterator[Metric]:
     for outcome in sorted({outcome for pool in pools for outcome in pool.outcomes}):
         questions.add_metric((outcome,), sum(pool.outcomes.get(outcome, 0) for pool in pools))
     yield questions
+
+
+def fallback_metrics(counts: FallbackCounts) -> Iterator[Metric]:
+    """Second providers."""
+    asked = CounterMetricFamily(
+        "mirror_llm_fallback_questions",
+        "Questions to second providers, because the first did not answer, by how they ended.",
+        labels=("outcome",),
+    )
+    asked.add_metric(("answered",), counts.answered)
+    asked.add_metric(("failed",), counts.failed)
+    yield asked

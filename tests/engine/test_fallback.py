@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from supervision.engine import JudgingState, MirrorConfig, Supervisor, SupervisorContext, ToolCallIntent
-from supervision.engine.llm.fallback import FIRST_SHARE, FallbackClient, FallbackLogprobClient, with_fallback
+from supervision.engine.llm.fallback import COUNTS, FIRST_SHARE, FallbackClient, FallbackLogprobClient, with_fallback
 from supervision.engine.llm.openai import OpenAIClient
 from supervision.engine.llm.protocol import LLMError, LLMRejected, LLMTimeout, LogprobClient
 from supervision.engine.llm.secrets import Secret
@@ -32,12 +33,14 @@ def call_with(first: Any, second: Any) -> CallSupervisor:
 @virtual_time
 async def test_the_second_is_asked_when_the_first_fails_and_the_verdict_says_so() -> None:
     first, second = ScriptedLLM(turn=DOWN, tools=DOWN), ScriptedLLM(turn=BAD)
+    before = replace(COUNTS)
     call = call_with(first, second)
     verdict = await call.review_turn(customer_text="Hi", primary_text="Your refund is confirmed.")
     assert (verdict.state, verdict.violates, verdict.fallback) == (JudgingState.JUDGED, True, True)
     (tool,) = await call.gate_tools([ToolCallIntent("1", "charge_card", {})], customer_text="Hi")
     assert (tool.allow, tool.fallback) == (True, True)
     assert len(first.asked) == len(second.asked) == 2
+    assert replace(before, answered=before.answered + 2) == COUNTS
 
 
 @virtual_time
@@ -69,11 +72,13 @@ async def test_the_deadline_holds_when_both_hang() -> None:
 
 @virtual_time
 async def test_what_went_wrong_with_both_is_told() -> None:
+    before = replace(COUNTS)
     call = call_with(ScriptedLLM(turn=DOWN), ScriptedLLM(turn=LLMTimeout("the second did not answer in time")))
     verdict = await call.review_turn(customer_text="Hi", primary_text="Hello.")
     assert verdict.state is JudgingState.TIMED_OUT
     assert verdict.detail == ("the first answered HTTP 500; and the second provider: the second did not answer in time")
     assert not verdict.fallback
+    assert replace(before, failed=before.failed + 1) == COUNTS
 
 
 @virtual_time

@@ -14,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from supervision.engine.llm.breaker import BreakerState
+from supervision.engine.llm.fallback import FallbackCounts
 from supervision.engine.llm.limiter import Risk
 from supervision.engine.llm.openai import EndpointFigures, OpenAIPool
 from supervision.engine.llm.pool import ScoringPool
-from supervision.metrics import endpoint_metrics, pool_metrics
+from supervision.metrics import endpoint_metrics, fallback_metrics, pool_metrics
 from tests.support.virtual_time import virtual_time
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -111,6 +112,7 @@ def _rendered(pool: ScoringPool) -> str:
         def collect(self) -> Any:
             yield from pool_metrics(pool.figures())
             yield from endpoint_metrics([OpenAIPool().figures(), ENDPOINTS])
+            yield from fallback_metrics(FallbackCounts(answered=5, failed=3))
 
     registry = CollectorRegistry()
     registry.register(Only())
@@ -136,4 +138,6 @@ def test_endpoints_are_told_by_state_and_outcome() -> None:
     assert found["mirror_llm_breaker_opened_total", ()] == 4
     assert found["mirror_llm_probes_total", (("outcome", "failed"),)] == 1
     assert found["mirror_llm_questions_total", (("outcome", "not_asked"),)] == 9
+    assert found["mirror_llm_fallback_questions_total", (("outcome", "answered"),)] == 5
+    assert found["mirror_llm_fallback_questions_total", (("outcome", "failed"),)] == 3
     assert found["mirror_judge_places", ()] == float("inf")

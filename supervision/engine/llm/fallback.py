@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from supervision.engine.llm.admission import MIN_ANSWER_S
@@ -29,6 +29,17 @@ from supervision.engine.llm.secrets import SecretResolver
 
 FIRST_SHARE = 0.6
 """Of a question's time, how much the first provider has before the second is asked."""
+
+
+@dataclass
+class FallbackCounts:
+    """How questions to second providers ended, of all clients of this process."""
+
+    answered: int = 0
+    failed: int = 0
+
+
+COUNTS = FallbackCounts()
 
 
 class FallbackClient:
@@ -77,8 +88,10 @@ class FallbackClient:
             try:
                 answer = await self.second.complete_json(**fields, timeout_s=left_s)
             except LLMError as other:
+                COUNTS.failed += 1
                 kind = LLMTimeout if isinstance(other, LLMTimeout) else LLMError
                 raise kind(f"{error}; and the second provider: {other}") from error
+            COUNTS.answered += 1
             return replace(answer, fallback=True)
 
     async def _first(self, fields: dict[str, Any], timeout_s: float) -> LLMResult:
