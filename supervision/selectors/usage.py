@@ -183,6 +183,7 @@ def _row(key: Key, figures: UsageFigures, price: Price | None) -> UsageRow:
     )
 
 
+# OFFSET 0: call by call, by their index. Left to itself, PostgreSQL reads all verdicts that there are.
 _COUNTED: Final = """
 WITH day_call AS MATERIALIZED (
     SELECT c.id, (c.started_at AT TIME ZONE 'UTC')::date AS day, coalesce(l.model, '') AS model,
@@ -194,13 +195,17 @@ WITH day_call AS MATERIALIZED (
      WHERE c.tenant_id = %(tenant)s AND c.started_at >= %(begins)s AND c.started_at < %(ends)s
        AND (%(calls)s::uuid[] IS NULL OR c.id = ANY(%(calls)s::uuid[]))),
 asked AS (
-    SELECT call_id, 0 AS decisions, 0 AS blocked, prompt_tokens, completion_tokens,
-           CASE WHEN fallback THEN nullif(model, '') END AS instead FROM supervision_verdict
-     WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)
+    SELECT d.id AS call_id, a.* FROM day_call AS d,
+   LATERAL (SELECT 0 AS decisions, 0 AS blocked, prompt_tokens, completion_tokens,
+                   CASE WHEN fallback THEN nullif(model, '') END AS instead
+              FROM supervision_verdict
+             WHERE tenant_id = %(tenant)s AND call_id = d.id OFFSET 0) AS a
      UNION ALL
-    SELECT call_id, 1, (NOT allow)::int, prompt_tokens, completion_tokens,
-           CASE WHEN fallback THEN nullif(model, '') END FROM supervision_tooldecision
-     WHERE tenant_id = %(tenant)s AND call_id IN (SELECT id FROM day_call)),
+    SELECT d.id, a.* FROM day_call AS d,
+   LATERAL (SELECT 1, (NOT allow)::int, prompt_tokens, completion_tokens,
+                   CASE WHEN fallback THEN nullif(model, '') END
+              FROM supervision_tooldecision
+             WHERE tenant_id = %(tenant)s AND call_id = d.id OFFSET 0) AS a),
 of_call AS (
     SELECT call_id, sum(decisions) AS decisions, sum(blocked) AS blocked,
            sum(prompt_tokens) FILTER (WHERE instead IS NULL) AS prompt_tokens,
