@@ -11,7 +11,9 @@ from django.test.utils import CaptureQueriesContext
 
 from mirror_saas import openapi
 from mirror_saas.api import api
+from mirror_saas.ids import uuid7
 from supervision.models import (
+    Agent,
     AgentNote,
     Call,
     CallEvent,
@@ -24,9 +26,11 @@ from supervision.models import (
     WebhookEndpoint,
 )
 from supervision.services.agents import agent_create, agent_stream_key_create
+from supervision.services.alarms import alarm_kinds_set, alarm_raise
 from supervision.services.credentials import credential_create
 from supervision.services.policies import policy_create, policy_version_create
 from supervision.services.webhooks import MAX_ENDPOINTS, webhook_create, webhook_test
+from tenants.models import Membership
 from tenants.roles import ROLE_CAPABILITIES, Role
 from tenants.services.api_keys import api_key_create
 from tenants.services.invitations import invitation_create
@@ -105,8 +109,15 @@ def deliveries(tenancy: Tenancy, index: int) -> None:
     webhook_test(webhook_id=WebhookEndpoint.objects.order_by("id")[0].id)
 
 
+def alarms(tenancy: Tenancy, index: int) -> None:
+    alarm_kinds_set(membership_id=Membership.objects.order_by("id")[0].id, kinds=["coverage"])
+    agent = Agent.objects.order_by("-id")[0]
+    alarm_raise(kind="coverage", subject=uuid7(), data={"call_id": str(uuid7()), "agent_id": str(agent.id)})
+
+
 GROW: list[Callable[[Tenancy, int], None]] = [
     api_keys, members, invitations, agents, stream_keys, credentials, policies, versions, turns, webhooks, deliveries,
+    alarms,
 ]  # fmt: skip
 
 
