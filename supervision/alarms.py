@@ -47,8 +47,9 @@ _LIMITED: Final = {
 }
 
 
-def alarm_text(kind: str, data: Mapping[str, Any], *, agent: str) -> str:
-    """An alarm in words; `agent` is the name of the agent that it is about, if it is about one."""
+def alarm_text(kind: str, data: Mapping[str, Any], *, agents: Mapping[str, str]) -> str:
+    """An alarm in words; `agents` are names of agents by id, among them the one that it is about, if any."""
+    agent = agents.get(str(data.get("agent_id")), "An agent")
     match kind:
         case "coverage":
             return f"{agent}: {_COVERAGE.get(str(data.get('alarm')), 'not every turn was judged')}"

@@ -12,7 +12,7 @@ from mirror_saas.problems import problem_responses
 from mirror_saas.schemas import In, Out, PageOut, PageQuery
 from supervision.alarms import KINDS, alarm_text
 from supervision.models import Alarm
-from supervision.selectors.alarms import alarm_agents, alarm_kinds_of, alarm_page
+from supervision.selectors.alarms import alarm_agents, alarm_kinds_of, alarm_list
 from supervision.services.alarms import alarm_kinds_set
 from tenants.api.auth import requires
 from tenants.api.writes import writes
@@ -40,11 +40,10 @@ class AlarmOut(Out):
 
     @classmethod
     def of(cls, alarm: Alarm, agents: dict[str, str]) -> "AlarmOut":
-        agent = agents.get(str(alarm.data.get("agent_id")), "An agent")
         return cls(
             id=alarm.id,
             kind=alarm.kind,
-            text=alarm_text(alarm.kind, alarm.data, agent=agent),
+            text=alarm_text(alarm.kind, alarm.data, agents=agents),
             data=alarm.data,
             occurred_at=alarm.occurred_at,
             mailed_at=alarm.mailed_at,
@@ -79,7 +78,7 @@ class AlarmMailsOut(Out):
 @requires(Scope.ADMIN)
 def alarms(request: HttpRequest, query: Query[PageQuery]) -> PageOut[AlarmOut]:
     """What went wrong in the last 30 days, the newest first. Of a kind that nobody is mailed of there are none."""
-    page = alarm_page(cursor=query.cursor, limit=query.limit)
+    page = alarm_list(cursor=query.cursor, limit=query.limit)
     agents = alarm_agents(page.items)
     return PageOut[AlarmOut](items=[AlarmOut.of(alarm, agents) for alarm in page.items], next=page.next)
 

@@ -43,12 +43,7 @@ def alarm_choice_list() -> list[AlarmChoice]:
     return [AlarmChoice(member, frozenset(chosen.get(member.id, ()))) for member in members]
 
 
-def alarm_list(*, limit: int) -> list[Alarm]:
-    """The newest alarms, the newest first."""
-    return list(Alarm.objects.order_by("-created_at", "-id")[:limit])
-
-
-def alarm_page(*, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Alarm]:
+def alarm_list(*, cursor: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Alarm]:
     """A page of the alarms, newest first. Raises InvalidInput and BadCursor."""
     return newest_page(Alarm.objects.all(), cursor=cursor, limit=limit)
 

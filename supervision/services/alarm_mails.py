@@ -180,10 +180,9 @@ def _groups(alarms: Iterable[Alarm]) -> list[AlarmGroup]:
 
 def _line(alarm: Alarm, agents: dict[str, str]) -> AlarmLine:
     data: dict[str, Any] = dict(alarm.data)
-    agent = agents.get(str(data.get("agent_id")), "An agent")
     return AlarmLine(
         at=alarm.occurred_at,
-        text=alarm_text(alarm.kind, data, agent=agent),
+        text=alarm_text(alarm.kind, data, agents=agents),
         url=settings.MIRROR.public_url + _path(alarm.kind, data),
     )
 

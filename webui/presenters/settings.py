@@ -87,7 +87,7 @@ def alarm_rows(alarms: Iterable[Alarm], *, names: Mapping[str, str], agents: Map
         AlarmRow(
             at=alarm.occurred_at,
             kind=names.get(alarm.kind, alarm.kind),
-            text=alarm_text(alarm.kind, alarm.data, agent=agents.get(str(alarm.data.get("agent_id")), "An agent")),
+            text=alarm_text(alarm.kind, alarm.data, agents=agents),
             url=reverse("webui:call", args=[alarm.data["call_id"]]) if "call_id" in alarm.data else "",
             mailed_at=alarm.mailed_at,
         )

@@ -173,7 +173,7 @@ def settings_alarms(request: MemberRequest) -> HttpResponse:
         else:
             messages.success(request, "Saved.")
             return redirect("webui:settings_alarms")
-    alarms = alarm_list(limit=ALARMS_SHOWN)
+    alarms = alarm_list(limit=ALARMS_SHOWN).items
     return _page(
         request,
         "alarms",
