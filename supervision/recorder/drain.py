@@ -61,8 +61,9 @@ _READ_BYTES: Final = 4 << 20
 # Of one transaction. Its statements are built on the loop that carries calls, which must not stand still for long.
 _BATCH_ROWS: Final = 200
 _BATCH_BYTES: Final = 1 << 20
-# Batches start at least this far apart, unless somebody waits: an event is in PostgreSQL within 200 ms of its commit.
-_INTERVAL_S: Final = 0.1
+# Batches start at least this far apart, unless somebody waits: an event is in PostgreSQL within 350 ms of its commit.
+# Each costs the same however little is in it.
+_INTERVAL_S: Final = 0.25
 _ADOPT_EVERY_S: Final = 30.0
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MOST_S: Final = 5.0

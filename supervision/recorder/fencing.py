@@ -57,15 +57,19 @@ class Fenced:
     left: list[UUID]
 
 
-async def fence(cursor: psycopg.AsyncCursor[tuple[Any, ...]], tenant_id: UUID, events: Sequence[RecordEvent]) -> Fenced:
-    """Sort out what older owners of calls recorded, among events of one tenant in the order of their journal."""
-    await cursor.execute(_EPOCHS, (tenant_id, list({event.call_id for event in events})))
-    newest = {row[0]: Epoch(*row[1:]) for row in await cursor.fetchall()}
-    return fenced(events, newest)
+async def epochs_ask(cursor: psycopg.AsyncCursor[tuple[Any, ...]], tenant_id: UUID, calls: Sequence[UUID]) -> None:
+    """Ask for the newest epochs of a tenant's calls, in a pipeline; `epochs_answered` waits for the answer."""
+    await cursor.execute(_EPOCHS, (tenant_id, list(calls)))
+
+
+async def epochs_answered(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> dict[UUID, Epoch]:
+    """The newest epochs of those calls that are beyond their first."""
+    return {row[0]: Epoch(*row[1:]) for row in await cursor.fetchall()}
 
 
 def fenced(events: Sequence[RecordEvent], newest: dict[UUID, Epoch]) -> Fenced:
-    """The same for calls whose newest epochs are known; those not in `newest` are in their first."""
+    """Sort out what older owners of calls recorded, among events of one tenant in the order of their journal. Calls
+    that are not in `newest` are in their first epoch."""
     result = Fenced([], [], [], [])
     for event in events:
         epoch = newest.get(event.call_id)

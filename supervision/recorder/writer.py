@@ -39,6 +39,8 @@ _MEASURE_EVERY_S: Final = 1.0
 _RETRY_FIRST_S: Final = 0.25
 _RETRY_MOST_S: Final = 5.0
 # Commits of a call that lost an event are refused this long after it: whoever recorded the event asks within that time.
+# What PostgreSQL has leaves the journal within this time: a commit of its own for it is the price of several events.
+_FORGET_WITHIN_S: Final = 1.0
 _LOSS_MEMORY_S: Final = 1.0
 # Calls that are remembered for having lost detail; one that never ends is forgotten for newer ones.
 _THINNED_CALLS: Final = 10_000
@@ -113,6 +115,7 @@ class JournalWriter:
         self._lost: dict[UUID, float] = {}
         self._detail_queue = int(limits.max_queued_events * limits.detail_fullness)
         self._closed: asyncio.Future[None] = loop.create_future()
+        self._tidying: asyncio.TimerHandle | None = None
         # The thread's side.
         self._journal: Journal | None = None
         self._backlog: deque[tuple[int, Row | None]] = deque()
@@ -202,9 +205,14 @@ class JournalWriter:
         await written
 
     def forget(self, positions: Sequence[int]) -> None:
-        """Delete events that PostgreSQL has, with one of the next commits."""
+        """Delete events that PostgreSQL has, with the next commit: of new events, or of this alone when none come."""
         self._drained.append(positions)
-        if not self._awake:
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(_FORGET_WITHIN_S, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = None
+        if self._drained and not self._awake:
             self._awake = True
             self._wake.set()
 
@@ -225,6 +233,8 @@ class JournalWriter:
     async def close(self) -> None:
         """Write what is queued and close the file; it is removed when nothing is left in it."""
         self._stopping = True
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._flush.set()
         self._wake.set()
         await self._closed

@@ -7,6 +7,7 @@ from base64 import b64decode, b64encode
 from typing import Any
 
 import orjson
+import pytest
 
 from mirror_saas.ids import uuid7
 from supervision.audio.format import MediaFormat
@@ -277,6 +278,41 @@ def test_silence_that_an_agent_streams_counts_as_a_gap() -> None:
     call.play(0.27)
     assert first.ended
     assert call.relay.current is second
+
+
+@pytest.mark.parametrize("frame_ms", [5, 10, 20, 100])
+def test_silence_counts_as_a_gap_however_long_its_frames_are(frame_ms: int) -> None:
+    call = Call()
+    first = call.report("t1", 0.0)
+    call.play(0.0)
+    second = call.report("t2", 0.01)
+    silence = b"\xff" * 8 * frame_ms
+    for step in range(170 // frame_ms):
+        call.play(0.02 + step * frame_ms / 1000, silence)
+    assert call.relay.current is first
+    call.play(0.2, silence)
+    assert first.ended
+    assert call.relay.current is second
+
+
+def test_while_a_turn_waits_for_a_gap_few_frames_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    louder_than = MediaFormat.louder_than
+
+    def counted(self: MediaFormat, audio: bytes, peak: int) -> bool:
+        nonlocal looked
+        looked += 1
+        return louder_than(self, audio, peak)
+
+    monkeypatch.setattr(MediaFormat, "louder_than", counted)
+    call = Call()
+    first = call.report("t1", 0.0)
+    call.play(0.0)
+    call.report("t2", 0.01)
+    for step in range(1, 501):
+        call.play(step * 0.02)
+    assert call.relay.current is first
+    assert looked < 70  # of 500 frames in 10 s: one for each 200 ms
 
 
 def test_with_marks_only_mirror_audio_says_whose_audio_it_is() -> None:

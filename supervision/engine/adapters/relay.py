@@ -37,6 +37,7 @@ HOLD_MAX_S: Final = 30.0
 HOLD_MAX_BYTES: Final = 8 * 1024 * 1024
 QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes unpaced: nothing of it is ever lost
 AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
+RECENT_S: Final = 2 * TURN_GAP_S  # of the agent's newest audio, kept to see whether it pauses
 RECENT_CHARS: Final = 8_000  # of an agent frame's base64, its end: tells whether the agent has just paused
 INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
 LINE_MAX_S: Final = 10.0  # of one line that an agent speaks for Mirror; nobody wants to hear a longer correction
@@ -134,7 +135,11 @@ class CallRelay:
         self._agent_cleared_at: float | None = None
         self._gap = True
         self._spoke_at = 0.0
-        self._recent_agent: deque[Recent] = deque(maxlen=12)
+        self._recent_agent: deque[Recent] = deque()  # at least RECENT_S of audio, as few frames as that takes
+        self._recent_s = 0.0
+        # The newest frame that was found to hold speech: when it came, and how much audio after it.
+        self._speech_at = -TURN_GAP_S
+        self._since_speech_s = 0.0
         self._muted_end_at = 0.0
         self.holding = False
         self.speaking = False
@@ -299,7 +304,7 @@ class CallRelay:
             if self.current is not None and not self.current.started:
                 self._begin(self.current)
             return self.current
-        if self._pending and (self._gap or self._silent_for(now) >= TURN_GAP_S):
+        if self._pending and (self._gap or self._has_paused(now)):
             if self.current is not None:
                 self._end(self.current)
             self.current = self._pending.popleft()
@@ -308,7 +313,13 @@ class CallRelay:
             self._begun = None
         self._gap = False
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
-        self._recent_agent.append(Recent(text[tail:end], duration, now))
+        if duration:
+            recent = self._recent_agent
+            recent.append(Recent(text[tail:end], duration, now))
+            self._recent_s += duration
+            self._since_speech_s += duration
+            while self._recent_s - recent[0].duration >= RECENT_S:
+                self._recent_s -= recent.popleft().duration
         return self.current
 
     def _undecided(self) -> Hold | None:
@@ -324,18 +335,19 @@ class CallRelay:
                 return None
         return Hold(self.hold_undecided_s)
 
-    def _silent_for(self, now: float) -> float:
-        """Seconds without agent speech: since the newest frame that holds any, or of quiet frames after it."""
+    def _has_paused(self, now: float) -> bool:
+        """Whether the agent has sent no speech for `TURN_GAP_S`, or as much audio as that without any."""
+        if now - self._speech_at < TURN_GAP_S and self._since_speech_s < TURN_GAP_S:
+            return False  # whatever came since: a frame is looked into when it may matter, not each of them
         quiet = 0.0
-        since = now
         for frame in reversed(self._recent_agent):
-            since = frame.arrived_at
-            if frame.speaks is None:
-                frame.speaks = self._speaks(frame.payload)
-            if frame.speaks:
-                break
+            if self._speaks(frame.payload):
+                self._speech_at, self._since_speech_s = frame.arrived_at, quiet
+                return now - frame.arrived_at >= TURN_GAP_S
             quiet += frame.duration
-        return max(quiet, now - since)
+            if quiet >= TURN_GAP_S:
+                return True
+        return bool(self._recent_agent) and now - self._recent_agent[0].arrived_at >= TURN_GAP_S
 
     def _quiet_s(self, payload: str, now: float) -> float:
         """When this audio holds speech, for how long the agent had sent none: some send silence all the time."""

@@ -97,7 +97,6 @@ class Recent:
     payload: str
     duration: float
     arrived_at: float
-    speaks: bool | None = None
 
 
 @dataclass(slots=True)
