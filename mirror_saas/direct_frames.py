@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from struct import Struct
 from typing import Any, Final, Protocol
 
 try:
@@ -21,6 +22,8 @@ EXTENSION: Final = "mirror.frames"
 FAILED: Final = "mirror.failed"
 """The type of the message by which `receive()` tells what a taker of frames raised, under `problem`."""
 
+_HEADER_16: Final = Struct("!BBH").pack
+_HEADER_64: Final = Struct("!BBQ").pack
 _OPCODES: Final = frozenset((0, 1, 2, 8, 9, 10))
 
 OnText = Callable[[str], None]
@@ -57,8 +60,8 @@ def frame_header(opcode: int, length: int) -> bytes:
     if length < 126:
         return bytes((first, length))
     if length < 65536:
-        return bytes((first, 126, length >> 8, length & 0xFF))
-    return bytes((first, 127)) + length.to_bytes(8, "big")
+        return _HEADER_16(first, 126, length)
+    return _HEADER_64(first, 127, length)
 
 
 def whole_text_frame(data: bytes) -> str | None:

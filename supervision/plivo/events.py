@@ -57,8 +57,10 @@ def payload_span(text: str) -> tuple[int, int]:
 
 def base64_length(text: str, start: int, end: int) -> int:
     """Number of bytes that the base64 in ``text[start:end]`` decodes to, without decoding it."""
-    padding = 2 if text.startswith("==", end - 2) else 1 if text.startswith("=", end - 1) else 0
-    return max(0, (end - start) * 3 // 4 - padding)
+    length = (end - start) * 3 // 4
+    if length and text[end - 1] == "=":
+        return max(0, length - (2 if text[end - 2] == "=" else 1))
+    return length
 
 
 def payload(text: str) -> bytes:

@@ -16,19 +16,21 @@ class AudioRuns:
     __slots__ = ("_runs", "total_s")
 
     def __init__(self) -> None:
-        self._runs: list[tuple[float, float, float]] = []  # (time it starts, position it starts at, duration)
+        self._runs: list[list[float]] = []  # [time it starts, position it starts at, duration]
         self.total_s = 0.0
 
-    def add(self, start: float, duration: float) -> None:
-        """Append ``duration`` seconds of audio that will start at time ``start``."""
-        if self._runs:
-            run_start, run_position, run_duration = self._runs[-1]
-            if abs(run_start + run_duration - start) < _GAP_S:
-                self._runs[-1] = (run_start, run_position, run_duration + duration)
+    def add(self, start: float, duration: float) -> bool:
+        """Append ``duration`` seconds of audio that will start at time ``start``; returns whether it is the first."""
+        runs = self._runs
+        if runs:
+            run = runs[-1]
+            if -_GAP_S < run[0] + run[2] - start < _GAP_S:
+                run[2] += duration
                 self.total_s += duration
-                return
-        self._runs.append((start, self.total_s, duration))
+                return False
+        runs.append([start, self.total_s, duration])
         self.total_s += duration
+        return len(runs) == 1
 
     @property
     def starts_at(self) -> float | None:
@@ -61,12 +63,12 @@ class AudioRuns:
 
     def shift(self, delta: float) -> None:
         """Move the whole plan by ``delta`` seconds: an acknowledgement showed when the audio really played."""
-        self._runs = [(start + delta, position, duration) for start, position, duration in self._runs]
+        self._runs = [[start + delta, position, duration] for start, position, duration in self._runs]
 
     def cut(self, at: float) -> None:
         """Forget what would have played after time ``at``: the queue was cleared."""
         self._runs = [
-            (start, position, min(duration, at - start)) for start, position, duration in self._runs if start < at
+            [start, position, min(duration, at - start)] for start, position, duration in self._runs if start < at
         ]
 
 
@@ -87,7 +89,9 @@ class PlayClock:
 
     def sent(self, duration: float, now: float) -> float:
         """Account for ``duration`` seconds of audio sent ``now``; returns the time at which it begins to play."""
-        start = max(now + self.one_way_s, self.end_at)
+        start = now + self.round_trip_s / 2
+        if start < self.end_at:
+            start = self.end_at
         self.end_at = start + duration
         return start
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from supervision.audio.format import MediaFormat
 from supervision.engine.adapters.hold import SPEECH_CHARS_PER_S, Hold
 from supervision.engine.adapters.playout import PlayClock
-from supervision.engine.adapters.turn_audio import AgentLine, Begun, Injected, Owed, Queued, Recent, TurnAudio
+from supervision.engine.adapters.turn_audio import AgentLine, Begun, Injected, Owed, Queued, TurnAudio
 from supervision.plivo import events
 
 MAX_LEAD_S: Final = 0.4  # paced audio is at most this far ahead of the caller's ear
@@ -37,6 +37,7 @@ HOLD_MAX_S: Final = 30.0
 HOLD_MAX_BYTES: Final = 8 * 1024 * 1024
 QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024  # beyond it an agent's audio passes unpaced: nothing of it is ever lost
 AUDIO_KEPT_S: Final = 40.0  # of a turn's audio, for estimating what was heard
+OPENING_CHARS: Final = 1_000  # of a playAudio frame before its payload: more than anybody writes
 RECENT_S: Final = 2 * TURN_GAP_S  # of the agent's newest audio, kept to see whether it pauses
 RECENT_CHARS: Final = 8_000  # of an agent frame's base64, its end: tells whether the agent has just paused
 INBOUND_KEPT: Final = 30  # newest frames of the caller, 600 ms: tells whether the caller speaks when a verdict arrives
@@ -116,6 +117,8 @@ class CallRelay:
         self._listener = listener
         self._loads = loads
         self._bytes_per_s = media_format.bytes_per_ms * 1000
+        self._bytes_kept = int(AUDIO_KEPT_S * self._bytes_per_s)
+        self._opening = ""  # of the agent's newest playAudio frame, up to its payload
         self._prefix = f"__mirror_{secrets.token_hex(12)}_"
         self._names = 0
         self._awaited: dict[str, tuple[float, Callable[[float], None]]] = {}
@@ -135,7 +138,9 @@ class CallRelay:
         self._agent_cleared_at: float | None = None
         self._gap = True
         self._spoke_at = 0.0
-        self._recent_agent: deque[Recent] = deque()  # at least RECENT_S of audio, as few frames as that takes
+        # The agent's newest audio, at least RECENT_S in as few frames as that takes: the end of each one's payload, its
+        # duration, and when it came. Whether it holds speech is looked at only when a turn waits.
+        self._recent_agent: deque[tuple[str, float, float]] = deque()
         self._recent_s = 0.0
         # The newest frame that was found to hold speech: when it came, and how much audio after it.
         self._speech_at = -TURN_GAP_S
@@ -213,8 +218,14 @@ class CallRelay:
     def agent_text(self, text: str, now: float) -> None:
         """A text frame from the agent: to Plivo, or into the queue, or to the session when it is Mirror's."""
         self.frames_from_agent += 1
+        if (opening := self._opening) and text.startswith(opening):
+            start = len(opening)
+            end = text.find('"', start)
+            if end > start:
+                self._agent_audio(text, start, end, now)
+                return
         if events.is_play_audio(text):
-            self._agent_audio(text, now)
+            self._differing_audio(text, now)
             return
         try:
             frame = self._loads(text)
@@ -229,7 +240,7 @@ class CallRelay:
         if isinstance(event, str) and event.startswith("mirror."):
             self._listener.mirror_frame(frame)
         elif event == "playAudio":
-            self._agent_audio(text, now)
+            self._differing_audio(text, now)
         elif event == "checkpoint" and isinstance(frame.get("name"), str) and frame.get("streamId") == self.stream_id:
             self._agent_checkpoint(text, frame["name"], now)
         elif event == "clearAudio" and frame.get("streamId") == self.stream_id:
@@ -241,8 +252,14 @@ class CallRelay:
         else:
             self._to_plivo(text)
 
-    def _agent_audio(self, text: str, now: float) -> None:
+    def _differing_audio(self, text: str, now: float) -> None:
+        """A playAudio frame that is not written as the one before it."""
         start, end = events.payload_span(text)
+        # Agents write all their frames alike: where the payload begins is found once.
+        self._opening = text[:start] if start <= OPENING_CHARS else ""
+        self._agent_audio(text, start, end, now)
+
+    def _agent_audio(self, text: str, start: int, end: int, now: float) -> None:
         duration = events.base64_length(text, start, end) / self._bytes_per_s if end else 0.0
         if (line := self._line) is not None and self._in_line(line, text, duration, now):
             return
@@ -255,13 +272,8 @@ class CallRelay:
         quiet_s = 0.0
         if self.hold_undecided_s is not None and (self.current is None or not self.marks):
             quiet_s = self._quiet_s(text[start:end], now)
-        if max(silent_s, quiet_s) >= LATE_REPORT_S or (self._gap and not self.marks):
-            hold = self._undecided()
-            waits = self._begun is not None and self._begun.hold is not None and self._begun.hold.released_at is None
-            if waits and self._begun is not None and silent_s < LATE_REPORT_S and quiet_s >= self._begun.received_s:
-                pass  # silence that waits leads into what begins now: they are one turn's
-            elif hold is not None or not self.marks:
-                self._begun = Begun(now, self.current, hold)
+        if silent_s >= LATE_REPORT_S or quiet_s >= LATE_REPORT_S or (self._gap and not self.marks):
+            self._may_begin(silent_s, quiet_s, now)
         turn = self._whose(text, start, end, duration, now)
         hold, position = (turn.hold, turn.received_s) if turn is not None else (None, 0.0)
         if (begun := self._begun) is not None:
@@ -274,10 +286,26 @@ class CallRelay:
                 begun.audio += _decoded(text, start, end)
         if turn is not None:
             turn.received_s += duration
-            room = int(AUDIO_KEPT_S * self._bytes_per_s) - len(turn.audio)
+            room = self._bytes_kept - len(turn.audio)
             if room > 0 and not turn.heard_reported:
-                turn.audio += _decoded(text, start, min(end, start + (room + 2) // 3 * 4))
-        self._pass_on(text, duration, turn, now, hold, position)
+                most = (room + 2) // 3 * 4
+                turn.audio += _decoded(text, start, end if end - start <= most else start + most)
+        # As nearly every frame is: nothing is in its way.
+        if hold is None and not (
+            self.holding or self._queue or self.clock.end_at - now >= MAX_LEAD_S or (turn is not None and turn.muted)
+        ):
+            self._send_audio(text, duration, turn, now, now)
+        else:
+            self._pass_on(text, duration, turn, now, hold, position)
+
+    def _may_begin(self, silent_s: float, quiet_s: float, now: float) -> None:
+        """Audio after a silence: perhaps of a turn that is reported late."""
+        hold = self._undecided()
+        waits = self._begun is not None and self._begun.hold is not None and self._begun.hold.released_at is None
+        if waits and self._begun is not None and silent_s < LATE_REPORT_S and quiet_s >= self._begun.received_s:
+            return  # silence that waits leads into what begins now: they are one turn's
+        if hold is not None or not self.marks:
+            self._begun = Begun(now, self.current, hold)
 
     def _pass_on(
         self,
@@ -315,11 +343,11 @@ class CallRelay:
         tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
         if duration:
             recent = self._recent_agent
-            recent.append(Recent(text[tail:end], duration, now))
+            recent.append((text[tail:end], duration, now))
             self._recent_s += duration
             self._since_speech_s += duration
-            while self._recent_s - recent[0].duration >= RECENT_S:
-                self._recent_s -= recent.popleft().duration
+            while self._recent_s - recent[0][1] >= RECENT_S:
+                self._recent_s -= recent.popleft()[1]
         return self.current
 
     def _undecided(self) -> Hold | None:
@@ -340,14 +368,15 @@ class CallRelay:
         if now - self._speech_at < TURN_GAP_S and self._since_speech_s < TURN_GAP_S:
             return False  # whatever came since: a frame is looked into when it may matter, not each of them
         quiet = 0.0
-        for frame in reversed(self._recent_agent):
-            if self._speaks(frame.payload):
-                self._speech_at, self._since_speech_s = frame.arrived_at, quiet
-                return now - frame.arrived_at >= TURN_GAP_S
-            quiet += frame.duration
+        arrived_at = now
+        for payload, duration, arrived_at in reversed(self._recent_agent):
+            if self._speaks(payload):
+                self._speech_at, self._since_speech_s = arrived_at, quiet
+                break
+            quiet += duration
             if quiet >= TURN_GAP_S:
                 return True
-        return bool(self._recent_agent) and now - self._recent_agent[0].arrived_at >= TURN_GAP_S
+        return now - arrived_at >= TURN_GAP_S
 
     def _quiet_s(self, payload: str, now: float) -> float:
         """When this audio holds speech, for how long the agent had sent none: some send silence all the time."""
@@ -374,9 +403,7 @@ class CallRelay:
         if self._begun is not None and arrived_at >= self._begun.at:
             self._begun.runs.add(start, duration)
         if turn is not None:
-            first = turn.runs.starts_at is None
-            turn.runs.add(start, duration)
-            if first:
+            if turn.runs.add(start, duration):
                 self._anchor(turn, turn.runs.total_s, now)
 
     def _anchor(self, turn: TurnAudio, position_s: float, now: float) -> None:

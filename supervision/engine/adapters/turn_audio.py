@@ -91,15 +91,6 @@ class Queued:
 
 
 @dataclass(slots=True)
-class Recent:
-    """One of the newest audio frames of the agent; whether it holds speech is looked at only when a turn waits."""
-
-    payload: str
-    duration: float
-    arrived_at: float
-
-
-@dataclass(slots=True)
 class Injected:
     """A frame of Mirror's own, waiting to be paced out."""
 
