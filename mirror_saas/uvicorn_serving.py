@@ -129,12 +129,16 @@ class StreamSocket(FramesTaken, WebSocketsSansIOProtocol):
 
     def _read(self, data: bytes) -> bool:
         """Take ``data`` in if it is one text message and nothing else goes on; False: the parser has to."""
-        if self._on_text is None or self.frames or self.close_sent or self.conn.state is not OPEN:
+        taker = self._on_text
+        if taker is None or self.frames or self.close_sent or self.conn.state is not OPEN:
             return False
         text = whole_text_frame(data)
         if text is None:
             return False
-        self._hand_over(self._on_text, text)
+        try:
+            taker(text)
+        except Exception as problem:
+            self._failed(problem)
         return True
 
     def _write(self, data: bytes) -> None:

@@ -154,7 +154,7 @@ class CallRelay:
     def plivo_text(self, text: str, now: float) -> None:
         """A text frame from Plivo: to the agent, unless it acknowledges something of Mirror's."""
         self.frames_from_plivo += 1
-        if events.is_media(text):
+        if text.startswith(events.MEDIA_OPENS) or events.is_media(text):
             self._to_agent(text)
             if self.hello:
                 self.recent_inbound.append(text)
@@ -274,7 +274,17 @@ class CallRelay:
             quiet_s = self._quiet_s(text[start:end], now)
         if silent_s >= LATE_REPORT_S or quiet_s >= LATE_REPORT_S or (self._gap and not self.marks):
             self._may_begin(silent_s, quiet_s, now)
-        turn = self._whose(text, start, end, duration, now)
+        turn = self._whose(now) if self.marks or self._pending else self.current
+        if not self.marks:
+            self._gap = False
+            if duration:
+                recent = self._recent_agent
+                skipped = 0 if end - start <= RECENT_CHARS else (end - start - RECENT_CHARS) // 4 * 4
+                recent.append((text[start + skipped : end], duration, now))
+                self._recent_s += duration
+                self._since_speech_s += duration
+                while self._recent_s - recent[0][1] >= RECENT_S:
+                    self._recent_s -= recent.popleft()[1]
         hold, position = (turn.hold, turn.received_s) if turn is not None else (None, 0.0)
         if (begun := self._begun) is not None:
             if begun.hold is not None:
@@ -326,8 +336,8 @@ class CallRelay:
         else:
             self._send_audio(text, duration, turn, now, now)
 
-    def _whose(self, text: str, start: int, end: int, duration: float, now: float) -> TurnAudio | None:
-        """The turn that this audio belongs to (`None`: audio that no turn reported)."""
+    def _whose(self, now: float) -> TurnAudio | None:
+        """The turn that the audio of this moment belongs to (`None`: audio that no turn reported)."""
         if self.marks:
             if self.current is not None and not self.current.started:
                 self._begin(self.current)
@@ -339,15 +349,6 @@ class CallRelay:
             self.current.rivals = tuple(self._pending)
             self._begin(self.current)
             self._begun = None
-        self._gap = False
-        tail = start + max(0, end - start - RECENT_CHARS) // 4 * 4
-        if duration:
-            recent = self._recent_agent
-            recent.append((text[tail:end], duration, now))
-            self._recent_s += duration
-            self._since_speech_s += duration
-            while self._recent_s - recent[0][1] >= RECENT_S:
-                self._recent_s -= recent.popleft()[1]
         return self.current
 
     def _undecided(self) -> Hold | None:
@@ -402,9 +403,8 @@ class CallRelay:
         self._to_plivo(text)
         if self._begun is not None and arrived_at >= self._begun.at:
             self._begun.runs.add(start, duration)
-        if turn is not None:
-            if turn.runs.add(start, duration):
-                self._anchor(turn, turn.runs.total_s, now)
+        if turn is not None and turn.runs.add(start, duration):
+            self._anchor(turn, turn.runs.total_s, now)
 
     def _anchor(self, turn: TurnAudio, position_s: float, now: float) -> None:
         """Ask Plivo when this much of the turn has played, and correct the play clock by the answer."""
