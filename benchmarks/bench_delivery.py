@@ -9,7 +9,8 @@ labels: what a model overlooks or suspects wrongly is not part of this figure.
 
 And the time that `hold_risky` adds to turns that it does not hold, on real sockets against a Mirror as in production:
 two calls side by side report the same turn, one under `stream_first` and one under `hold_risky`; the difference between
-the times that their first audio frame takes from the agent to Plivo, pair by pair. The order within a pair alternates.
+the times that their first audio frame takes from the agent to Plivo, pair by pair. The order within a pair alternates,
+and its turns are 100 ms apart: one that follows at once waits for what the one before has left to do, whichever it is.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ NOT_HELD: Final = (
     "Thank you. Is there anything else that I can help you with today?",
 )
 TURN_EVERY_S: Final = 0.5
+APART_S: Final = 0.1  # the turns of a pair: the second must not wait for the work that the first has left
 FRAMES_A_TURN: Final = 5
 
 
@@ -220,6 +222,7 @@ async def added(http: str, seconds: float, pairs: int) -> list[tuple[float, floa
                 began = agent_side.say(turn, text, [PLAY] * FRAMES_A_TURN)
                 async with asyncio.timeout(10):
                     taken[side] = (await first - began) * 1000
+                await asyncio.sleep(APART_S)
             found.append((taken[0], taken[1]))
             await asyncio.sleep(max(0.0, due - loop.time()))
 
