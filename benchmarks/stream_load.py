@@ -130,8 +130,12 @@ _INBOUND = b64encode(b"\xff" * 160).decode()
 WARM_S = 3.0  # of each run that is not counted: dialling, the first verdict, lines of a call's own
 
 
-async def load(url: str, calls: int, seconds: float, process: psutil.Process) -> tuple[float, float]:
-    """Run ``calls`` calls for ``seconds``; returns the server's CPU seconds and the 20 ms round trips in that time."""
+async def load(
+    url: str, calls: int, seconds: float, process: psutil.Process, *, together: bool = False
+) -> tuple[float, float]:
+    """Run ``calls`` calls for ``seconds``; returns the server's CPU seconds and the 20 ms round trips in that time.
+
+    Callers speak one after the other, evenly over 20 ms; ``together``, all in the same instant."""
     loop = asyncio.get_running_loop()
     callers: list[Caller] = []
     for _ in range(calls):
@@ -151,7 +155,8 @@ async def load(url: str, calls: int, seconds: float, process: psutil.Process) ->
             caller.tick()
             due += FRAME_S
 
-    tickers = [asyncio.create_task(ticking(c, FRAME_S * i / calls)) for i, c in enumerate(callers)]
+    apart = 0.0 if together else FRAME_S / calls
+    tickers = [asyncio.create_task(ticking(c, apart * i)) for i, c in enumerate(callers)]
     await asyncio.sleep(warm_until - loop.time())
     used, trips = cpu_s(process), sum(caller.received for caller in callers)
     await asyncio.sleep(seconds)
