@@ -141,6 +141,64 @@ async def test_a_call_moves_from_node_to_node_and_is_one_call(
     assert [entry["text"] for entry in told[0].history if entry["role"] == "agent"] == [FIRST, OUTSIDE]
 
 
+async def test_a_call_outlives_a_node_that_is_killed(
+    mirror: MirrorServer, new_tenancy: TenancyMaker, tmp_path: Path
+) -> None:
+    """It goes on on the other node, by the record; what the killed one wrote down is read when it is back."""
+
+    async def script(call: AgentCall) -> None:
+        await call.hello()
+        if len(made.calls) == 1:
+            await call.send("mirror.turn", turn_id="t1", customer_text="Where are my orders?", text=FIRST)
+            await call.speak(say(FIRST))
+        else:
+            await call.send("mirror.turn", turn_id="t2", customer_text="Thank you.", text=LAST)
+            await call.speak(say(LAST))
+            await call.wait("mirror.verdict", turn_id="t2")
+            await call.send("checkpoint", streamId=call.stream_id, name="end")
+
+    async with LLMStandIn() as llm, agent(script) as made:
+        judged = {"tiered_scoring_enabled": False}  # every turn is
+        tenancy = await asyncio.to_thread(new_tenancy, upstream_url=made.url, llm_base_url=llm.base_url, config=judged)
+        async with process(mirror, tmp_path / "other", "stream") as other:
+
+            async def caller(call: SimulatedCall) -> None:
+                await call.wait_for(lambda record: made.calls and made.calls[0].of("mirror.verdict"), 30)
+                await judged_turns(tenancy, 1)
+                call.url = tenancy.stream_url(mirror.ws)
+                other.process.kill()
+                await call.wait_for(lambda record: len(made.calls) == 2 and record.played("end"), 60)
+                call.hang_up()
+
+            switches = PlivoSwitches(reconnects=2, reconnect_delay_s=0.2, reconnect_on="abnormal")
+            record = await SimulatedCall(tenancy.stream_url(other.ws), caller, switches).run()
+            await asyncio.to_thread(other.process.wait, 30)
+        async with process(mirror, tmp_path / "other", "stream"):
+            rows = await recorded(tenancy)
+
+    assert record.outcome == "completed"
+    assert [call.of("mirror.ready")[0]["resumed"] for call in made.calls] == [False, True]
+    assert (rows.call.epoch, rows.call.outcome, rows.call.coverage_state) == (2, "completed", "full")
+    assert [(detail.turn.ref, detail.verdict.state) for detail in rows.turns] == [("t1", "judged"), ("t2", "judged")]
+    kinds = [event.kind for event in rows.timeline]
+    assert (kinds.count("call.started"), kinds.count("call.resumed")) == (1, 1)
+    told = [question.question for question in llm.requests if question.question.agent_text == LAST]
+    assert [entry["text"] for entry in told[0].history if entry["role"] == "agent"] == [FIRST]
+
+
+async def judged_turns(tenancy: Tenancy, number: int) -> None:
+    """Return when the record has so many verdicts of the tenant's."""
+    from supervision.models import Verdict
+
+    def verdicts() -> int:
+        with tenancy.context():
+            return Verdict.objects.count()
+
+    async with asyncio.timeout(20):
+        while await sync_to_async(verdicts, thread_sensitive=True)() < number:  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(0.05)
+
+
 async def running_call(tenancy: Tenancy) -> str:
     """The id of the tenant's call, once the record has it."""
     from supervision.selectors.calls import call_list
