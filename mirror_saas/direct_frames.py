@@ -121,10 +121,7 @@ class FramesTaken:
 
     def send_text(self, text: str) -> None:
         payload = text.encode()
-        size = len(payload)
-        # As `frame_header`, for the lengths that a call's frames have.
-        header = _HEADER_16(0x81, 126, size) if 126 <= size < 65536 else frame_header(1, size)
-        self._write(header + payload)
+        self._write(frame_header(1, len(payload)) + payload)
 
     def send_binary(self, data: bytes) -> None:
         self._write(frame_header(2, len(data)) + data)
@@ -133,11 +130,8 @@ class FramesTaken:
         try:
             taker(message)
         except Exception as problem:
-            self._failed(problem)
-
-    def _failed(self, problem: Exception) -> None:
-        self.release()
-        self._messages().put_nowait({"type": FAILED, "problem": problem})
+            self.release()
+            self._messages().put_nowait({"type": FAILED, "problem": problem})
 
 
 def _ignore(message: str | bytes) -> None:
@@ -151,7 +145,7 @@ class FrameSplitter:
     that follows it: the parser knows best how to refuse it.
     """
 
-    __slots__ = ("_broken", "_held", "_held_bytes", "_max_bytes", "_needed", "between")
+    __slots__ = ("_broken", "_held", "_held_bytes", "_max_bytes", "_needed")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -159,8 +153,11 @@ class FrameSplitter:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._needed = 0
-        self.between = True
+
+    @property
+    def between(self) -> bool:
         """Whether the next byte is the first of a frame."""
+        return not self._held and not self._broken
 
     def feed(self, data: bytes) -> list[bytes]:
         """The whole frames, in order, that ``data`` makes with what was held."""
@@ -186,7 +183,6 @@ class FrameSplitter:
                 break
             frames.append(data[at : at + size])
             at += size
-        self.between = not self._held and not self._broken
         return frames
 
     def _size(self, data: bytes, at: int) -> int | None:

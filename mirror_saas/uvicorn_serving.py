@@ -135,10 +135,7 @@ class StreamSocket(FramesTaken, WebSocketsSansIOProtocol):
         text = whole_text_frame(data)
         if text is None:
             return False
-        try:
-            taker(text)
-        except Exception as problem:
-            self._failed(problem)
+        self._hand_over(taker, text)
         return True
 
     def _write(self, data: bytes) -> None:

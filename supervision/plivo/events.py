@@ -18,7 +18,7 @@ from typing import Any, Final
 _MEDIA: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"media"\s*[,}]')
 _PLAY_AUDIO: Final = re.compile(r'\s*\{\s*"event"\s*:\s*"playAudio"\s*[,}]')
 # As they are nearly always written: the expressions above would say the same of these, in four times the time.
-MEDIA_OPENS: Final = ('{"event":"media",', '{"event": "media",')
+_MEDIA_OPENS: Final = ('{"event":"media",', '{"event": "media",')
 _PLAY_AUDIO_OPENS: Final = ('{"event":"playAudio",', '{"event": "playAudio",')
 _PAYLOAD: Final = re.compile(r'"payload"\s*:\s*"')
 _OUTBOUND: Final = re.compile(r'"track"\s*:\s*"outbound"')
@@ -26,7 +26,7 @@ _OUTBOUND: Final = re.compile(r'"track"\s*:\s*"outbound"')
 
 def is_media(text: str) -> bool:
     """Whether ``text`` is a media event of Plivo (caller's audio), told from its first bytes."""
-    return text.startswith(MEDIA_OPENS) or _MEDIA.match(text) is not None
+    return text.startswith(_MEDIA_OPENS) or _MEDIA.match(text) is not None
 
 
 def is_callers(text: str) -> bool:

@@ -38,9 +38,9 @@ _BYTES_PER_COMMIT: Final = 4 << 20
 _MEASURE_EVERY_S: Final = 1.0
 _RETRY_FIRST_S: Final = 0.25
 _RETRY_MOST_S: Final = 5.0
-# Commits of a call that lost an event are refused this long after it: whoever recorded the event asks within that time.
 # What PostgreSQL has leaves the journal within this time: a commit of its own for it is the price of several events.
 _FORGET_WITHIN_S: Final = 1.0
+# Commits of a call that lost an event are refused this long after it: whoever recorded the event asks within that time.
 _LOSS_MEMORY_S: Final = 1.0
 # Calls that are remembered for having lost detail; one that never ends is forgotten for newer ones.
 _THINNED_CALLS: Final = 10_000
@@ -151,9 +151,7 @@ class JournalWriter:
             return
         self._queue.append(event)
         self._queued += 1
-        if not self._awake:
-            self._awake = True
-            self._wake.set()
+        self._rouse()
 
     def _overflow(self, event: RecordEvent) -> None:
         if event.kind in DETAIL_KINDS:
@@ -212,23 +210,24 @@ class JournalWriter:
 
     def _tidy(self) -> None:
         self._tidying = None
-        if self._drained and not self._awake:
+        if self._drained:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """Have the thread look at what has come, unless it is about to."""
+        if not self._awake:
             self._awake = True
             self._wake.set()
 
     def quarantine(self, position: int, reason: str) -> None:
         """Set an event aside that PostgreSQL refuses, with one of the next commits."""
         self._refused.append((position, reason))
-        if not self._awake:
-            self._awake = True
-            self._wake.set()
+        self._rouse()
 
     def scrub(self, calls: Sequence[tuple[bytes, bytes]]) -> None:
         """Delete what was set aside of erased calls `(tenant, call)`, with one of the next commits."""
         self._scrubbing.append(calls)
-        if not self._awake:
-            self._awake = True
-            self._wake.set()
+        self._rouse()
 
     async def close(self) -> None:
         """Write what is queued and close the file; it is removed when nothing is left in it."""

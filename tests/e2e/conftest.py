@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from tests.factories import Tenancy, tenancy_create
 from tests.mirror_saas.running import Command
 from tests.support.ports import free_port
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -236,11 +237,20 @@ def call_rows(tenancy: Tenancy) -> CallRows | None:
         )
 
 
+async def found(tenancy: Tenancy, look: Callable[[], T | None], timeout_s: float = 20.0) -> T:
+    """What `look` finds among the tenant's rows, as soon as it finds something."""
+
+    @sync_to_async
+    def looked() -> T | None:
+        with tenancy.context():
+            return look()
+
+    async with asyncio.timeout(timeout_s):
+        while (row := await looked()) is None:  # noqa: ASYNC110 (another process writes, and tells nobody here)
+            await asyncio.sleep(0.05)
+    return row
+
+
 async def recorded(tenancy: Tenancy, timeout_s: float = 20.0) -> CallRows:
     """The rows of the tenant's newest call, once its end is in the database."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            rows = await sync_to_async(call_rows, thread_sensitive=True)(tenancy)
-            if rows is not None:
-                return rows
-            await asyncio.sleep(0.05)  # another process writes them; there is nothing here to wait on
+    return await found(tenancy, lambda: call_rows(tenancy), timeout_s)

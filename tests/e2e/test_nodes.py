@@ -16,10 +16,11 @@ import pytest
 from asgiref.sync import sync_to_async
 from websockets.exceptions import ConnectionClosed
 
+from supervision.models import Call, Verdict
 from supervision.plivo.simulator import PlivoSwitches, SimulatedCall
 from supervision.services.policies import policy_version_create, policy_version_publish
 from tests.e2e.agents import AgentCall, agent
-from tests.e2e.conftest import MirrorServer, TenancyMaker, recorded, server_start
+from tests.e2e.conftest import MirrorServer, TenancyMaker, found, recorded, server_start
 from tests.factories import Tenancy
 from tests.standins.llm import LLMStandIn
 from tests.support.speech import say
@@ -164,7 +165,7 @@ async def test_a_call_outlives_a_node_that_is_killed(
 
             async def caller(call: SimulatedCall) -> None:
                 await call.wait_for(lambda record: made.calls and made.calls[0].of("mirror.verdict"), 30)
-                await judged_turns(tenancy, 1)
+                await found(tenancy, Verdict.objects.first)  # the other node will read it
                 call.url = tenancy.stream_url(mirror.ws)
                 other.process.kill()
                 await call.wait_for(lambda record: len(made.calls) == 2 and record.played("end"), 60)
@@ -186,32 +187,9 @@ async def test_a_call_outlives_a_node_that_is_killed(
     assert [entry["text"] for entry in told[0].history if entry["role"] == "agent"] == [FIRST]
 
 
-async def judged_turns(tenancy: Tenancy, number: int) -> None:
-    """Return when the record has so many verdicts of the tenant's."""
-    from supervision.models import Verdict
-
-    def verdicts() -> int:
-        with tenancy.context():
-            return Verdict.objects.count()
-
-    async with asyncio.timeout(20):
-        while await sync_to_async(verdicts, thread_sensitive=True)() < number:  # noqa: ASYNC110  (another process)
-            await asyncio.sleep(0.05)
-
-
 async def running_call(tenancy: Tenancy) -> str:
     """The id of the tenant's call, once the record has it."""
-    from supervision.selectors.calls import call_list
-
-    def newest() -> str:
-        with tenancy.context():
-            items = call_list().items
-            return str(items[0].id) if items else ""
-
-    async with asyncio.timeout(20):
-        while not (found := await sync_to_async(newest, thread_sensitive=True)()):  # noqa: ASYNC110  (another process)
-            await asyncio.sleep(0.05)
-    return found
+    return str((await found(tenancy, Call.objects.first)).id)
 
 
 async def test_a_deploy_of_the_console_cuts_no_call(

@@ -14,7 +14,7 @@ from asgiref.sync import sync_to_async
 from supervision.models import Approval, LedgerEntry
 from supervision.plivo.simulator import PlivoSwitches, SimulatedCall
 from tests.e2e.agents import AgentCall, agent
-from tests.e2e.conftest import MirrorServer, TenancyMaker, recorded
+from tests.e2e.conftest import MirrorServer, TenancyMaker, found, recorded
 from tests.factories import Tenancy
 from tests.standins.llm import LLMStandIn
 
@@ -26,15 +26,7 @@ CHARGE = {"name": "charge_card", "args": {"amount": 99}}
 async def waiting(tenancy: Tenancy) -> Approval:
     """The tool call that waits, as soon as one does."""
 
-    @sync_to_async
-    def look() -> Approval | None:
-        with tenancy.context():
-            return Approval.objects.filter(state="waiting").first()
-
-    async with asyncio.timeout(20):
-        while (found := await look()) is None:  # noqa: ASYNC110 (a row of another process)
-            await asyncio.sleep(0.02)
-    return found
+    return await found(tenancy, lambda: Approval.objects.filter(state="waiting").first())
 
 
 def decide(mirror: MirrorServer, tenancy: Tenancy, approval: Approval) -> dict[str, Any]:

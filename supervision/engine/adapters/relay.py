@@ -154,7 +154,7 @@ class CallRelay:
     def plivo_text(self, text: str, now: float) -> None:
         """A text frame from Plivo: to the agent, unless it acknowledges something of Mirror's."""
         self.frames_from_plivo += 1
-        if text.startswith(events.MEDIA_OPENS) or events.is_media(text):
+        if events.is_media(text):
             self._to_agent(text)
             if self.hello:
                 self.recent_inbound.append(text)
@@ -300,13 +300,7 @@ class CallRelay:
             if room > 0 and not turn.heard_reported:
                 most = (room + 2) // 3 * 4
                 turn.audio += _decoded(text, start, end if end - start <= most else start + most)
-        # As nearly every frame is: nothing is in its way.
-        if hold is None and not (
-            self.holding or self._queue or self.clock.end_at - now >= MAX_LEAD_S or (turn is not None and turn.muted)
-        ):
-            self._send_audio(text, duration, turn, now, now)
-        else:
-            self._pass_on(text, duration, turn, now, hold, position)
+        self._pass_on(text, duration, turn, now, hold, position)
 
     def _may_begin(self, silent_s: float, quiet_s: float, now: float) -> None:
         """Audio after a silence: perhaps of a turn that is reported late."""
